@@ -1,0 +1,51 @@
+"""How far back does the gradient reach, and what did clipping do to it?
+
+gradscope attaches to an unmodified recurrent PyTorch model, records the exact per-timestep gradient of the loss
+with respect to its hidden states, cell states and inputs, and turns it into decay curves and numbers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from gradscope._version import __version__
+
+if TYPE_CHECKING:
+    from gradscope.capture import Recorder, Snapshot, record, snapshot
+    from gradscope.diagnostics import DecayFit, fit_decay
+    from gradscope.store import Run, open_run
+
+# Loaded on first use, so that `import gradscope` and the reading commands never pay for torch.
+_HOME = {
+    "DecayFit": "gradscope.diagnostics",
+    "Recorder": "gradscope.capture",
+    "Run": "gradscope.store",
+    "Snapshot": "gradscope.capture",
+    "fit_decay": "gradscope.diagnostics",
+    "open_run": "gradscope.store",
+    "record": "gradscope.capture",
+    "snapshot": "gradscope.capture",
+}
+
+__all__ = [
+    "DecayFit",
+    "Recorder",
+    "Run",
+    "Snapshot",
+    "__version__",
+    "fit_decay",
+    "open_run",
+    "record",
+    "snapshot",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'gradscope' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
