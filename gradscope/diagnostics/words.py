@@ -1,0 +1,132 @@
+"""Sentences and numbers as they are printed. They speak of gradient flow, never of what a model can learn."""
+
+from __future__ import annotations
+
+import math
+
+from gradscope.diagnostics.clipping import ClipStatistics
+from gradscope.diagnostics.decay import DecayFit
+from gradscope.diagnostics.judgement import PRESERVED_FACTOR
+
+LAST_STEP = "the last step"
+
+
+def number(value: float, digits: int = 2) -> str:
+    """A number with few digits and a short exponent: ``0.42``, ``17``, ``3e-9``."""
+    if math.isnan(value):
+        return "unknown"
+    if math.isinf(value):
+        return "infinity" if value > 0 else "-infinity"
+    if value == 0:
+        return "0"
+    if 1e-3 <= abs(value) < 1e4:
+        decimals = max(0, digits - 1 - math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}")))))
+        return f"{value:.{decimals}f}"
+    mantissa, exponent = f"{value:.{max(digits - 2, 0)}e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def correlation(value: float) -> str:
+    """R² or a cosine with three digits and no leading zero: ``.998``."""
+    if math.isnan(value):
+        return "undefined"
+    text = f"{value:.3f}"
+    return text.replace("0.", ".", 1) if abs(value) < 1 and text.lstrip("-").startswith("0.") else text
+
+
+def interval(bounds: tuple[float, float] | None, digits: int = 2) -> str:
+    """``(1.5–1.7)``, or nothing."""
+    return "" if bounds is None else f"({number(bounds[0], digits)}–{number(bounds[1], digits)})"
+
+
+def percent(share: float) -> str:
+    """A share as a percentage that never rounds to none or all when it is neither."""
+    if math.isnan(share):
+        return "an unknown share"
+    if 0 < share < 0.01:
+        return "less than 1%"
+    if 0.99 < share < 1:
+        return "more than 99%"
+    return f"{100 * share:.0f}%"
+
+
+def sentence(fit: DecayFit, name: str = "") -> str:
+    """The answer in one sentence: how much of the gradient gets how far back, and how surely it is known.
+
+    Examples
+    --------
+    "the gradient reaching 60 steps back is 3e-9 of that at the last step; half-life 1.6 steps (1.5–1.7), R² .998"
+    """
+    nowhere = fit.reference_lag is None or fit.last_lag == fit.reference_lag
+    if nowhere and fit.verdict == "undetermined":
+        said = f"no verdict: {fit.reason}"
+    else:
+        said = "; ".join(part for part in (_reach(fit), *_verdict(fit)) if part)
+    return f"{name}: {said}" if name else said
+
+
+def _reach(fit: DecayFit) -> str:
+    lag, origin = fit.last_lag, LAST_STEP if fit.reference_lag == 0 else f"lag {fit.reference_lag}"
+    if lag == fit.reference_lag:
+        return f"no gradient that can be represented gets further back than {origin}"
+    steps = "1 step" if lag == 1 else f"{lag} steps"
+    if fit.reach > 1.5:
+        return f"the gradient reaching {steps} back is {number(fit.reach)} times that at {origin}"
+    return f"the gradient reaching {steps} back is {number(fit.reach)} of that at {origin}"
+
+
+def _verdict(fit: DecayFit) -> list[str]:
+    parts = []
+    over = f"over lags {fit.lag_range[0]}–{fit.lag_range[1]}" if fit.lag_range else ""
+    if fit.half_life is not None:
+        around = interval(fit.half_life_interval)
+        parts.append(
+            " ".join(filter(None, ["half-life", _steps(fit.half_life), around])) + f", R² {correlation(fit.r2)}"
+        )
+    elif fit.verdict == "vanishing" and fit.n_lags >= 3:
+        parts.append(f"vanishing {over}, no half-life ({fit.half_life_reason})")
+    elif fit.verdict == "exploding":
+        parts.append(f"growing {over}, {_growth(fit)} per step, R² {correlation(fit.r2)}")
+    if fit.verdict == "preserved":
+        parts.append(f"preserved {over} (within a factor of {PRESERVED_FACTOR:g}){_before(fit)}")
+    if fit.verdict == "undetermined":
+        parts.append(f"no verdict: {fit.reason}")
+    if fit.lost_from is not None and fit.last_lag != fit.reference_lag:
+        parts.append(f"zero or too small to be represented from lag {fit.lost_from} on")
+    if fit.interval is None and fit.rate == fit.rate and fit.verdict != "undetermined":
+        parts.append(f"from a single {fit.unit}, so without an interval")
+    return parts
+
+
+def _before(fit: DecayFit) -> str:
+    """A curve may fall steeply in the lags that the range leaves out, and be flat in the range."""
+    begin = float("nan") if fit.lag_range is None else fit.ratio(fit.lag_range[0])
+    return f", after falling to {number(begin)} before" if begin < 1 / PRESERVED_FACTOR else ""
+
+
+def _growth(fit: DecayFit) -> str:
+    bounds = None if fit.interval is None else (10 ** fit.interval[0], 10 ** fit.interval[1])
+    return " ".join(filter(None, [f"by a factor of {number(10**fit.rate, 3)}", interval(bounds, 3)]))
+
+
+def _steps(value: float) -> str:
+    shown = number(value)
+    return f"{shown} step" if shown == "1" else f"{shown} steps"
+
+
+def clip_sentence(statistics: ClipStatistics) -> str:
+    """What clipping did, in one sentence."""
+    if not statistics.calls:
+        return "no clipping call was recorded"
+    at = f" at {', '.join(map(number, statistics.thresholds))}" if statistics.thresholds else ""
+    kind = {"norm": "norm clipping", "value": "value clipping", "adaptive": "adaptive clipping (per row)"}.get(
+        statistics.kind, "per-timestep clipping of the adjoint"
+    )
+    said = f"{kind}{at} changed {percent(statistics.fraction_clipped)} of {statistics.calls} calls"
+    if statistics.fraction_clipped > 0:
+        said += f", by a median factor of {number(statistics.clipped_scale)}"
+        if statistics.kind != "norm" and not math.isnan(statistics.cosine_min):
+            said += f" and a cosine with the raw gradient of {correlation(statistics.cosine_median)}"
+    if statistics.n_nonfinite:
+        said += f"; {statistics.n_nonfinite} calls saw a norm that is not finite"
+    return said
