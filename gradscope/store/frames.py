@@ -1,0 +1,105 @@
+"""Parts as pandas tables. pandas is imported when a table is asked for: opening a run stays quick."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gradscope.schema import CLIPS_GROUP, DATASETS, PARAMETERS_GROUP, ClipEvent
+from gradscope.store.part import RECORD_COLUMNS, TABLES, Part
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FLAGS = ("", "zero", "below-normal", "non-finite")
+
+
+def records(parts: Sequence[Part], site: str) -> pd.DataFrame:
+    """One row per record at a site."""
+    import pandas as pd
+
+    frame = pd.DataFrame({name: np.concatenate([part.column(site, name) for part in parts]) for name in RECORD_COLUMNS})
+    frame["skipped"] = frame["skipped"].astype(bool)
+    return frame
+
+
+def norms(parts: Sequence[Part], site: str, dataset: str) -> pd.DataFrame:
+    """Tidy table of one dataset; see `Run.norms`."""
+    import pandas as pd
+
+    gates = max((part.gates(site) for part in parts), key=len)
+    pieces = [_tidy(part, site, dataset) for part in parts if dataset in part.datasets(site)]
+    columns = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+    frame = pd.DataFrame(columns)
+    if "gate" in columns:
+        frame["gate"] = pd.Categorical.from_codes(columns["gate"], categories=list(gates))
+    frame["flag"] = pd.Categorical.from_codes(columns["flag"], categories=list(FLAGS))
+    return frame
+
+
+def _tidy(part: Part, site: str, dataset: str) -> dict[str, np.ndarray]:
+    """Columns of the values that exist, padding left out."""
+    values, dims = part.array(site, dataset), DATASETS[dataset]
+    lengths = part.column(site, "length")
+    mask = np.broadcast_to(
+        part.recorded(site, dataset).reshape(-1, *[1] * len(dims)) & _inside(lengths, dims, values.shape), values.shape
+    )
+    index = np.nonzero(mask)
+    norm = values[index].astype(np.float64)
+    axes = {dim: index[axis] for axis, dim in enumerate(dims, 1)}
+    whose = {name: part.column(site, name)[index[0]] for name in ("step", "micro", "attempt", "rank")}
+    smallest = part.column(site, "smallest_normal")[index[0]]
+    who = {name: whose[name] for name in ("micro", "attempt", "rank")}
+    return {"step": whose["step"], **axes, "norm": norm, **who, "flag": _flags(norm, smallest)}
+
+
+def _inside(lengths: np.ndarray, dims: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
+    """Which entries lie within their sequence, broadcastable to ``shape``."""
+    inside = np.ones([1] * len(shape), bool)
+    longest = lengths.max(axis=1, initial=0)
+    for axis, dim in enumerate(dims, 1):
+        if dim not in {"lag", "time"}:
+            continue
+        where = np.arange(shape[axis]).reshape([-1 if a == axis else 1 for a in range(len(shape))])
+        limit = lengths if dims[0] == "sequence" else longest
+        inside = inside & (where < limit.reshape(*limit.shape, *[1] * (len(shape) - limit.ndim)))
+    if dims[0] == "sequence":
+        inside = inside & (lengths > 0).reshape(*lengths.shape, *[1] * (len(shape) - 2))
+    return inside
+
+
+def _flags(norm: np.ndarray, smallest_normal: np.ndarray) -> np.ndarray:
+    size = np.abs(norm)
+    flags = np.zeros(len(norm), np.int8)
+    flags[size < smallest_normal] = FLAGS.index("below-normal")
+    flags[size == 0] = FLAGS.index("zero")
+    flags[~np.isfinite(norm)] = FLAGS.index("non-finite")
+    return flags
+
+
+def table(parts: Sequence[Part], group: str) -> pd.DataFrame:
+    """One of the run's tables; see `Run.steps`, `Run.clips`, `Run.parameters`."""
+    import pandas as pd
+
+    order = {
+        CLIPS_GROUP: ["attempt", "rank", *ClipEvent.__dataclass_fields__],
+        PARAMETERS_GROUP: ["step", "micro", "attempt", "rank"],
+    }.get(group, ["step", "attempt", "rank", "time"])
+    tables = [part.table(group) for part in parts]
+    keep = [t.columns["measured"] > 0 if "measured" in t.columns else slice(None) for t in tables]
+    columns = {
+        name: np.concatenate([np.empty(0, dtype), *(t.columns[name][k] for t, k in zip(tables, keep, strict=True))])
+        for name, dtype in TABLES[group].columns.items()
+    }
+    frame = pd.DataFrame({name: columns[name] for name in order})
+    if group == CLIPS_GROUP:
+        frame["kind"] = [kind.decode("utf-8", "replace") for kind in columns["kind"]]
+    named = [
+        pd.DataFrame(t.values[k], columns=pd.Index(t.names, dtype=object)) for t, k in zip(tables, keep, strict=True)
+    ]
+    logged = pd.concat(named, ignore_index=True) if named else pd.DataFrame()
+    # A scalar may be called "step" too: the run's own column keeps the name, the logged one says what it is.
+    logged.columns = [f"logged {name}" if name in order else name for name in logged.columns]
+    return pd.concat([frame, logged], axis=1)

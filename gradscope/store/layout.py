@@ -1,0 +1,122 @@
+"""Where things are in a run directory, and how a site is called inside a file.
+
+::
+
+    run/attempt-1/rank-0/journal.sqlite          the open part, while it grows
+                         segment-00001.h5        a sealed part, never touched again
+                         segment-00001.h5.sha256
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote_to_bytes
+
+from gradscope.errors import RunNotFoundError
+from gradscope.schema import SITES_GROUP
+
+JOURNAL = "journal.sqlite"
+_SEGMENT = re.compile(r"segment-(\d{5,9})\.h5")
+_ATTEMPT = re.compile(r"attempt-(\d{1,6})")
+_RANK = re.compile(r"rank-(\d{1,6})")
+
+
+@dataclass(frozen=True, order=True)
+class RankDirectory:
+    """What one process wrote in one attempt."""
+
+    attempt: int
+    rank: int
+    path: Path
+
+    @property
+    def journal(self) -> Path:
+        return self.path / JOURNAL
+
+    def segments(self) -> list[Path]:
+        """Sealed segments in the order they were written."""
+        found = ((_SEGMENT.fullmatch(name), name) for name in os.listdir(self.path))
+        return [self.path / name for _, name in sorted((int(match[1]), name) for match, name in found if match)]
+
+    def next_segment(self) -> Path:
+        """Name of the segment to be written next."""
+        segments = self.segments()
+        last = _SEGMENT.fullmatch(segments[-1].name) if segments else None
+        return self.path / f"segment-{int(last[1]) + 1 if last else 1:05d}.h5"
+
+
+def attempts(run_dir: Path) -> list[int]:
+    """Numbers of the attempts under ``run_dir``, ascending."""
+    return sorted(number for number, _ in _numbered(run_dir, _ATTEMPT))
+
+
+def rank_directories(path: Path) -> list[RankDirectory]:
+    """Every rank's directory of a run; ``path`` may also be one attempt's or one rank's directory.
+
+    Raises
+    ------
+    RunNotFoundError
+        There is nothing of a run in ``path``.
+    """
+    if attempt_dirs := _numbered(path, _ATTEMPT):
+        found = [RankDirectory(a, r, d) for a, folder in attempt_dirs for r, d in _numbered(folder, _RANK)]
+    elif rank_dirs := _numbered(path, _RANK):
+        found = [RankDirectory(_number(path, _ATTEMPT, 1), rank, folder) for rank, folder in rank_dirs]
+    else:
+        found = [RankDirectory(_number(path.parent, _ATTEMPT, 1), _number(path, _RANK, 0), path)]
+    # A rank killed while it began leaves a directory with nothing in it.
+    begun = sorted(rank for rank in found if rank.journal.exists() or rank.segments())
+    if not begun:
+        raise RunNotFoundError(
+            f"no gradscope run in {str(path)!r}: it holds neither a sealed segment nor a journal. "
+            "Give the directory that was passed to gradscope.record, or a packed .h5 file."
+        )
+    return begun
+
+
+def _numbered(path: Path, pattern: re.Pattern[str]) -> list[tuple[int, Path]]:
+    matches = ((pattern.fullmatch(entry), entry) for entry in sorted(os.listdir(path)))
+    return sorted((int(match[1]), path / entry) for match, entry in matches if match and (path / entry).is_dir())
+
+
+def _number(path: Path, pattern: re.Pattern[str], default: int) -> int:
+    match = pattern.fullmatch(path.name)
+    return int(match[1]) if match else default
+
+
+# --- site names as HDF5 paths ----------------------------------------------------------------------------------------
+
+
+def escape(part: str) -> str:
+    """Write any string as one HDF5 link name; the inverse of `unescape`.
+
+    HDF5 gives ``/``, ``.`` and the empty name a meaning of their own and ends a name at NUL; other characters stay
+    as they are, so that ``sites/encoder.lstm/l0`` is what a user of xarray would guess.
+    """
+    if part == "":
+        return "%"
+    if part in {".", ".."}:
+        return part.replace(".", "%2E")
+    return re.sub(r"[%/\x00-\x1f\x7f\ud800-\udfff]", _percent, part)
+
+
+def _percent(match: re.Match[str]) -> str:
+    return "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "surrogatepass"))
+
+
+def unescape(name: str) -> str:
+    """Inverse of `escape`."""
+    return "" if name == "%" else unquote_to_bytes(name).decode("utf-8", "surrogatepass")
+
+
+def group_of(site: str) -> str:
+    """HDF5 group of a site: ``encoder.lstm/l0`` is at ``sites/encoder.lstm/l0``."""
+    return "/".join([SITES_GROUP, *map(escape, site.rsplit("/", 1))])
+
+
+def site_of(group: str) -> str:
+    """Inverse of `group_of`."""
+    return "/".join(map(unescape, group.split("/")[1:]))

@@ -1,0 +1,52 @@
+"""Which rank directories a living process writes to, so that nobody repairs them under its hands."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+class DirectoryLock:
+    """A lock on a directory, released by `close` or with the process."""
+
+    def __init__(self, descriptor: int | None) -> None:
+        self._descriptor = descriptor
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def lock_directory(path: Path) -> DirectoryLock:
+    """Mark a directory as being written. Where the file system has no locks, nothing is marked."""
+    return _lock(path) or DirectoryLock(None)
+
+
+def is_being_written(path: Path) -> bool:
+    """Whether a living process holds `lock_directory` on the directory."""
+    lock = _lock(path)
+    if lock is None:
+        return True
+    lock.close()
+    return False
+
+
+def _lock(path: Path) -> DirectoryLock | None:
+    """The lock; None where another holds it."""
+    if fcntl is None:
+        return DirectoryLock(None)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError:  # no locks on this file system
+        pass
+    return DirectoryLock(descriptor)

@@ -1,0 +1,348 @@
+"""Reading a run, sealed or growing, from one process or many. Never needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradscope.errors import EmptyRunError, NotRecordedError, RunNotFoundError, UnknownNameError
+from gradscope.schema import (
+    CLIPS_GROUP,
+    DATASETS,
+    PARAMETERS_GROUP,
+    QUANTITIES,
+    STEPS_GROUP,
+    Coverage,
+    RunMeta,
+    SiteInfo,
+)
+from gradscope.store import frames, guard
+from gradscope.store.codec import CorruptEntryError, decode, dtype_of
+from gradscope.store.header import merge
+from gradscope.store.layout import RankDirectory, rank_directories
+from gradscope.store.part import SEQUENCE_COLUMNS, Block, Header, Part, blocks, check_size
+from gradscope.store.sealed import SealedPart
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a run to read it: a run directory, also while it grows, or a packed ``.h5`` file.
+
+    What is read is the run at this moment; open it again to see what came later.
+
+    Parameters
+    ----------
+    path : str or Path
+        What was passed to ``gradscope.record``, or the file that ``gradscope pack`` wrote.
+
+    Raises
+    ------
+    RunNotFoundError
+        There is no run.
+    RunDamagedError
+        A file is truncated, corrupt or not a gradscope file.
+    SchemaVersionError
+        It was written by a newer major version.
+    UnsafeFileError
+        It asks for something that is refused.
+
+    See Also
+    --------
+    gradscope.store.pack : One file of a directory.
+    """
+    path = Path(path)
+    if path.is_dir():
+        loaded = [load_rank(rank, path) for rank in rank_directories(path)]
+        parts = [part for _, rank_parts, _ in loaded for part in rank_parts]
+        return Run(path, merge(header for header, _, _ in loaded), parts, sealed=all(done for _, _, done in loaded))
+    if not path.exists():
+        raise RunNotFoundError(f"there is no run at {str(path)!r}.")
+    guard.check_path(path, path.resolve().parent)  # a link to a file is the user's own choice
+    part = SealedPart(path)
+    return Run(path, part.header, [part], sealed=True)
+
+
+def load_rank(rank: RankDirectory, root: Path) -> tuple[Header, list[Part], bool]:
+    """What one process wrote: the newest header, the parts, and whether it is sealed.
+
+    The journal is read before the segments are listed, so that rows which the writer seals meanwhile are seen twice
+    and counted once, not missed.
+    """
+    content = None
+    if rank.journal.exists() or rank.journal.is_symlink():
+        guard.check_path(rank.journal, root)
+        try:
+            content = guard.load_journal(rank.journal)
+        except FileNotFoundError:
+            content = None
+    sealed = []
+    for segment in rank.segments():
+        guard.check_path(segment, root)
+        sealed.append(SealedPart(segment))
+    last = sealed[-1].header if sealed else Header()
+    if content is None:
+        return last, list(sealed), last.closing
+    if last.closing:
+        return last, list(sealed), True
+    rows = [row for row in content.rows if row[0] > last.last_id]
+    try:
+        entries = [decode(kind, payload) for _, kind, payload in rows]
+    except CorruptEntryError as error:
+        raise guard.damaged(rank.journal, error) from error
+    gates = {site: info.gates for site, info in content.header.sites.items()}
+    open_parts = [Block(entries[a:b], rank.attempt, rank.rank, gates) for a, b in blocks(entries)]
+    header = replace(content.header, first_id=last.last_id + 1, last_id=rows[-1][0] if rows else last.last_id)
+    return header, [*sealed, *open_parts], False
+
+
+class Run:
+    """Records of one training, as `open_run` returns them.
+
+    Attributes
+    ----------
+    path : Path
+    name : str
+        Last part of the path, without ``.h5``.
+    metas : tuple of RunMeta
+        One for each attempt and rank.
+    coverage : list of Coverage
+        Which sites were seen, and why one was not.
+    lost : dict of str to int
+        What could not be recorded: reason to count.
+    sealed : bool
+        Whether the recorder has closed the run (or it was packed or repaired).
+    """
+
+    def __init__(self, path: Path, header: Header, parts: Sequence[Part], *, sealed: bool) -> None:
+        self.path = path
+        self.name = path.resolve().name.removesuffix(".h5")
+        self.header = header
+        self.parts = tuple(parts)
+        self.sealed = sealed
+
+    def __repr__(self) -> str:
+        state = "sealed" if self.sealed else "open"
+        return f"<Run {self.name!r}: {self.n_records} records at {len(self.sites)} sites, {state}>"
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of what was read; files are only ever open during a read."""
+        self.parts = ()
+
+    # --- what the run says of itself ---------------------------------------------------------------------------------
+
+    @property
+    def metas(self) -> tuple[RunMeta, ...]:
+        return self.header.metas
+
+    @property
+    def meta(self) -> RunMeta:
+        """Of the first attempt."""
+        return self.metas[0] if self.metas else RunMeta("", "", "", {}, {})
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments of ``record``."""
+        return self.meta.settings
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """Class, parameter count and text of the model."""
+        return self.meta.model
+
+    @property
+    def coverage(self) -> list[Coverage]:
+        return list(self.header.coverage)
+
+    @property
+    def lost(self) -> dict[str, int]:
+        return dict(self.header.lost)
+
+    @property
+    def n_records(self) -> int:
+        return sum(part.n_records for part in self.parts)
+
+    @cached_property
+    def sites(self) -> tuple[str, ...]:
+        """Sites with at least one record, in the model's order."""
+        found = dict.fromkeys(site for part in self.parts for site in part.sites())
+        known = [site for site in self.header.sites if site in found]
+        return tuple(dict.fromkeys([*known, *found]))
+
+    def site(self, site: str) -> SiteInfo:
+        """What is known of a site.
+
+        Raises
+        ------
+        UnknownNameError
+        """
+        if site in self.header.sites:
+            return self.header.sites[site]
+        if site in self.sites:
+            return SiteInfo(site, site.rpartition("/")[0], "", "")
+        raise UnknownNameError("site", site, {*self.sites, *self.header.sites})
+
+    def quantities(self, site: str) -> tuple[str, ...]:
+        """Quantities with anything recorded at the site, in the order of ``schema.QUANTITIES``."""
+        present = {name for part in self._at(site) for name in part.datasets(site)}
+        return tuple(
+            name
+            for name, quantity in QUANTITIES.items()
+            if present & {*quantity.datasets, *([f"{name}_tensor"] if quantity.tensor else ())}
+        )
+
+    def require_records(self) -> Run:
+        """The run itself, if there is anything to look at.
+
+        Raises
+        ------
+        EmptyRunError
+        """
+        if not any(part.n_records for part in self.parts):
+            lost = "; ".join(f"{count} lost: {reason}" for reason, count in self.lost.items())
+            raise EmptyRunError(
+                f"the run {str(self.path)!r} holds no record{f' ({lost})' if lost else ''}. A record is written when "
+                "backward has run on a loss that reaches a recorded layer."
+            )
+        return self
+
+    # --- arrays ------------------------------------------------------------------------------------------------------
+
+    def array(self, site: str, dataset: str) -> np.ndarray:
+        """One dataset of every record at a site.
+
+        Parameters
+        ----------
+        site : str
+        dataset : str
+            A key of ``schema.DATASETS``: ``"hidden"``, ``"gate_mean"``, ``"cell_tensor"``.
+
+        Returns
+        -------
+        ndarray, shape (record, \\*DATASETS[dataset])
+            Records in the order of attempt, rank and time; NaN beyond a sequence's length.
+
+        Raises
+        ------
+        UnknownNameError, NotRecordedError
+        """
+        parts = self._with(site, dataset)
+        return self._stack(
+            site,
+            ("step", *DATASETS[dataset]),
+            dtype_of(dataset),
+            np.nan,
+            [part.array(site, dataset) if dataset in part.datasets(site) else None for part in parts],
+        )
+
+    def lengths(self, site: str) -> np.ndarray:
+        """Length of each sequence, int (record, sequence); 0 where a record has no such sequence."""
+        return self._sequence_column(site, "length")
+
+    def rows(self, site: str) -> np.ndarray:
+        """Batch row of each sequence, int (record, sequence); -1 where a record has no such sequence."""
+        return self._sequence_column(site, "row")
+
+    def _sequence_column(self, site: str, name: str) -> np.ndarray:
+        values = [part.column(site, name) for part in self._at(site)]
+        return self._stack(site, ("step", "sequence"), np.dtype("<i4"), SEQUENCE_COLUMNS[name], values)
+
+    def _stack(
+        self, site: str, dims: tuple[str, ...], dtype: np.dtype[Any], fill: float, pieces: Sequence[np.ndarray | None]
+    ) -> np.ndarray:
+        extents = [part.extent(site) for part in self._at(site)]
+        total = sum(extent["step"] for extent in extents)
+        shape = (total, *(max(extent.get(dim, 1) for extent in extents) for dim in dims[1:]))
+        stacked = np.full(check_size(shape, dtype, f"{self.path} {site}"), fill, dtype)
+        start = 0
+        for extent, piece in zip(extents, pieces, strict=True):
+            if piece is not None:
+                stacked[(slice(start, start + len(piece)), *map(slice, piece.shape[1:]))] = piece
+            start += extent["step"]
+        return stacked
+
+    def _at(self, site: str) -> list[Part]:
+        """Parts with records of the site."""
+        parts = [part for part in self.parts if site in part.sites()]
+        if not parts:
+            info = self.site(site)
+            raise NotRecordedError(f"nothing was recorded at {info.site!r}; run.coverage says why.")
+        return parts
+
+    def _with(self, site: str, dataset: str) -> list[Part]:
+        """Parts with records of the site, at least one of which has the dataset."""
+        if dataset not in DATASETS:
+            raise UnknownNameError("dataset", dataset, DATASETS)
+        parts = self._at(site)
+        present = {name for part in parts for name in part.datasets(site)}
+        if dataset not in present:
+            known = ", ".join(name for name in DATASETS if name in present) or "nothing"
+            quantity = next(
+                name for name, q in QUANTITIES.items() if dataset in q.datasets or dataset == f"{name}_tensor"
+            )
+            extra = ", tensors=True" if dataset.endswith("_tensor") else ""
+            raise NotRecordedError(
+                f"{dataset!r} was not recorded at {site!r} of {str(self.path)!r} (there is: {known}). "
+                f"Record it with gradscope.record(..., quantities=[{quantity!r}, ...]{extra})."
+            )
+        return parts
+
+    # --- tables ------------------------------------------------------------------------------------------------------
+
+    def records(self, site: str) -> pd.DataFrame:
+        """One row per record at the site: step, micro, attempt, rank, loss scale, skipped, non-finite, carried."""
+        return frames.records(self._at(site), site)
+
+    def norms(self, site: str, quantity: str) -> pd.DataFrame:
+        """Norms as a tidy table, one row per value.
+
+        Parameters
+        ----------
+        site : str
+        quantity : str
+            A quantity with one dataset (``"cell"``, ``"gates"``, ``"weight"``), or a dataset's own name.
+
+        Returns
+        -------
+        DataFrame
+            ``step``, the dataset's axes (``sequence``, ``lag``; ``gate``; ``time``), ``norm``, ``micro``, ``attempt``,
+            ``rank`` and ``flag``: empty, ``zero`` (exactly), ``below-normal`` (precision was lost) or
+            ``non-finite``. What lies beyond a sequence's length has no row.
+
+        Raises
+        ------
+        UnknownNameError, NotRecordedError
+        """
+        datasets = tuple(QUANTITIES[quantity].datasets) if quantity in QUANTITIES else (quantity,)
+        if len(datasets) > 1:
+            raise UnknownNameError("dataset", quantity, datasets)
+        if quantity not in QUANTITIES and quantity not in DATASETS:
+            raise UnknownNameError("quantity", quantity, {*QUANTITIES, *DATASETS})
+        return frames.norms(self._with(site, datasets[0]), site, datasets[0])
+
+    def steps(self) -> pd.DataFrame:
+        """Scalars of every optimizer step: step, attempt, rank, time, and one column per logged name."""
+        return frames.table(self.parts, STEPS_GROUP)
+
+    def clips(self) -> pd.DataFrame:
+        """One row per clipping call: attempt, rank and the fields of `ClipEvent`."""
+        return frames.table(self.parts, CLIPS_GROUP)
+
+    def parameters(self) -> pd.DataFrame:
+        """Gradient 2-norm of each parameter: step, micro, attempt, rank, and one column per parameter."""
+        return frames.table(self.parts, PARAMETERS_GROUP)

@@ -1,0 +1,149 @@
+"""A sealed segment, or a packed file, as a part of a run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from gradscope.errors import NotRecordedError, UnsafeFileError
+from gradscope.schema import DATASETS, SCHEMA, SITES_GROUP
+from gradscope.store import guard
+from gradscope.store.codec import dtype_of
+from gradscope.store.header import check_version, parse_header
+from gradscope.store.layout import site_of
+from gradscope.store.part import RECORD_COLUMNS, SEQUENCE_COLUMNS, TABLES, Header, Table
+from gradscope.store.segment import DATASET_AXIS, RECORDED
+
+
+@dataclass(frozen=True)
+class _Site:
+    """What a site's group contains."""
+
+    group: str
+    extent: dict[str, int]
+    datasets: tuple[str, ...]
+    gates: tuple[str, ...]
+
+
+class SealedPart:
+    """A part in an HDF5 file, which is opened for each read: nothing stays open.
+
+    Raises
+    ------
+    RunDamagedError, SchemaVersionError, UnsafeFileError
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with guard.open_hdf5(path) as file:
+            if "schema" not in file.attrs or guard.read_text(file, "schema") != SCHEMA:
+                raise guard.damaged(path, "it is HDF5, but no gradscope run")
+            check_version(guard.read_text(file, "schema_version"), path)
+            guard.check_hdf5(file, path)
+            self.header = _read_header(file)
+            self._n_records = guard.read_integer(file, "n_records")
+            self._sites = {site_of(group.name[1:]): _describe(group) for group in _site_groups(file)}
+
+    @property
+    def n_records(self) -> int:
+        return self._n_records
+
+    def sites(self) -> tuple[str, ...]:
+        return tuple(self._sites)
+
+    def datasets(self, site: str) -> tuple[str, ...]:
+        return self._sites[site].datasets
+
+    def extent(self, site: str) -> dict[str, int]:
+        return dict(self._sites[site].extent)
+
+    def gates(self, site: str) -> tuple[str, ...]:
+        return self._sites[site].gates
+
+    def column(self, site: str, name: str) -> np.ndarray:
+        dims = ("step", "sequence") if name in SEQUENCE_COLUMNS else ("step",)
+        dtype = RECORD_COLUMNS.get(name, np.dtype("<i4"))
+        return self._read(site, name, dims).astype(dtype, copy=False)
+
+    def recorded(self, site: str, dataset: str) -> np.ndarray:
+        described = self._sites[site]
+        if dataset not in described.datasets:
+            return np.zeros(described.extent["step"], bool)
+        with guard.open_hdf5(self.path) as file:
+            group = file[described.group]
+            names = _text(group[DATASET_AXIS])
+            return group[RECORDED][:, names.index(dataset)].astype(bool)
+
+    def array(self, site: str, dataset: str) -> np.ndarray:
+        if dataset not in self._sites[site].datasets:
+            raise NotRecordedError(f"{dataset} was not recorded at {site!r}")
+        values = self._read(site, dataset, ("step", *DATASETS[dataset]))
+        return values.astype(dtype_of(dataset), copy=False)
+
+    def _read(self, site: str, name: str, dims: tuple[str, ...]) -> np.ndarray:
+        described = self._sites[site]
+        with guard.open_hdf5(self.path) as file:
+            values = np.asarray(file[described.group][name][()])
+        if values.shape != tuple(described.extent[dim] for dim in dims):
+            raise guard.damaged(self.path, f"{name} at {site!r} has shape {values.shape}")
+        return values
+
+    def table(self, group: str) -> Table:
+        spec = TABLES[group]
+        with guard.open_hdf5(self.path) as file:
+            columns = {name: np.asarray(file[group][name][()]) for name in spec.columns}
+            names = _text(file[group][spec.name_axis]) if spec.name_axis else ()
+            rows = len(columns["step"])
+            values = file[group][spec.values][()] if spec.name_axis else np.empty((rows, 0))
+        if any(column.shape != (rows,) for column in columns.values()) or values.shape != (rows, len(names)):
+            raise guard.damaged(self.path, f"the columns of {group!r} differ in length")
+        return Table({name: columns[name].astype(dtype) for name, dtype in spec.columns.items()}, names, values)
+
+
+def _read_header(file: h5py.File) -> Header:
+    texts = {name: json.loads(guard.read_text(file, name)) for name in ("metas", "sites", "coverage", "lost")}
+    numbers = {name: guard.read_integer(file, name) for name in ("first_id", "last_id")}
+    return parse_header(texts, closing=bool(guard.read_integer(file, "closing")), **numbers)
+
+
+def _site_groups(file: h5py.File) -> list[h5py.Group]:
+    """Groups that hold records, in the order of their writing. A module's group may be one, and hold others."""
+    found: list[h5py.Group] = []
+
+    def visit(group: h5py.Group) -> None:
+        for child in group.values():
+            if isinstance(child, h5py.Group):
+                if "site" in child.attrs:
+                    found.append(child)
+                visit(child)
+
+    if SITES_GROUP in file:
+        visit(file[SITES_GROUP])
+    # HDF5 lists links by name; the header knows the model's order.
+    return found
+
+
+def _describe(group: h5py.Group) -> _Site:
+    datasets = tuple(name for name in DATASETS if isinstance(group.get(name), h5py.Dataset))
+    dims = {"step", "sequence", *(dim for name in datasets for dim in DATASETS[name])}
+    extent = {dim: _axis(group, dim).shape[0] for dim in sorted(dims)}
+    for name in datasets:
+        if group[name].shape != tuple(extent[dim] for dim in ("step", *DATASETS[name])):
+            raise ValueError(f"{group[name].name} has shape {group[name].shape}")
+    gates = _text(group["gate"]) if "gate" in extent else ()
+    return _Site(group.name, extent, datasets, gates)
+
+
+def _axis(group: h5py.Group, name: str) -> h5py.Dataset:
+    axis = group[name]
+    if not isinstance(axis, h5py.Dataset) or axis.ndim != 1:
+        raise UnsafeFileError(f"{group.name}/{name} is no axis.")
+    return axis
+
+
+def _text(dataset: h5py.Dataset) -> tuple[str, ...]:
+    return tuple(bytes(value).decode("utf-8", "replace") for value in dataset[()])

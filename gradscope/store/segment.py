@@ -1,0 +1,261 @@
+"""Writing: parts become one HDF5 file, built in memory and put in place by a single rename.
+
+h5py never holds a file that is being written: with a full disk such a file takes the interpreter down at exit, and
+a crash leaves it unreadable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from gradscope.schema import DATASETS, SCHEMA, SCHEMA_VERSION
+from gradscope.store.codec import dtype_of
+from gradscope.store.layout import group_of
+from gradscope.store.part import RECORD_COLUMNS, SEQUENCE_COLUMNS, TABLES, Header, Part, TableSpec, check_size
+
+_CHUNK_BYTES = 1 << 20
+_UNCHUNKED_BYTES = 4096
+
+#: Group attributes and dataset names the format itself uses at a site.
+RECORDED, DATASET_AXIS = "recorded", "dataset"
+
+
+def build(parts: Sequence[Part], header: Header) -> memoryview:
+    """One HDF5 file, as bytes, that holds every record of ``parts`` in their order.
+
+    Readable with ``xarray.open_dataset(file, group="sites/lstm/l0", engine="h5netcdf")``: every axis is a dimension
+    scale in the same group. Only deflate, shuffle and fletcher32 are used, and no variable-length data.
+    """
+    buffer = io.BytesIO()
+    # v108: attributes beyond 64 KiB (a large model's description) need dense attribute storage.
+    with h5py.File(buffer, "w", libver=("v108", "v110")) as file:
+        _write_attributes(file.attrs, header, sum(part.n_records for part in parts))
+        for site in dict.fromkeys(site for part in parts for site in part.sites()):
+            _SiteWriter(file.create_group(group_of(site)), site, parts).write()
+        for name, spec in TABLES.items():
+            _write_table(file.create_group(name), spec, name, parts)
+    return buffer.getbuffer()
+
+
+def _write_attributes(attrs: Any, header: Header, n_records: int) -> None:
+    first = header.metas[0] if header.metas else None
+    texts = {
+        "schema": SCHEMA,
+        "schema_version": SCHEMA_VERSION,
+        "gradscope_version": first.gradscope_version if first else "",
+        "torch_version": first.torch_version if first else "",
+        "created_at": first.created_at if first else "",
+        "model": to_json(first.model if first else {}),
+        "settings": to_json(first.settings if first else {}),
+        "metas": to_json([asdict(meta) for meta in header.metas]),
+        "sites": to_json([info.to_json() for info in header.sites.values()]),
+        "coverage": to_json([entry.to_json() for entry in header.coverage]),
+        "lost": to_json(header.lost),
+    }
+    for name, text in texts.items():
+        _set_text(attrs, name, text)
+    numbers = {"n_records": n_records, "first_id": header.first_id, "last_id": header.last_id}
+    for name, number in {**numbers, "closing": int(header.closing)}.items():
+        attrs.create(name, number, dtype=np.int64)
+
+
+def to_json(value: Any) -> str:
+    """JSON of anything: what JSON has no word for is written as its text."""
+    return json.dumps(value, default=str)
+
+
+def _set_text(attrs: Any, name: str, text: str) -> None:
+    raw = text.encode("utf-8", "backslashreplace")
+    attrs.create(name, raw, dtype=h5py.string_dtype("utf-8", max(len(raw), 1)))
+
+
+@dataclass
+class _SiteWriter:
+    """Writes the group of one site."""
+
+    group: h5py.Group
+    site: str
+    parts: Sequence[Part]
+
+    def __post_init__(self) -> None:
+        self.parts = [part for part in self.parts if self.site in part.sites()]
+        self.extents = [part.extent(self.site) for part in self.parts]
+        self.sizes = {
+            dim: max(e.get(dim, 0) for e in self.extents) for dim in dict.fromkeys(d for e in self.extents for d in e)
+        }
+        self.sizes["step"] = sum(extent["step"] for extent in self.extents)
+        present = {name for part in self.parts for name in part.datasets(self.site)}
+        self.datasets = [name for name in DATASETS if name in present]
+
+    def write(self) -> None:
+        _set_text(self.group.attrs, "site", self.site)
+        self._write_axes()
+        for name, dtype in RECORD_COLUMNS.items():
+            if name != "step":
+                self._write(name, ("step",), dtype, 0, self._column(name))
+        for name, fill in SEQUENCE_COLUMNS.items():
+            dtype = np.dtype("<i4")
+            self._write(name, ("step", "sequence"), dtype, fill, self._column(name))
+        for name in self.datasets:
+            dims = ("step", *DATASETS[name])
+            self._write(name, dims, dtype_of(name), np.nan, self._array(name))
+        if self.datasets:
+            self._write(RECORDED, ("step", DATASET_AXIS), np.dtype("i1"), 0, self._recorded)
+
+    def _write_axes(self) -> None:
+        _write_axis(self.group, "step", np.concatenate([part.column(self.site, "step") for part in self.parts]))
+        for dim, size in self.sizes.items():
+            if dim == "gate":
+                names = max((part.gates(self.site) for part in self.parts), key=len)
+                _write_axis(self.group, dim, _fixed(names))
+            elif dim != "step":
+                _write_axis(self.group, dim, np.arange(size, dtype=np.int32))
+        if self.datasets:
+            _write_axis(self.group, DATASET_AXIS, _fixed(self.datasets))
+
+    def _column(self, name: str) -> Callable[[Part], np.ndarray]:
+        return lambda part: part.column(self.site, name)
+
+    def _array(self, name: str) -> Callable[[Part], np.ndarray]:
+        return lambda part: part.array(self.site, name)
+
+    def _recorded(self, part: Part) -> np.ndarray:
+        return np.stack([part.recorded(self.site, name) for name in self.datasets], axis=1)
+
+    def _write(
+        self, name: str, dims: tuple[str, ...], dtype: np.dtype[Any], fill: float, read: Callable[[Part], np.ndarray]
+    ) -> None:
+        shape = tuple(len(self.datasets) if dim == DATASET_AXIS else self.sizes[dim] for dim in dims)
+        variable = _create(self.group, name, dims, check_size(shape, dtype, f"{self.site} {name}"), dtype, fill)
+        start = 0
+        for part, extent in zip(self.parts, self.extents, strict=True):
+            stop = start + extent["step"]
+            if name not in DATASETS or name in part.datasets(self.site):
+                values = read(part)
+                variable[(slice(start, stop), *map(slice, values.shape[1:]))] = values
+            start = stop
+
+
+def _write_table(group: h5py.Group, spec: TableSpec, name: str, parts: Sequence[Part]) -> None:
+    tables = [part.table(name) for part in parts]
+    total = sum(map(len, tables))
+    columns = {c: np.concatenate([np.empty(0, d), *(t.columns[c] for t in tables)]) for c, d in spec.columns.items()}
+    _write_axis(group, spec.axis, columns[spec.axis] if spec.axis in columns else np.arange(total, dtype=np.int64))
+    for column, dtype in spec.columns.items():
+        if column != spec.axis:
+            _create(group, column, (spec.axis,), (total,), dtype, None)[...] = columns[column].astype(_stored(dtype))
+    if not spec.name_axis:
+        return
+    names = tuple(dict.fromkeys(label for table in tables for label in table.names))
+    _write_axis(group, spec.name_axis, _fixed(names))
+    shape = check_size((total, len(names)), np.dtype("<f8"), name)
+    variable = _create(group, spec.values, (spec.axis, spec.name_axis), shape, np.dtype("<f8"), np.nan)
+    where = {label: position for position, label in enumerate(names)}
+    start = 0
+    for table in tables:
+        stop = start + len(table)
+        if table.names and len(table):
+            values = np.full((len(table), len(names)), np.nan)
+            values[:, [where[label] for label in table.names]] = table.values
+            variable[start:stop] = values
+        start = stop
+
+
+def _write_axis(group: h5py.Group, name: str, values: np.ndarray) -> None:
+    group.create_dataset(name, data=values.astype(_stored(values.dtype))).make_scale(name)
+
+
+def _stored(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Text is UTF-8, which numpy's bytes type does not say of itself."""
+    return h5py.string_dtype("utf-8", dtype.itemsize) if dtype.kind == "S" else dtype
+
+
+def _fixed(names: Iterable[str]) -> np.ndarray:
+    """Names as fixed-length UTF-8 bytes (variable-length strings crash some readers, and slow all)."""
+    raw = [name.encode("utf-8", "backslashreplace") for name in names]
+    return np.array(raw, f"S{max(map(len, raw), default=1) or 1}")
+
+
+def _create(
+    group: h5py.Group, name: str, dims: tuple[str, ...], shape: tuple[int, ...], dtype: np.dtype[Any], fill: Any
+) -> h5py.Dataset:
+    size = int(np.prod(shape)) * dtype.itemsize
+    options: dict[str, Any] = {}
+    if size > _UNCHUNKED_BYTES:
+        # Level 1: higher levels gain nothing on mantissas, and sealing interrupts a training.
+        options = {"chunks": _chunks(shape, dtype.itemsize), "compression": "gzip", "compression_opts": 1}
+        options |= {"shuffle": True, "fletcher32": True}
+    variable = group.create_dataset(name, shape, _stored(dtype), fillvalue=fill, **options)
+    for axis, dim in enumerate(dims):
+        variable.dims[axis].attach_scale(group[dim])
+    return variable
+
+
+def _chunks(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    chunk = list(shape)
+    for axis in range(len(chunk)):
+        rest = int(np.prod(chunk[axis + 1 :])) * itemsize
+        chunk[axis] = max(1, min(chunk[axis], _CHUNK_BYTES // rest))
+        if rest * chunk[axis] <= _CHUNK_BYTES:
+            break
+    return tuple(chunk)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def checksum_path(path: Path) -> Path:
+    """The SHA-256 beside a segment, in the format of ``sha256sum``."""
+    return path.with_name(path.name + ".sha256")
+
+
+def write_segment(path: Path, content: memoryview | bytes) -> None:
+    """Put a segment and its checksum in place. A crash at any moment leaves the whole segment or none of it."""
+    digest = hashlib.sha256(content).hexdigest()
+    # The checksum first: a segment is never seen without one, and a checksum alone means nothing was sealed.
+    write_durably(checksum_path(path), f"{digest}  {path.name}\n".encode())
+    write_durably(path, content)
+
+
+def write_durably(path: Path, content: memoryview | bytes, *, exclusive: bool = False) -> None:
+    """Write a temporary file, fsync, rename, fsync the directory.
+
+    Raises
+    ------
+    FileExistsError
+        ``exclusive`` and there is something at ``path``.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if exclusive:
+            os.link(temporary, path)  # a rename would replace what another process wrote meanwhile
+            temporary.unlink()
+        else:
+            os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames and removals in a directory survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
