@@ -1,1 +1,21 @@
-""
+"""Exact reverse-time equations per cell: pure functions of tensors, no hooks, no files."""
+
+from gradscope.adjoint.contributions import cell_path, consistency, weight_contribution
+from gradscope.adjoint.order import Order
+from gradscope.adjoint.stack import CELLS, StackCall, stack_adjoints
+from gradscope.adjoint.types import Adjoints, Cell, GateClip, Trajectory, Weights
+
+__all__ = [
+    "CELLS",
+    "Adjoints",
+    "Cell",
+    "GateClip",
+    "Order",
+    "StackCall",
+    "Trajectory",
+    "Weights",
+    "cell_path",
+    "consistency",
+    "stack_adjoints",
+    "weight_contribution",
+]

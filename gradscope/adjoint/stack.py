@@ -1,0 +1,180 @@
+"""Adjoints of a whole fused module: layers and directions, chained from the top down.
+
+The output of the top layer is known; those of lower layers are recomputed under ``no_grad`` with the same fused
+kernel, one layer and direction at a time. The input gradient of a layer is the direct gradient of the one below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gradscope.adjoint.gru import GRUCell
+from gradscope.adjoint.lstm import LSTMCell
+from gradscope.adjoint.order import Order
+from gradscope.adjoint.rnn import ElmanCell
+from gradscope.adjoint.types import Adjoints, Cell, GateClip, Weights
+
+#: The equations of each ``nn.RNNBase.mode``.
+CELLS: dict[str, Cell] = {
+    "RNN_TANH": ElmanCell(relu=False),
+    "RNN_RELU": ElmanCell(relu=True),
+    "GRU": GRUCell(),
+    "LSTM": LSTMCell(),
+}
+
+_KERNELS = {"RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu", "GRU": "gru", "LSTM": "lstm"}
+
+
+@dataclass(frozen=True)
+class StackCall:
+    """One forward pass of a fused module, detached, and the gradients that reached it.
+
+    All time axes come first and run in input time order; rows may be a subset of the batch, for sequences do not mix.
+
+    Attributes
+    ----------
+    mode : str
+        ``RNN_TANH``, ``RNN_RELU``, ``LSTM`` or ``GRU``.
+    weights : tuple of tuple of Weights
+        ``weights[layer][direction]``.
+    input : Tensor, shape (T, B, I)
+    output : Tensor, shape (T, B, D·P)
+    h0 : Tensor, shape (layers·D, B, P)
+    c0 : Tensor of shape (layers·D, B, H) or None
+    lengths : Tensor of int64, shape (B,), or None
+        None when every sequence has T steps.
+    masks : tuple of Tensor of shape (T, B, D·P) or None
+        Dropout multipliers between layer l and l+1, as they were drawn; None without dropout.
+    grad_output, grad_hn, grad_cn : Tensor or None
+        Direct gradients, shaped like ``output``, ``h0`` and ``c0``; None where no gradient arrived.
+    """
+
+    mode: str
+    weights: tuple[tuple[Weights, ...], ...]
+    input: Tensor
+    output: Tensor
+    h0: Tensor
+    c0: Tensor | None = None
+    lengths: Tensor | None = None
+    masks: tuple[Tensor, ...] | None = None
+    grad_output: Tensor | None = None
+    grad_hn: Tensor | None = None
+    grad_cn: Tensor | None = None
+
+    @property
+    def directions(self) -> int:
+        return len(self.weights[0])
+
+    def to(self, dtype: torch.dtype) -> StackCall:
+        """Return the call with every floating tensor in ``dtype``."""
+        cast = {
+            name: value.to(dtype)
+            for name in ("input", "output", "h0", "c0", "grad_output", "grad_hn", "grad_cn")
+            if (value := getattr(self, name)) is not None
+        }
+        weights = tuple(tuple(w.to(dtype) for w in layer) for layer in self.weights)
+        masks = None if self.masks is None else tuple(mask.to(dtype) for mask in self.masks)
+        return replace(self, weights=weights, masks=masks, **cast)
+
+
+def stack_adjoints(
+    call: StackCall,
+    dtype: torch.dtype = torch.float64,
+    layers: Collection[int] | None = None,
+    clip: GateClip | None = None,
+) -> dict[tuple[int, int], Adjoints]:
+    """Compute the adjoints at every site of a fused module.
+
+    Parameters
+    ----------
+    call : StackCall
+    dtype : torch.dtype
+        Arithmetic of the replay. In float64 an adjoint of 1e-60 is not mistaken for 0.
+    layers : collection of int, optional
+        Layers whose adjoints are wanted; those above them are computed on the way.
+    clip : callable, optional
+        Clips the pre-activation adjoint in place at every step (Graves 2013).
+
+    Returns
+    -------
+    dict
+        ``(layer, direction)`` to :class:`Adjoints`, direction 1 being the reverse one.
+    """
+    top = len(call.weights) - 1
+    wanted = range(top + 1) if layers is None else layers
+    lowest = min(wanted, default=top + 1)
+    with torch.no_grad():
+        inputs, outputs = _layer_inputs(call, lowest)
+        call = call.to(dtype)
+        direct = torch.zeros_like(call.output) if call.grad_output is None else call.grad_output
+        found: dict[tuple[int, int], Adjoints] = {}
+        for layer in range(top, lowest - 1, -1):
+            sites = [
+                _site(call, layer, direction, inputs[layer].to(dtype), outputs[layer].to(dtype), direct, clip)
+                for direction in range(call.directions)
+            ]
+            found.update({(layer, direction): site for direction, site in enumerate(sites) if layer in wanted})
+            if layer > lowest:
+                direct = sum(site.order.apply(site.gates @ site.weights.w_ih) for site in sites)  # type: ignore
+                if call.masks is not None:
+                    direct = direct * call.masks[layer - 1]
+    return found
+
+
+def _site(
+    call: StackCall, layer: int, direction: int, x: Tensor, output: Tensor, direct: Tensor, clip: GateClip | None
+) -> Adjoints:
+    steps, batch = x.shape[:2]
+    order = Order(steps, batch, call.lengths, reverse=direction == 1)
+    weights = call.weights[layer][direction]
+    index = layer * call.directions + direction
+    size = call.h0.shape[2]
+    columns = slice(direction * size, (direction + 1) * size)
+    cell = CELLS[call.mode]
+    c0 = None if call.c0 is None else call.c0[index]
+    trajectory = cell.trajectory(
+        order.apply(x).contiguous(), order.apply(output[:, :, columns]).contiguous(), call.h0[index], c0, weights
+    )
+    from_above = order.apply(direct[:, :, columns]).clone(memory_format=torch.contiguous_format)
+    if (mask := order.mask(from_above.dtype)) is not None:
+        from_above *= mask
+    if call.grad_hn is not None:
+        order.inject_last(from_above, call.grad_hn[index])
+    direct_cell = None
+    if call.grad_cn is not None:
+        direct_cell = torch.zeros_like(trajectory.activations[:, :, 0])  # type: ignore[index]
+        order.inject_last(direct_cell, call.grad_cn[index])
+    return cell.reverse(trajectory, weights, from_above, direct_cell, order, clip)
+
+
+def _layer_inputs(call: StackCall, lowest: int) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """Return the input and output of every layer from ``lowest`` up, recomputing those inside the stack."""
+    top = len(call.weights) - 1
+    inputs, outputs = {0: call.input}, {top: call.output}
+    for layer in range(top):
+        parts = [_run_layer(call, layer, direction, inputs[layer]) for direction in range(call.directions)]
+        outputs[layer] = torch.cat(parts, dim=2)
+        masked = outputs[layer] if call.masks is None else outputs[layer] * call.masks[layer].to(parts[0].dtype)
+        inputs[layer + 1] = masked
+    return inputs, outputs
+
+
+def _run_layer(call: StackCall, layer: int, direction: int, x: Tensor) -> Tensor:
+    """Run one layer and direction with the fused kernel; in processing order a packed batch needs no packing."""
+    order = Order(*x.shape[:2], call.lengths, reverse=direction == 1)
+    index = layer * call.directions + direction
+    # The kernel ran in the output's type; under autocast the parameters are kept in another.
+    dtype = call.output.dtype
+    weights = call.weights[layer][direction].to(dtype)
+    flat = [w for w in weights.flat() if w is not None]
+    state = call.h0[index : index + 1].to(dtype)
+    initial = state if call.c0 is None else (state, call.c0[index : index + 1].to(dtype))
+    kernel = getattr(torch, _KERNELS[call.mode])
+    output = kernel(
+        order.apply(x.to(dtype)).contiguous(), initial, flat, weights.b_ih is not None, 1, 0.0, False, False, False
+    )[0]
+    return order.apply(output)

@@ -1,0 +1,144 @@
+"""What goes into and comes out of the reverse-time equations. All tensors time-major, in processing order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from gradscope.adjoint.order import Order
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Parameters of one layer and direction, in PyTorch's own layout.
+
+    Attributes
+    ----------
+    w_ih : Tensor, shape (G·H, I)
+    w_hh : Tensor, shape (G·H, P)
+    b_ih, b_hh : Tensor of shape (G·H,) or None
+    w_hr : Tensor of shape (P, H) or None
+        Projection of an LSTM with ``proj_size``; P = H without one.
+    """
+
+    w_ih: Tensor
+    w_hh: Tensor
+    b_ih: Tensor | None = None
+    b_hh: Tensor | None = None
+    w_hr: Tensor | None = None
+
+    def to(self, dtype: torch.dtype) -> Weights:
+        """Return the same weights in ``dtype``."""
+        return Weights(*(None if w is None else w.to(dtype) for w in self.flat()))  # type: ignore[arg-type]
+
+    def flat(self) -> tuple[Tensor | None, ...]:
+        return self.w_ih, self.w_hh, self.b_ih, self.b_hh, self.w_hr
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The forward pass of one layer and direction, as far as its adjoint needs it.
+
+    Attributes
+    ----------
+    hidden, hidden_prev : Tensor, shape (T, B, P)
+        h_t and the state it was computed from.
+    activations : Tensor of shape (T, B, G, H) or None
+        Gate activations in PyTorch's order; for an RNN h itself.
+    cell, cell_prev : Tensor of shape (T, B, H) or None
+    candidate_hh : Tensor of shape (T, B, H) or None
+        GRU only: W_hn h + b_hn, which the reset gate multiplies.
+    """
+
+    hidden: Tensor
+    hidden_prev: Tensor
+    activations: Tensor | None = None
+    cell: Tensor | None = None
+    cell_prev: Tensor | None = None
+    candidate_hh: Tensor | None = None
+
+
+@dataclass
+class Adjoints:
+    """Adjoints of one layer and direction (one site). What a custom cell does not reveal is None.
+
+    Attributes
+    ----------
+    order : Order
+        Maps the tensors below to input time order.
+    hidden : Tensor of shape (T, B, P) or None
+    direct : Tensor of shape (T, B, P) or None
+        What reached h_t from above, the gradient of h_n included at the last processed step.
+    trajectory, weights : Trajectory, Weights or None
+        What they were computed from.
+    gates : Tensor of shape (T, B, G·H) or None
+        ∂L/∂(pre-activation); GRU's n is the whole argument of tanh.
+    gates_hh : Tensor of shape (T, B, G·H) or None
+        The adjoint of W_hh h + b_hh; differs from ``gates`` in GRU's n only.
+    cell, cell_carry : Tensor of shape (T, B, H) or None
+        ∂L/∂c_t, total and with h_t held fixed.
+    direct_cell : Tensor of shape (T, B, H) or None
+        What reached c_t from above: the gradient of c_n at the last processed step; None when there was none.
+    input_gradient : Tensor of shape (T, B, I) or None
+        ∂L/∂x_t where it was measured; computed from ``gates`` otherwise.
+    """
+
+    order: Order
+    hidden: Tensor | None
+    direct: Tensor | None = None
+    trajectory: Trajectory | None = None
+    weights: Weights | None = None
+    gates: Tensor | None = None
+    gates_hh: Tensor | None = None
+    cell: Tensor | None = None
+    cell_carry: Tensor | None = None
+    direct_cell: Tensor | None = None
+    input_gradient: Tensor | None = None
+
+    def input(self) -> Tensor | None:
+        """Return ∂L/∂x_t through this site, (T, B, I): δ_t W_ih."""
+        if self.input_gradient is not None or self.gates is None or self.weights is None:
+            return self.input_gradient
+        return self.gates @ self.weights.w_ih
+
+    def recurrent(self) -> Tensor | None:
+        """Return the part of the adjoint of h_t that came through the recurrence, (T, B, P)."""
+        return None if self.hidden is None or self.direct is None else self.hidden - self.direct
+
+
+#: Clips ∂L/∂(pre-activation) inside the recurrence, in place (Graves 2013); None leaves it alone.
+GateClip = Callable[[Tensor], object]
+
+
+class Cell(Protocol):
+    """The equations of one kind of recurrence."""
+
+    gate_names: tuple[str, ...]
+
+    def trajectory(self, x: Tensor, hidden: Tensor, h0: Tensor, c0: Tensor | None, weights: Weights) -> Trajectory:
+        """Recompute gates (and cell states) from the layer's input and output."""
+        ...
+
+    def at(self, x: Tensor, hidden: Tensor, hidden_prev: Tensor, cell_prev: Tensor | None, weights: Weights) -> Trajectory:
+        """Recompute gates at steps whose previous states are all known (a cell called step by step)."""
+        ...
+
+    def local(self, trajectory: Trajectory, hidden: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return ``gates`` and ``gates_hh`` (T, B, G·H) from known adjoints of h_t and c_t."""
+        ...
+
+    def reverse(
+        self,
+        trajectory: Trajectory,
+        weights: Weights,
+        direct: Tensor,
+        direct_cell: Tensor | None,
+        order: Order,
+        clip: GateClip | None = None,
+    ) -> Adjoints:
+        """Run the recurrence backward in time from the direct gradients."""
+        ...
