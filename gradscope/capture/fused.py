@@ -1,0 +1,195 @@
+"""Watch one forward call of ``nn.RNN``, ``nn.LSTM`` or ``nn.GRU`` and replay its adjoints after backward.
+
+The forward hook copies what the replay needs of the sampled sequences, detached; the graph it watches owns those
+copies, so they are freed with it when backward never runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from gradscope.adjoint import Adjoints, StackCall, Weights, stack_adjoints
+from gradscope.capture.rows import Selection
+
+
+class CannotRecordError(Exception):
+    """This call cannot be recorded; the message says why. Becomes a line in coverage, never reaches the user."""
+
+
+@dataclass
+class FusedCall:
+    """A forward call under way: what the replay needs, and the gradients as they arrive.
+
+    Attributes
+    ----------
+    call : StackCall
+        Sampled rows, without gradients yet.
+    selection : Selection
+    weight_versions : tuple of int
+        To notice weights that an optimizer changed during backward.
+    gradients : dict
+        Graph task to the gradients of output, h_n and c_n that arrived in it.
+    """
+
+    call: StackCall
+    selection: Selection
+    parameters: tuple[Tensor, ...]
+    weight_versions: tuple[int, ...]
+    carried: int = 0
+    gradients: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+
+    def take(self, task: int, name: str, gradient: Tensor) -> None:
+        """Keep the sampled rows of a gradient that arrived in backward pass ``task``."""
+        taken = self.selection.sequence(gradient) if name == "grad_output" else self.selection.state(gradient)
+        held = self.gradients[task]
+        held[name] = held[name] + taken if name in held else taken
+
+    def adjoints(self, task: int, dtype: torch.dtype, layers: set[int], scale: float) -> dict[tuple[int, int], Adjoints]:
+        """Replay the call with the gradients of backward pass ``task``, divided by the loss scale."""
+        if tuple(w._version for w in self.parameters) != self.weight_versions:
+            raise CannotRecordError("the weights changed during backward (an optimizer inside backward?)")
+        gradients = self.gradients.pop(task)
+        if scale != 1.0:
+            gradients = {name: gradient.to(dtype) / scale for name, gradient in gradients.items()}
+        return stack_adjoints(replace(self.call, **gradients), dtype, layers)  # type: ignore[arg-type]
+
+
+def open_call(
+    module: nn.RNNBase, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, samples: int | None, rng: Tensor | None
+) -> tuple[FusedCall, dict[str, Tensor]]:
+    """Copy what the replay of this forward call needs.
+
+    Returns the call and the output tensors that carry gradient, by the name their gradient will have.
+
+    Raises
+    ------
+    CannotRecordError
+        There is no graph, or a dropout mask that cannot be reproduced.
+    """
+    x = args[0] if args else kwargs["input"]
+    hx = args[1] if len(args) > 1 else kwargs.get("hx")
+    sequence, final = output
+    packed = isinstance(x, PackedSequence)
+    h_n, c_n = final if module.mode == "LSTM" else (final, None)
+    values = {"grad_output": sequence.data if packed else sequence, "grad_hn": h_n}
+    if c_n is not None:
+        values["grad_cn"] = c_n
+    watched = {name: value for name, value in values.items() if value.requires_grad}
+    if not watched:
+        raise CannotRecordError("its output requires no gradient (everything before it is frozen, or no_grad)")
+    with torch.no_grad():
+        selection = Selection.of(x, module.batch_first, samples)
+        h0, c0 = (hx if module.mode == "LSTM" else (hx, None)) if hx is not None else (None, None)
+        call = StackCall(
+            mode=module.mode,
+            weights=_weights(module),
+            input=selection.sequence((x.data if packed else x).detach()),
+            output=selection.sequence(values["grad_output"].detach()),
+            h0=_initial(h0, h_n, selection),
+            c0=None if c_n is None else _initial(c0, c_n, selection),
+            lengths=selection.lengths,
+        )
+        if module.num_layers > 1 and module.dropout and module.training:
+            shape = values["grad_output"].shape
+            call = replace(call, masks=_dropout_masks(module, rng, selection, shape, call.output.dtype, call.output.device))
+    parameters = tuple(w for w in module._flat_weights if w is not None)
+    return FusedCall(call, selection, parameters, tuple(w._version for w in parameters)), watched
+
+
+def _weights(module: nn.RNNBase) -> tuple[tuple[Weights, ...], ...]:
+    # What the kernel runs with is _flat_weights, whatever parametrizations have done to the named parameters.
+    found = dict(zip(module._flat_weights_names, module._flat_weights, strict=True))
+
+    def site(layer: int, suffix: str) -> Weights:
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+        values = [found.get(f"{name}_l{layer}{suffix}") for name in names]
+        return Weights(*(None if value is None else value.detach() for value in values))  # type: ignore[arg-type]
+
+    suffixes = ("", "_reverse")[: 1 + module.bidirectional]
+    return tuple(tuple(site(layer, suffix) for suffix in suffixes) for layer in range(module.num_layers))
+
+
+def _initial(given: Tensor | None, final: Tensor, selection: Selection) -> Tensor:
+    """Return the initial state of the sampled rows; zeros when none was given."""
+    if given is None:
+        return torch.zeros_like(selection.state(final.detach()))
+    return selection.state(given.detach())
+
+
+def _dropout_masks(
+    module: nn.RNNBase,
+    rng: Tensor | None,
+    selection: Selection,
+    shape: torch.Size,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[Tensor, ...]:
+    """Draw the dropout masks between layers once more, from the generator state the forward call started with.
+
+    On the CPU the stacked call draws one mask per layer boundary, in order, over the time-major output.
+    """
+    if device.type != "cpu" or rng is None:
+        raise CannotRecordError(
+            "dropout between layers on this device is drawn inside the fused kernel and cannot be reproduced; split the "
+            "stack into single layers with nn.Dropout between them to record it"
+        )
+    if module.batch_first and selection.gather is None and not selection.unbatched:
+        shape = torch.Size((shape[1], shape[0], shape[2]))
+    elif selection.unbatched:
+        shape = torch.Size((shape[0], 1, shape[1]))
+    time_major = replace(selection, batch_dim=1, unbatched=False)
+    masks = []
+    with torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(rng)
+        for _ in range(module.num_layers - 1):
+            drawn = torch.dropout(torch.ones(shape, dtype=dtype), module.dropout, True)
+            masks.append(time_major.sequence(drawn))
+    return tuple(masks)
+
+
+def watch(
+    call: FusedCall,
+    watched: dict[str, Tensor],
+    finished: Callable[[FusedCall, int], None],
+    failed: Callable[[Exception], None],
+) -> None:
+    """Call ``finished(call, task)`` at the end of every backward pass that reaches the outputs.
+
+    Hooks sit on the nodes that produced the outputs, after every tensor hook: what they see is what enters the layer,
+    also when the user's code edits the output in place later. They hold the call, never the node or the graph.
+    """
+    by_node: dict[Any, list[tuple[int, str]]] = {}
+    for name, tensor in watched.items():
+        by_node.setdefault(tensor.grad_fn, []).append((tensor.output_nr, name))
+    for node, places in by_node.items():
+        node.register_prehook(_prehook(call, places, finished, failed))
+
+
+def _prehook(
+    call: FusedCall,
+    places: list[tuple[int, str]],
+    finished: Callable[[FusedCall, int], None],
+    failed: Callable[[Exception], None],
+) -> Callable[[tuple[Tensor | None, ...]], None]:
+    def prehook(gradients: tuple[Tensor | None, ...]) -> None:
+        try:
+            task = torch._C._current_graph_task_id()
+            if task not in call.gradients:
+                call.gradients[task] = {}
+                # The end of the pass, not the first arrival: gradients of output, h_n and c_n come separately.
+                engine = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
+                engine.queue_callback(lambda: finished(call, task))
+            with torch.no_grad():
+                for position, name in places:
+                    if (gradient := gradients[position]) is not None:
+                        call.take(task, name, gradient)
+        except Exception as error:
+            failed(error)
+
+    return prehook

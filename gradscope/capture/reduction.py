@@ -1,0 +1,139 @@
+"""From the adjoints of a site to the numbers a record keeps: norms against lag, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradscope.adjoint import Adjoints, cell_path, consistency, weight_contribution
+from gradscope.schema import DATASETS, QUANTITIES, SiteRecord
+
+#: Tensor of each quantity, (T, B, N) in processing order, or None where the site has none.
+TENSORS: dict[str, Callable[[Adjoints], Tensor | None]] = {
+    "hidden": lambda a: a.hidden,
+    "cell": lambda a: a.cell,
+    "cell_carry": lambda a: a.cell_carry,
+    "input": Adjoints.input,
+    "gates": lambda a: a.gates,
+    "direct": lambda a: a.direct,
+    "recurrent": Adjoints.recurrent,
+    "cell_path": cell_path,
+}
+
+# Below this a sum of squares in float64 underflows, or is about to.
+_SQUARES_UNDERFLOW = 1e-140
+
+# A sigmoid gate outside [.05, .95], or a tanh candidate beyond ±.95, counts as saturated.
+_SATURATION = 0.05
+
+
+def norms(x: Tensor) -> Tensor:
+    """Return the 2-norm over the last axis in float64, also where the squares would underflow."""
+    plain = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)
+    if not bool((plain < _SQUARES_UNDERFLOW).any()):
+        return plain
+    largest = x.abs().amax(-1, keepdim=True).double()
+    scaled = torch.linalg.vector_norm(x.double() / torch.where(largest > 0, largest, 1.0), dim=-1)
+    return torch.where(plain < _SQUARES_UNDERFLOW, largest.squeeze(-1) * scaled, plain)
+
+
+def reduce_site(
+    adjoints: Adjoints, quantities: Iterable[str], tensors: bool, gate_names: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """Return the arrays of one site, by dataset name, as ``schema.DATASETS`` lays them out."""
+    arrays: dict[str, Tensor] = {}
+    for name in quantities:
+        if name == "weight":
+            arrays[name] = weight_contribution(adjoints)  # type: ignore[assignment]
+        elif name == "consistency":
+            arrays[name] = _consistency(adjoints)  # type: ignore[assignment]
+        elif name == "activations":
+            arrays.update(_activations(adjoints, gate_names))
+        elif (values := TENSORS[name](adjoints)) is not None:
+            if name == "gates":
+                gates = values.unflatten(2, (len(gate_names) or 1, -1))
+                arrays[name] = adjoints.order.to_lag(norms(gates)).transpose(1, 2)
+            else:
+                arrays[name] = adjoints.order.to_lag(norms(values))
+            if tensors and f"{name}_tensor" in DATASETS:
+                arrays[f"{name}_tensor"] = adjoints.order.to_lag(values).float()
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+def _consistency(adjoints: Adjoints) -> Tensor | None:
+    if adjoints.gates is None:
+        return None
+    return consistency(adjoints.order.to_lag(adjoints.gates).transpose(0, 1).nan_to_num(0.0))
+
+
+def _activations(adjoints: Adjoints, gate_names: tuple[str, ...]) -> dict[str, Tensor]:
+    if adjoints.trajectory is None or adjoints.trajectory.activations is None:
+        return {}
+    values = adjoints.trajectory.activations.double()
+    steps, batch = values.shape[:2]
+    mask = adjoints.order.mask(torch.bool)
+    valid = torch.ones(steps, batch, dtype=torch.bool, device=values.device) if mask is None else mask[..., 0]
+    taken = values[valid]  # (valid steps, G, H)
+    signed = torch.tensor([name in ("g", "n", "h") for name in gate_names], device=values.device)[:, None]
+    low = torch.where(signed, taken < -(1 - _SATURATION), taken < _SATURATION)
+    high = taken > 1 - _SATURATION
+    # The retention of a gate over many steps is the product of its values: average the logarithm.
+    log_mean = torch.where(signed, torch.nan, taken.clamp_min(1e-300).log().mean(0))
+    return {
+        "gate_mean": taken.mean(0),
+        "gate_log_mean": log_mean,
+        "gate_low": low.double().mean((0, 2)),
+        "gate_high": high.double().mean((0, 2)),
+    }
+
+
+def to_numpy(arrays: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    """Bring arrays to the host in one transfer per type."""
+    if all(array.device.type == "cpu" for array in arrays.values()):
+        return {name: array.contiguous().numpy() for name, array in arrays.items()}
+    result = {}
+    for dtype in {array.dtype for array in arrays.values()}:
+        group = {name: array for name, array in arrays.items() if array.dtype == dtype}
+        flat = torch.cat([array.reshape(-1) for array in group.values()]).cpu().numpy()
+        pieces = np.split(flat, np.cumsum([array.numel() for array in group.values()])[:-1])
+        for (name, array), piece in zip(group.items(), pieces, strict=True):
+            result[name] = piece.reshape(tuple(array.shape))
+    return result
+
+
+def site_record(
+    adjoints: Adjoints,
+    quantities: Iterable[str],
+    gate_names: tuple[str, ...],
+    rows: Tensor,
+    dtype: torch.dtype,
+    tensors: bool = False,
+    carried: int = 0,
+) -> SiteRecord:
+    """Reduce the adjoints of a site to what is stored of them."""
+    arrays = to_numpy(reduce_site(adjoints, quantities, tensors, gate_names))
+    order = adjoints.order
+    if order.lengths is None:
+        lengths = np.full(order.batch, order.steps, dtype=np.int32)
+    else:
+        lengths = order.lengths.cpu().numpy().astype(np.int32)
+    return SiteRecord(
+        lengths=lengths,
+        rows=rows.cpu().numpy().astype(np.int32),
+        smallest_normal=float(torch.finfo(dtype).smallest_normal),
+        arrays=arrays,
+        nonfinite=_count_nonfinite(arrays, lengths),
+        carried=carried,
+    )
+
+
+def _count_nonfinite(arrays: dict[str, np.ndarray], lengths: np.ndarray) -> int:
+    found = np.zeros(len(lengths), dtype=bool)
+    for name, array in arrays.items():
+        if DATASETS[name] == QUANTITIES["hidden"].datasets["hidden"]:
+            valid = np.arange(array.shape[1]) < lengths[:, None]
+            found |= (~np.isfinite(array) & valid).any(axis=1)
+    return int(found.sum())

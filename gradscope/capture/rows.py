@@ -1,0 +1,102 @@
+"""Which sequences of a batch are recorded, and how they are taken out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+
+def sampled_rows(batch: int, samples: int | None) -> list[int] | None:
+    """Return ``samples`` batch rows, evenly spaced, or None for all of them.
+
+    Evenly spaced rather than the first ones: a batch sorted by length would otherwise give its longest sequences.
+    """
+    if samples is None or batch <= samples:
+        return None
+    return [(2 * i + 1) * batch // (2 * samples) for i in range(samples)]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Take rows out of time-major, batch-first, unbatched or packed tensors, always as (T, b, ...).
+
+    Attributes
+    ----------
+    rows : Tensor of int64, shape (b,)
+        Batch rows, in the order the user's code sees them.
+    every_row : bool
+        Whether ``rows`` is the whole batch in order, so that nothing needs gathering.
+    lengths : Tensor of int64, shape (b,), or None
+    batch_dim : int
+        Position of the batch axis in an unpacked input.
+    unbatched : bool
+    gather : Tensor of int64, shape (T, b), or None
+        Packed input only: position in ``PackedSequence.data`` of each step (0 on padding).
+    padding : Tensor of bool, shape (T, b, 1), or None
+    """
+
+    rows: Tensor
+    every_row: bool
+    lengths: Tensor | None = None
+    batch_dim: int = 1
+    unbatched: bool = False
+    gather: Tensor | None = None
+    padding: Tensor | None = None
+
+    @classmethod
+    def of(cls, x: Tensor | PackedSequence, batch_first: bool, samples: int | None) -> Selection:
+        """Choose rows of the layer input ``x``."""
+        if isinstance(x, PackedSequence):
+            return cls._packed(x, samples)
+        if x.dim() == 2:
+            return cls(torch.zeros(1, dtype=torch.int64, device=x.device), True, unbatched=True)
+        batch_dim = 0 if batch_first else 1
+        batch = x.shape[batch_dim]
+        chosen = sampled_rows(batch, samples)
+        rows = torch.arange(batch) if chosen is None else torch.tensor(chosen)
+        return cls(rows.to(x.device), chosen is None, batch_dim=batch_dim)
+
+    @classmethod
+    def _packed(cls, x: PackedSequence, samples: int | None) -> Selection:
+        sizes = x.batch_sizes
+        batch = int(sizes[0])
+        chosen = sampled_rows(batch, samples)
+        rows = torch.arange(batch) if chosen is None else torch.tensor(chosen)
+        place = rows if x.unsorted_indices is None else x.unsorted_indices.cpu()[rows]
+        present = sizes[:, None] > place
+        lengths = present.sum(0)
+        steps = int(lengths.max())
+        offset = torch.cat((sizes.new_zeros(1), sizes.cumsum(0)[:-1]))
+        gather = torch.where(present, offset[:, None] + place, 0)[:steps]
+        device = x.data.device
+        return cls(
+            rows.to(device),
+            chosen is None,
+            lengths=None if bool((lengths == steps).all()) else lengths.to(device),
+            gather=gather.to(device),
+            padding=~present[:steps, :, None].to(device),
+        )
+
+    def sequence(self, x: Tensor) -> Tensor:
+        """Copy (T, b, N) out of an input, output or gradient shaped as the module's (``.data`` when packed)."""
+        if self.gather is not None:
+            return x[self.gather].masked_fill_(self.padding, 0)  # type: ignore[arg-type]
+        if self.unbatched:
+            return x[:, None].clone()
+        if self.every_row:
+            return (x if self.batch_dim == 1 else x.transpose(0, 1)).clone(memory_format=torch.contiguous_format)
+        taken = x.index_select(self.batch_dim, self.rows)
+        return taken if self.batch_dim == 1 else taken.transpose(0, 1)
+
+    def state(self, s: Tensor) -> Tensor:
+        """Copy (layers·D, b, H) out of an initial or final state or its gradient."""
+        if self.unbatched:
+            return s[:, None].clone()
+        return s.clone() if self.every_row else s.index_select(1, self.rows)
+
+    @property
+    def size(self) -> int:
+        return len(self.rows)

@@ -1,0 +1,187 @@
+"""Hooks: which forward calls are watched, while a step is being recorded.
+
+One global forward hook is installed while a step is recorded and removed after it. Nothing is ever attached to the
+user's modules, so they can be copied, pickled and saved meanwhile, and between recorded steps there is no cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from gradscope.adjoint import Adjoints
+from gradscope.capture.fused import CannotRecordError, FusedCall, open_call, watch
+from gradscope.capture.sites import Target
+from gradscope.capture.stepwise import Chains
+
+
+class Listener(Protocol):
+    """Who is told what was seen: the recorder, or a snapshot."""
+
+    samples: int | None
+    dtype: torch.dtype
+
+    def opened(self, target: Target) -> int:
+        """Count a forward call with a graph; return which use of the module in this step it is, from 1."""
+        ...
+
+    def measured(self, target: Target, use: int, site: str, adjoints: Adjoints, rows: Tensor, carried: int) -> None:
+        """Take the adjoints of one site, at the end of a backward pass."""
+        ...
+
+    def missed(self, target: Target, reason: str) -> None:
+        """Note why a call was not recorded."""
+        ...
+
+    def failed(self, target: Target, error: Exception) -> None:
+        """Note an error of gradscope's own."""
+        ...
+
+    def loss_scale(self) -> float:
+        """Return the factor the loss was multiplied with."""
+        ...
+
+
+class Watcher:
+    """Watch the forward calls of ``targets`` between :meth:`start` and :meth:`stop`."""
+
+    def __init__(self, targets: list[Target], listener: Listener) -> None:
+        self._targets = {id(target.module): target for target in targets}
+        self._classes = {type(target.module) for target in targets}
+        self._listener = listener
+        self._handles: list[Any] = []
+        self._rng: dict[int, Tensor] = {}
+        self._chains = Chains(listener)
+        self._carry: dict[str, tuple[Tensor, int]] = {}
+        #: Told the tensors each watched call depends on, when set.
+        self.on_call: Callable[[Iterable[Tensor]], object] | None = None
+        self._draws_masks = {
+            id(target.module)
+            for target in targets
+            if isinstance(target.module, nn.RNNBase) and target.module.dropout and target.module.num_layers > 1
+        }
+
+    @property
+    def running(self) -> bool:
+        return bool(self._handles)
+
+    def start(self) -> None:
+        """Install the hooks."""
+        if self._handles:
+            return
+        self._handles.append(register_module_forward_hook(self._after_forward, with_kwargs=True))
+        if self._draws_masks:
+            self._handles.append(register_module_forward_pre_hook(self._before_forward))
+
+    def stop(self) -> None:
+        """Remove the hooks and forget what is under way."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what belongs to the step that ended."""
+        self._rng.clear()
+        self._chains.clear()
+
+    def _before_forward(self, module: nn.Module, args: Any) -> None:
+        if id(module) in self._draws_masks and module.training:
+            self._rng[id(module)] = torch.get_rng_state()
+
+    def _after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        target = self._targets.get(id(module))
+        if target is None:
+            if type(module) in self._classes and getattr(module, "_is_replica", False):
+                self._replica(module)
+            return
+        if not torch.is_grad_enabled():
+            return
+        self.guarded(target, lambda: self._observe(target, args, kwargs, output))
+
+    def _observe(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if self.on_call is not None:
+            self.on_call(_depends_on(target.module, (args, kwargs)))
+        if target.kind == "fused":
+            self._observe_fused(target, args, kwargs, output)
+        elif target.kind == "cell":
+            self._chains.observe(target, args, kwargs, output)
+
+    def _observe_fused(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        module = target.module
+        assert isinstance(module, nn.RNNBase)
+        carried = self._carried(target, args, kwargs, output)
+        call, watched = open_call(module, args, kwargs, output, self._listener.samples, self._rng.pop(id(module), None))
+        call.carried = carried
+        use = self._listener.opened(target)
+
+        def finished(done: FusedCall, task: int) -> None:
+            self.guarded(target, lambda: self._deliver(target, use, done, task))
+
+        watch(call, watched, finished, lambda error: self._listener.failed(target, error))
+
+    def _deliver(self, target: Target, use: int, call: FusedCall, task: int) -> None:
+        suffixes = {(info.layer, int(info.reverse)): info.site for info in target.sites}
+        layers = {layer for layer, _ in suffixes}
+        found = call.adjoints(task, self._listener.dtype, layers, self._listener.loss_scale())
+        for place, site in suffixes.items():
+            self._listener.measured(target, use, site, found[place], call.selection.rows, call.carried)
+
+    def _carried(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> int:
+        """Return how many earlier timesteps the initial state carries in: 0 for none, −1 when that is unknown.
+
+        Truncated back-propagation hands over a detached final state, which shares its storage with the one it came
+        from; a state that was copied, or handed over while no step was recorded, has an unknown past.
+        """
+        hx = args[1] if len(args) > 1 else kwargs.get("hx")
+        final = output[1][0] if isinstance(output[1], tuple) else output[1]
+        state = hx[0] if isinstance(hx, tuple) else hx
+        carried = 0
+        if state is not None and not state.requires_grad:
+            held = self._carry.get(target.path)
+            if held is not None and held[0].untyped_storage().data_ptr() == state.untyped_storage().data_ptr():
+                carried = held[1]
+            elif bool(state.any()):
+                carried = -1
+        steps = output[0].batch_sizes.numel() if hasattr(output[0], "batch_sizes") else _steps(target.module, output[0])
+        self._carry[target.path] = (final.detach(), carried + steps if carried >= 0 else -1)
+        return carried
+
+    def _replica(self, module: nn.Module) -> None:
+        for target in self._targets.values():
+            if type(target.module) is type(module):
+                self._listener.missed(
+                    target, "it runs as a replica of DataParallel; use DistributedDataParallel to have it recorded"
+                )
+
+    def guarded(self, target: Target, action: Callable[[], None]) -> None:
+        """Run ``action``; whatever it raises stays out of the user's training."""
+        try:
+            with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+                action()
+        except CannotRecordError as reason:
+            self._listener.missed(target, str(reason))
+        except Exception as error:
+            self._listener.failed(target, error)
+
+
+def _steps(module: nn.Module, output: Tensor) -> int:
+    return output.shape[1 if output.dim() == 3 and getattr(module, "batch_first", False) else 0]
+
+
+def _depends_on(module: nn.Module, given: Any) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from (w for w in getattr(module, "_flat_weights", ()) if w is not None)
+    pending = [given]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, Mapping):
+            pending.extend(value.values())
+        elif isinstance(value, tuple | list):
+            pending.extend(value)
