@@ -1,0 +1,146 @@
+"""What any norm-clipping threshold would have done to the recorded gradient norms, without retraining."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from gradscope.diagnostics import threshold_table
+from gradscope.diagnostics.of_run import raw_norms
+from gradscope.errors import NotRecordedError, SettingError
+from gradscope.plots import marks, select, style
+from gradscope.plots.text import label
+
+TITLE = "What a clipping threshold would have done"
+NEEDS = "clipping through recorder.clip_grad_norm_ (or torch's own), or recorded parameter gradient norms"
+
+
+def table(runs: Sequence[Any], *, thresholds: Sequence[float] | None = None, points: int = 61) -> pd.DataFrame:
+    """One row per run and threshold.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+    thresholds : sequence of float, optional
+        By default ``points`` of them, evenly spaced in the logarithm across the norms of all runs.
+
+    Returns
+    -------
+    DataFrame
+        run, threshold; ``clipped``: share of the recorded norms above it; ``scale_mean`` and ``scale_p05`` to
+        ``scale_p95``: of the factor min(1, c / (norm + 1e-6)); ``step_median``, ``step_max``; ``n`` finite norms;
+        ``used``: whether the run was clipped by its norm at this very threshold.
+
+    Raises
+    ------
+    NotRecordedError
+        No run has a gradient norm that is finite and positive.
+    SettingError
+        A threshold that is not positive.
+    """
+    found = {
+        name: (_positive(raw_norms(run)["norm"]), raw_norms(run)["norm"].to_numpy(dtype=float), _used(run))
+        for name, run in zip(select.run_names(runs), runs, strict=True)
+    }
+    every = np.concatenate([positive for positive, _, _ in found.values()])
+    if not every.size:
+        paths = ", ".join(str(run.path) for run in runs)
+        raise NotRecordedError(f"{paths}: no finite gradient norm was recorded. It comes from {NEEDS}.")
+    if thresholds is not None and not all(c > 0 for c in thresholds):
+        raise SettingError(f"thresholds must be positive, got {', '.join(map(str, thresholds))}.")
+    frames = []
+    for name, (positive, norms, used) in found.items():
+        if positive.size:
+            at = sorted({*(thresholds or _grid(every, points)), *used})
+            frame = pd.DataFrame([asdict(effect) for effect in threshold_table(norms, at)])
+            frame.insert(0, "run", name)
+            frames.append(frame.assign(used=frame["threshold"].isin(used)))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _positive(norms: pd.Series) -> np.ndarray:
+    values = norms.to_numpy(dtype=float)
+    return values[np.isfinite(values) & (values > 0)]
+
+
+def _used(run: Any) -> tuple[float, ...]:
+    """Thresholds of the run's own norm clipping; none if there are many (adaptive to the past)."""
+    clips = run.clips()
+    values = {float(c) for c in clips["threshold"][clips["kind"] == "norm"] if 0 < c < np.inf} if len(clips) else set()
+    return tuple(sorted(values)) if len(values) <= 3 else ()
+
+
+def _grid(norms: np.ndarray, points: int) -> list[float]:
+    low, high = np.log10(norms.min()) - 0.15, np.log10(norms.max()) + 0.15
+    return [float(f"{10**e:.4g}") for e in np.linspace(max(low, -300), min(high, 300), points)]
+
+
+def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "screen", legend: bool = True) -> Axes:
+    """Share of steps clipped (solid) and median scale (dashed) against the threshold; a dot where the run clipped.
+
+    With one run a band shows the middle half of the scale.
+    """
+    ax = style.axes(ax, style=style_name)
+    runs = list(data.groupby("run", sort=False))
+    for i, (name, rows) in enumerate(runs):
+        colour = style.PALETTE[i % len(style.PALETTE)]
+        every = style.mark_every(len(rows), i, 6)
+        marker = style.MARKERS[i % len(style.MARKERS)] if len(runs) > 1 else ""
+        named = label(str(name), style.name_limit(ax))
+        solid = {"linestyle": "-", "marker": marker, "markevery": every, "label": named}
+        ax.plot(rows["threshold"], rows["clipped"], color=colour, **solid)
+        ax.plot(rows["threshold"], rows["scale_p50"], color=colour, linestyle=(0, (4, 1.6)), label="_median scale")
+        if len(runs) == 1:
+            marks.band(ax, rows["threshold"], rows["scale_p25"], rows["scale_p75"], colour)
+        used = rows[rows["used"]]
+        ax.plot(
+            used["threshold"], used["clipped"], linestyle="none", marker="o", markersize=7, markeredgewidth=1.4,
+            markerfacecolor="white", color=colour, label="_used", zorder=5,
+        )  # fmt: skip
+    _axes_of(ax, data)
+    if legend:
+        style.legend(ax, _handles(ax, runs, data))
+    return ax
+
+
+def _axes_of(ax: Axes, data: pd.DataFrame) -> None:
+    ax.set_xscale("log")
+    ax.set_xlim(data["threshold"].min(), data["threshold"].max())
+    if data["threshold"].max() / data["threshold"].min() < 1e4:
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_ylim(-0.03, 1.05)
+    ax.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    ax.set_xlabel("threshold of norm clipping")
+    ax.set_ylabel("share of steps, scale")
+
+
+def _handles(ax: Axes, runs: list[Any], data: pd.DataFrame) -> list[Any]:
+    colour = style.PALETTE[0] if len(runs) == 1 else style.GREY
+    kinds = [
+        Line2D([], [], color=colour, label="steps clipped"),
+        Line2D([], [], color=colour, linestyle=(0, (4, 1.6)), label="median scale"),
+    ]
+    if data["used"].any():
+        look = {"marker": "o", "markersize": 7, "markerfacecolor": "white", "linestyle": "none"}
+        kinds.append(Line2D([], [], color=colour, label="used in training", **look))
+    return kinds + [line for line in ax.get_lines() if len(runs) > 1]
+
+
+def caption(data: pd.DataFrame) -> str:
+    """What the figure shows, in words."""
+    n = sorted(set(data["n"]))
+    return (
+        f"Share of recorded steps whose gradient norm lies above the threshold (solid) and median factor min(1, c/norm) "
+        f"(dashed; band: middle half, for a single run), from {n[0] if len(n) == 1 else f'{n[0]} to {n[-1]}'} recorded "
+        "norms a run. It describes the recorded training: with another threshold the training, and so the norms, would "
+        "have gone another way."
+    )

@@ -1,0 +1,106 @@
+"""Logarithmic axes that tell the truth about zeros, and marks for what a line cannot show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from numpy.typing import ArrayLike
+
+# Beyond these a tick would be 0 or inf in float64.
+_LOWEST, _HIGHEST = -307.5, 307.5
+
+
+def log_y(ax: Axes, values: Iterable[ArrayLike], *, decades: float = 1.0) -> None:
+    """Logarithmic y axis around the positive finite ``values``, at least ``decades`` high, with readable powers.
+
+    A constant curve still gets labelled ticks, and a curve over hundreds of decades stays inside float64.
+    """
+    arrays = [np.asarray(v, dtype=np.float64).ravel() for v in values]
+    flat = np.concatenate(arrays) if arrays else np.empty(0)
+    flat = flat[np.isfinite(flat) & (flat > 0)]
+    ax.autoscale(False, axis="y")  # its margins overflow on hundreds of decades
+    ax.set_yscale("log", nonpositive="mask")
+    low, high = (np.log10(flat.min()), np.log10(flat.max())) if flat.size else (-1.0, 0.0)
+    missing = max(0.0, decades - (high - low)) / 2
+    pad = 0.05 * max(high - low, decades)
+    low, high = max(low - missing - pad, _LOWEST), min(high + missing + pad, _HIGHEST)
+    ax.set_ylim(10.0**low, 10.0**high)
+    ticks = _ticks(low, high)
+    digits = all(1e-3 <= tick <= 1e3 for tick in ticks)
+    ax.yaxis.set_major_locator(FixedLocator(ticks))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}" if digits else power(value)))
+    if high - low > 4:
+        ax.yaxis.set_minor_locator(NullLocator())
+    else:
+        ax.yaxis.set_minor_locator(LogLocator(base=10, subs=tuple(np.arange(0.2, 1.0, 0.1))))
+        ax.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """At most about seven positions, at powers whose spacing is 1, 2, 5, 10, 20 ... decades."""
+    first, last = int(np.ceil(low)), int(np.floor(high))
+    step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 200) if (last - first) / s <= 6)
+    exponents = [e for e in range(first, last + 1) if e % step == 0]
+    if len(exponents) >= 2:
+        return [10.0**e for e in exponents]
+    # Less than two powers of ten in view: label 2 and 5 as well.
+    around = [m * 10.0**e for e in range(first - 1, last + 2) for m in (1, 2, 5)]
+    return [tick for tick in around if low <= np.log10(tick) <= high]
+
+
+def power(value: float) -> str:
+    """A tick label as a power of ten; 1 itself in digits, because it is what a relative curve starts from."""
+    exponent = int(np.floor(np.log10(value) + 1e-9))
+    mantissa = value / 10.0**exponent
+    if abs(mantissa - 1) > 1e-6:
+        return rf"${mantissa:.3g}\cdot10^{{{exponent}}}$"
+    return "1" if exponent == 0 else f"$10^{{{exponent}}}$"
+
+
+def whole_x(ax: Axes, values: ArrayLike) -> None:
+    """x axis of whole numbers (lags, steps), tight around the data, with room where there is a single one."""
+    x = np.asarray(values, dtype=np.float64)
+    x = x[np.isfinite(x)]
+    low, high = (float(x.min()), float(x.max())) if x.size else (0.0, 1.0)
+    pad = 0.02 * (high - low) if high > low else 0.5
+    ax.set_xlim(low - pad, high + pad)
+    # As many labels as the panel's width has room for.
+    size = ax.figure.get_size_inches()[0] * ax.get_position(original=True).width
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=int(np.clip(size * 1.6, 3, 7)), steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+
+
+def at_edge(ax: Axes, x: ArrayLike, *, top: bool, color: Any, label: str) -> None:
+    """Marks on the lower (exact zero, underflow) or upper (not finite) edge, where a log axis has no place for them.
+
+    Neighbouring positions are thinned to what can be told apart.
+    """
+    x = np.asarray(x, dtype=np.float64)
+    if not x.size:
+        return
+    low, high = ax.get_xlim()
+    slots = np.unique(np.round((x - low) / max(high - low, 1e-12) * 120), return_index=True)[1]
+    ax.plot(
+        x[slots],
+        np.full(slots.size, 0.985 if top else 0.015),
+        linestyle="none",
+        marker="x" if top else "v",
+        markersize=3.6,
+        color=color,
+        transform=ax.get_xaxis_transform(),
+        clip_on=False,
+        label=f"_{label}",
+        gid=label,
+        zorder=4,
+    )
+
+
+def band(ax: Axes, x: ArrayLike, low: ArrayLike, high: ArrayLike, color: Any) -> None:
+    """A translucent band; on more than 2000 points every n-th is enough for the eye and keeps vector files small."""
+    x, low, high = (np.asarray(v, dtype=np.float64) for v in (x, low, high))
+    every = max(1, x.size // 1000)
+    keep = slice(None, None, every)
+    ax.fill_between(x[keep], low[keep], high[keep], color=color, alpha=0.16, linewidth=0, zorder=1)

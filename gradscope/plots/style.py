@@ -1,0 +1,263 @@
+"""One look for every figure: palette, lines that survive grey print, paper widths, legends.
+
+Nothing here touches pyplot or the user's rcParams: a style is a context, a figure is an object. To write a figure
+to a file see :mod:`gradscope.plots.saving`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.lines import Line2D
+
+from gradscope.errors import UnknownNameError
+from gradscope.plots.text import label
+
+#: Okabe & Ito (2008), without yellow (too pale for a line), ordered so that neighbours differ in lightness as well.
+PALETTE = ("#0072B2", "#D55E00", "#000000", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (5, 1.4, 1.2, 1.4)), (0, (8, 2)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+GREY = "#666666"
+FAINT = "#C8C8C8"
+ALERT = "#B2182B"
+
+#: One hue from early (light) to late (dark); the light end is still visible on white paper.
+EARLY_TO_LATE = LinearSegmentedColormap.from_list(
+    "gradscope_early_to_late", ["#A6CEE8", "#5BA3D0", "#2272B4", "#0B4A86", "#06264F"]
+)
+#: Sequential map for magnitudes: lightness rises evenly, so it reads in grey and for every kind of colour vision.
+MAGNITUDE = "cividis"
+
+_OWN = "gradscope-figure"  # marks figures made here: only their size may be changed
+
+#: A legend has at most this many rows and entries; more lines are drawn, but not named.
+MAX_LEGEND, MAX_ROWS = 12, 6
+#: Mean width of a character, em.
+CHARACTER = 0.53
+
+#: More lines than this are drawn without bands, which would hide each other.
+MAX_BANDS = 6
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Width (inches) a figure has on the page, and the size of its text (points).
+
+    Attributes
+    ----------
+    width : float
+        Text or column width of the class file, inches.
+    size : float
+        Axis labels; ticks and legends are one point smaller.
+    serif : bool
+        Times-like text (STIX, ships with matplotlib), to match the paper's body.
+    """
+
+    width: float
+    size: float
+    serif: bool = True
+
+
+#: Widths measured from the class files: \textwidth or \columnwidth, at 72.27 points per inch.
+PRESETS: dict[str, Preset] = {
+    "aaai": Preset(3.3125, 8.0),  # one of two columns
+    "iclr": Preset(5.5, 9.0),
+    "icml": Preset(3.25, 8.0),  # one of two columns
+    "icml2": Preset(6.75, 8.0),
+    "ieee": Preset(252 / 72.27, 8.0),  # one of two columns
+    "ieee2": Preset(516 / 72.27, 8.0),
+    "jmlr": Preset(6.0, 9.0),
+    "neurips": Preset(5.5, 9.0),
+    "screen": Preset(7.0, 10.0, serif=False),
+}
+
+
+def preset(name: str) -> Preset:
+    """The preset called ``name``.
+
+    Raises
+    ------
+    UnknownNameError
+    """
+    if name not in PRESETS:
+        raise UnknownNameError("style", name, PRESETS)
+    return PRESETS[name]
+
+
+@contextmanager
+def use(name: str = "screen") -> Iterator[Preset]:
+    """Draw in this style inside the block; starts from matplotlib's defaults, so a user's own rcParams change nothing.
+
+    Raises
+    ------
+    UnknownNameError
+    """
+    chosen = preset(name)
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_settings(chosen))
+        yield chosen
+
+
+def _settings(chosen: Preset) -> dict[str, Any]:
+    size = chosen.size
+    # DejaVu Sans behind STIX: glyphs that one lacks come from the other.
+    family = ["STIXGeneral", "DejaVu Sans"] if chosen.serif else ["DejaVu Sans"]
+    return {
+        "font.family": family,
+        "mathtext.fontset": "stix" if chosen.serif else "dejavusans",
+        "font.size": size,
+        "axes.labelsize": size,
+        "axes.titlesize": size,
+        "xtick.labelsize": size - 1,
+        "ytick.labelsize": size - 1,
+        "legend.fontsize": size - 1,
+        "legend.frameon": False,
+        "legend.handlelength": 2.4,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.7,
+        "axes.axisbelow": True,
+        "axes.grid": True,
+        "grid.color": "#E4E4E4",
+        "grid.linewidth": 0.5,
+        "xtick.major.width": 0.7,
+        "ytick.major.width": 0.7,
+        "xtick.direction": "out",
+        "lines.linewidth": 1.3,
+        "lines.markersize": 3.6,
+        "patch.linewidth": 0.6,
+        "pdf.fonttype": 42,  # TrueType, which submission systems demand
+        "ps.fonttype": 42,
+        "svg.fonttype": "path",  # looks the same where the font is missing
+        "svg.hashsalt": "gradscope",  # else every save draws new random ids
+        "savefig.dpi": 300,
+        "figure.dpi": 100,
+        "image.interpolation": "nearest",
+    }
+
+
+def figure(style: str = "screen", *, aspect: float = 0.55, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
+    """An empty figure of the style's paper width with one Axes (or an array of them). Call it inside :func:`use`.
+
+    Parameters
+    ----------
+    style : str
+        A key of ``PRESETS``.
+    aspect : float
+        Height / width of the whole figure.
+    """
+    chosen = preset(style)
+    # A narrow column keeps enough height for its labels.
+    height = max(chosen.width * aspect, min(2.1, chosen.width)) if rows == 1 else chosen.width * aspect
+    fig = Figure(figsize=(chosen.width, height), layout="constrained")
+    fig.set_gid(_OWN)
+    return fig, fig.subplots(rows, columns)
+
+
+def axes(ax: Axes | None, *, style: str = "screen", aspect: float = 0.55) -> Axes:
+    """``ax`` itself, or that of a new figure in the given style."""
+    if ax is not None:
+        return ax
+    return figure(style, aspect=aspect)[1]  # type: ignore[no-any-return]
+
+
+def look(index: int) -> dict[str, Any]:
+    """Colour, dash and marker of the ``index``-th line: no two of the first 35 agree in all of them."""
+    return {
+        "color": PALETTE[index % len(PALETTE)],
+        "linestyle": DASHES[(index + index // len(PALETTE)) % len(DASHES)],
+        "marker": MARKERS[(index + index // (len(PALETTE) * len(DASHES))) % len(MARKERS)],
+    }
+
+
+def mark_every(n_points: int, index: int, marks: int = 8) -> tuple[int, int]:
+    """About ``marks`` markers on a line of ``n_points``, shifted line by line so that they do not sit on each other."""
+    every = max(1, n_points // marks)
+    return (index * every // 3) % every if every > 1 else 0, every
+
+
+def early_to_late(first: float, last: float) -> Normalize:
+    """Scale from a training step to a colour of ``EARLY_TO_LATE``; a single step is as dark as the last."""
+    return Normalize(first, last) if last > first else Normalize(first - 1, first)
+
+
+def legend(ax: Axes, handles: list[Any] | None = None, *, title: str | None = None) -> None:
+    """A legend above the axes that never covers data, never grows wider than them, and stops at ``MAX_ROWS``."""
+    handles = [h for h in (ax.get_lines() if handles is None else handles) if not str(h.get_label()).startswith("_")]
+    if not handles:
+        return
+    shown = min(MAX_LEGEND, MAX_ROWS * _columns(ax, [str(h.get_label()) for h in handles]))
+    hidden = len(handles) - shown
+    if hidden > 0:
+        handles = [*handles[: shown - 1], Line2D([], [], color="none", label=f"{hidden + 1} more: see CSV")]
+    names = [str(h.get_label()) for h in handles]
+    columns = _columns(ax, names)
+    make_room(ax, -(-len(names) // columns) + (1 if title else 0))
+    ax.legend(
+        handles,
+        names,
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        ncols=columns,
+        borderaxespad=0.2,
+        columnspacing=1.4,
+        handletextpad=0.6,
+        title=label(title, 60) if title else None,
+        alignment="left",
+    )
+
+
+def make_room(ax: Axes, rows: int) -> None:
+    """Let a figure of ours grow by the rows of its legend, so that they do not squeeze the axes."""
+    fig = ax.get_figure()
+    if isinstance(fig, Figure) and fig.get_gid() == _OWN:
+        width, height = fig.get_size_inches()
+        fig.set_size_inches(width, height + rows * 1.45 * _legend_size() / 72)
+
+
+def _legend_size() -> float:
+    size = FontProperties(size=matplotlib.rcParams["legend.fontsize"]).get_size_in_points()
+    return float(size)
+
+
+def _columns(ax: Axes, names: list[str]) -> int:
+    """How many entries fit side by side, from the mean width of a character and that of a handle (4.5 em)."""
+    entry = (max(len(name) for name in names) * CHARACTER + 4.5) * _legend_size()
+    return max(1, min(len(names), int(_room(ax) // entry), 4))
+
+
+def _room(ax: Axes) -> float:
+    """Width of the axes in points, less what its own labels take."""
+    return float(ax.figure.get_size_inches()[0] * min(ax.get_position(original=True).width, 0.82) * 72)
+
+
+def name_limit(ax: Axes, most: int = 60) -> int:
+    """Longest name (characters) that fits into a legend or title as wide as the axes."""
+    return int(min(most, max(12, _room(ax) / _legend_size() / CHARACTER - 4.5 / CHARACTER)))
+
+
+def note(ax: Axes, text: str) -> None:
+    """A remark inside the axes, for what a curve cannot show (nothing to draw, points left out)."""
+    ax.text(
+        0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color=GREY, wrap=True,
+    )  # fmt: skip
+
+
+def distinct(names: list[str]) -> dict[str, int]:
+    """Position of each distinct name in order of appearance."""
+    index = count()
+    found: dict[str, int] = {}
+    for name in names:
+        if name not in found:
+            found[name] = next(index)
+    return found

@@ -1,0 +1,63 @@
+"""Names a user chose, made safe to draw: no accidental mathematics, no control characters, no missing glyphs."""
+
+from __future__ import annotations
+
+import unicodedata
+from functools import lru_cache
+from pathlib import Path
+
+import matplotlib
+from matplotlib.ft2font import FT2Font
+
+from gradscope.schema import QUANTITIES
+
+#: Longest name drawn in full; longer ones lose their middle (the data behind the figure keeps them whole).
+MAX_NAME = 32
+
+
+@lru_cache(maxsize=1)
+def _glyphs() -> frozenset[int]:
+    """Code points of the fallback font that ships with matplotlib."""
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    return frozenset(FT2Font(str(path)).get_charmap())
+
+
+def visible(name: str) -> str:
+    """``name`` with everything that cannot be seen or drawn written as an escape (``\\n``, ``\\x07``, ``\\u4e2d``).
+
+    A control character could break the file, a bidirectional override could reorder the label, and a missing glyph
+    would draw as an empty box that hides which name was meant.
+    """
+    return "".join(c if _drawable(c) else c.encode("unicode_escape", "surrogatepass").decode() for c in str(name))
+
+
+def _drawable(character: str) -> bool:
+    if character == " " or (character.isascii() and character.isprintable()):
+        return True
+    return unicodedata.category(character)[0] not in "CZ" and ord(character) in _glyphs()
+
+
+def shorten(name: str, limit: int = MAX_NAME) -> str:
+    """``name`` with its middle replaced by an ellipsis when it is longer than ``limit``: both ends tell sites apart."""
+    if len(name) <= limit:
+        return name
+    head = (limit - 1) // 2
+    return f"{name[:head]}…{name[len(name) - (limit - 1 - head) :]}"
+
+
+def label(name: str, limit: int = MAX_NAME) -> str:
+    """``name`` as text that matplotlib draws literally: ``$`` is not mathematics, a leading ``_`` hides no legend."""
+    text = shorten(visible(name), limit).replace("$", r"\$")
+    return f"\u200a{text}" if text.startswith("_") else text
+
+
+def symbol(quantity: str) -> str:
+    """Mathematical symbol of a quantity, in mathtext with its dollar signs; unknown names literally."""
+    known = QUANTITIES.get(quantity)
+    return f"${known.symbol}$" if known else label(quantity)
+
+
+def norm_symbol(quantity: str) -> str:
+    """Symbol of the 2-norm of a quantity."""
+    known = QUANTITIES.get(quantity)
+    return rf"$\Vert {known.symbol} \Vert$" if known else label(quantity)

@@ -1,0 +1,179 @@
+"""Decay through training: the curve of one site from the first record (light) to the last (dark)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+
+from gradscope.errors import SettingError
+from gradscope.plots import decay, marks, select, style
+from gradscope.plots.text import label
+
+TITLE = "Decay through training"
+NEEDS = "records at two or more steps (every=... smaller than the number of training steps)"
+
+
+def table(
+    runs: Sequence[Any],
+    *,
+    site: str | Sequence[str] | None = None,
+    quantity: str | None = None,
+    curves: int = 8,
+    coverage: float = 0.8,
+) -> pd.DataFrame:
+    """Rows of :func:`gradscope.plots.decay.table` for up to ``curves`` recorded steps, first and last included.
+
+    Steps without a single usable norm are kept: a run that diverged shows it.
+
+    Raises
+    ------
+    UnknownNameError, NotRecordedError, EmptyRunError, SettingError
+    """
+    select.per_lag(quantity)
+    if curves < 1:
+        raise SettingError(f"curves must be at least 1, got {curves}.")
+    frames = []
+    for name, run, at, shown in select.sites_with(runs, quantity, site):
+        found = select.norms(run, at, shown)
+        steps = found.steps
+        for i in np.unique(np.linspace(0, len(steps) - 1, min(curves, len(steps))).round().astype(int)):
+            head = {"run": name, "site": at, "quantity": shown, "step": steps[i]}
+            frames.append(decay.curve_frame(found.curve(steps[i]), head, coverage))
+    return pd.concat(frames, ignore_index=True)
+
+
+def draw(
+    data: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    style_name: str = "screen",
+    relative: bool = True,
+    colorbar: bool = True,
+    steps: tuple[int, int] | None = None,
+) -> Axes:
+    """Curves of one run and site, one hue from early to late. See :func:`panels` for several.
+
+    Parameters
+    ----------
+    data : DataFrame
+        From :func:`table`.
+    ax : Axes, optional
+        A new figure's when not given.
+    relative : bool
+        Divide each curve by its first usable value.
+    colorbar : bool
+        Beside the axes, with the steps drawn.
+    steps : (first, last), optional
+        Ends of the colour scale, to share it between panels.
+
+    Raises
+    ------
+    SettingError
+        The table holds more than one run and site.
+    """
+    panels_in = data.groupby(["run", "site"], sort=False).ngroups
+    if panels_in > 1:
+        raise SettingError(f"one panel shows one run and site, the table has {panels_in}: select one, or use panels().")
+    ax = style.axes(ax, style=style_name)
+    column = "relative" if relative else "norm"
+    drawn = sorted(set(data["step"]))
+    scale = style.early_to_late(*(steps or (drawn[0], drawn[-1])))
+    colours = [style.EARLY_TO_LATE(scale(step)) for step in drawn]
+    marks.whole_x(ax, data["lag"])
+    shown = []
+    for i, (step, colour) in enumerate(zip(drawn, colours, strict=True)):
+        rows = data[data["step"] == step]
+        # The dash alternates too: in grey print neighbours must not merge.
+        dash = style.DASHES[0] if i % 2 == 0 else style.DASHES[1]
+        ax.plot(rows["lag"], rows[column], color=colour, linestyle=dash, label=f"step {step}", zorder=2 + i / 100)
+        shown.append(rows[column].to_numpy())
+    marks.log_y(ax, shown)
+    for step, colour in zip(drawn, colours, strict=True):
+        decay.edges(ax, data[data["step"] == step], colour)
+    ax.set_xlabel("lag (recurrent steps back from the last)")
+    ax.set_ylabel(decay.y_label(list(dict.fromkeys(data["quantity"])), relative))
+    if not any(np.isfinite(values).any() for values in shown):
+        style.note(ax, "no usable norm")
+    if len(drawn) == 1:
+        ax.text(0.98, 0.95, f"step {drawn[0]} only", transform=ax.transAxes, ha="right", va="top", color=style.GREY)
+    elif colorbar:
+        _bar(ax.figure, [ax], drawn, scale)
+    return ax
+
+
+def _bar(fig: Any, axes: list[Axes], steps: list[int], scale: Any) -> None:
+    bar = fig.colorbar(ScalarMappable(scale, style.EARLY_TO_LATE), ax=axes, pad=0.02, aspect=30)
+    bar.outline.set_visible(False)
+    bar.set_ticks(_few(steps))
+    bar.set_ticklabels([str(step) for step in _few(steps)])
+    bar.ax.minorticks_off()
+    bar.set_label("training step")
+
+
+def _few(steps: list[int]) -> list[int]:
+    """At most six steps to label, far enough apart on the bar."""
+    span, kept = steps[-1] - steps[0], [steps[0]]
+    for step in steps[1:-1]:
+        if step - kept[-1] >= span / 6 and steps[-1] - step >= span / 6:
+            kept.append(step)
+    return [*kept, steps[-1]]
+
+
+def panels(data: pd.DataFrame, *, style_name: str = "screen", relative: bool = True, limit: int = 6) -> Figure:
+    """One panel per run and site (the first ``limit``), with common scales, to compare how their gradient flow opens."""
+    groups = list(data.groupby(["run", "site"], sort=False))[:limit]
+    wide = style.preset(style_name).width > 4.5
+    columns = min(len(groups), (3 if len(groups) != 4 else 2) if wide else 1)
+    rows = -(-len(groups) // columns)
+    each = {1: 0.55, 2: 0.4, 3: 0.34}[columns]
+    fig, grid = style.figure(style_name, rows=rows, columns=columns, aspect=each * rows)
+    flat = list(np.ravel([grid]))
+    kept = pd.concat([rows_of for _, rows_of in groups])
+    steps = sorted(int(step) for step in set(kept["step"]))
+    names = decay.line_names([key for key, _ in groups])
+    for ax, name, (_, rows_of) in zip(flat, names, groups, strict=False):
+        draw(rows_of, ax, relative=relative, style_name=style_name, colorbar=False, steps=(steps[0], steps[-1]))
+        ax.set_title(label(name, style.name_limit(ax)), loc="left")
+    for ax in flat[len(groups) :]:
+        ax.remove()
+    _share_y(flat[: len(groups)])
+    if len(steps) > 1:
+        _bar(fig, flat[: len(groups)], steps, style.early_to_late(steps[0], steps[-1]))
+    if len(groups) > 1:
+        _once_per_grid(fig, flat[: len(groups)])
+    return fig
+
+
+def _share_y(axes: list[Axes]) -> None:
+    low, high = min(ax.get_ylim()[0] for ax in axes), max(ax.get_ylim()[1] for ax in axes)
+    for ax in axes:
+        marks.log_y(ax, [np.array([low, high])])
+
+
+def _once_per_grid(fig: Figure, axes: list[Axes]) -> None:
+    """Common labels instead of one per panel."""
+    labels = {ax.get_ylabel() for ax in axes}
+    fig.supxlabel(axes[0].get_xlabel(), fontsize=axes[0].xaxis.label.get_size())
+    relative = any("relative" in text for text in labels)
+    text = labels.pop() if len(labels) == 1 else decay.y_label(["", ""], relative)
+    fig.supylabel(text, fontsize=axes[0].yaxis.label.get_size())
+    for ax in axes:
+        ax.set_xlabel("")
+        ax.set_ylabel("")
+
+
+def caption(data: pd.DataFrame) -> str:
+    """What the figure shows, in words."""
+    steps = sorted(set(data["step"]))
+    quantities = " and ".join(decay.symbol_words(q) for q in dict.fromkeys(data["quantity"]))
+    return (
+        f"Norm of the {quantities} against lag, relative to the first usable lag, at {len(steps)} recorded steps from "
+        f"{steps[0]} (light) to {steps[-1]} (dark); geometric mean over up to {int(data['n_sequences'].max())} "
+        f"sequences, lags {data['lag'].min()} to {data['lag'].max()}."
+    )
