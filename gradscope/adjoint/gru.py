@@ -23,7 +23,9 @@ class GRUCell:
     def trajectory(self, x: Tensor, hidden: Tensor, h0: Tensor, c0: Tensor | None, weights: Weights) -> Trajectory:
         return self.at(x, hidden, shifted(hidden, h0), None, weights)
 
-    def at(self, x: Tensor, hidden: Tensor, hidden_prev: Tensor, cell_prev: Tensor | None, weights: Weights) -> Trajectory:
+    def at(
+        self, x: Tensor, hidden: Tensor, hidden_prev: Tensor, cell_prev: Tensor | None, weights: Weights
+    ) -> Trajectory:
         steps, batch, size = hidden.shape
         from_input = torch.nn.functional.linear(x, weights.w_ih, weights.b_ih).view(steps, batch, 3, size)
         from_hidden = torch.nn.functional.linear(hidden_prev, weights.w_hh, weights.b_hh).view(steps, batch, 3, size)

@@ -31,7 +31,9 @@ class LSTMCell:
             before = c[t]
         return Trajectory(hidden, previous, gates, cell, shifted(cell, c0))
 
-    def at(self, x: Tensor, hidden: Tensor, hidden_prev: Tensor, cell_prev: Tensor | None, weights: Weights) -> Trajectory:
+    def at(
+        self, x: Tensor, hidden: Tensor, hidden_prev: Tensor, cell_prev: Tensor | None, weights: Weights
+    ) -> Trajectory:
         assert cell_prev is not None
         gates = self._gates(x, hidden_prev, weights, cell_prev.shape[2])
         i, f, g, _ = gates.unbind(2)

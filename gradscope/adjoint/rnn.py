@@ -29,7 +29,9 @@ class ElmanCell:
     def trajectory(self, x: Tensor, hidden: Tensor, h0: Tensor, c0: Tensor | None, weights: Weights) -> Trajectory:
         return self.at(x, hidden, shifted(hidden, h0), None, weights)
 
-    def at(self, x: Tensor, hidden: Tensor, hidden_prev: Tensor, cell_prev: Tensor | None, weights: Weights) -> Trajectory:
+    def at(
+        self, x: Tensor, hidden: Tensor, hidden_prev: Tensor, cell_prev: Tensor | None, weights: Weights
+    ) -> Trajectory:
         return Trajectory(hidden, hidden_prev, activations=hidden[:, :, None])
 
     def _slope(self, h: Tensor) -> Tensor:

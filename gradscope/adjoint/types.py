@@ -123,7 +123,9 @@ class Cell(Protocol):
         """Recompute gates (and cell states) from the layer's input and output."""
         ...
 
-    def at(self, x: Tensor, hidden: Tensor, hidden_prev: Tensor, cell_prev: Tensor | None, weights: Weights) -> Trajectory:
+    def at(
+        self, x: Tensor, hidden: Tensor, hidden_prev: Tensor, cell_prev: Tensor | None, weights: Weights
+    ) -> Trajectory:
         """Recompute gates at steps whose previous states are all known (a cell called step by step)."""
         ...
 

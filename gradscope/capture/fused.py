@@ -50,7 +50,9 @@ class FusedCall:
         held = self.gradients[task]
         held[name] = held[name] + taken if name in held else taken
 
-    def adjoints(self, task: int, dtype: torch.dtype, layers: set[int], scale: float) -> dict[tuple[int, int], Adjoints]:
+    def adjoints(
+        self, task: int, dtype: torch.dtype, layers: set[int], scale: float
+    ) -> dict[tuple[int, int], Adjoints]:
         """Replay the call with the gradients of backward pass ``task``, divided by the loss scale."""
         if tuple(w._version for w in self.parameters) != self.weight_versions:
             raise CannotRecordError("the weights changed during backward (an optimizer inside backward?)")
@@ -61,7 +63,12 @@ class FusedCall:
 
 
 def open_call(
-    module: nn.RNNBase, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, samples: int | None, rng: Tensor | None
+    module: nn.RNNBase,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    output: Any,
+    samples: int | None,
+    rng: Tensor | None,
 ) -> tuple[FusedCall, dict[str, Tensor]]:
     """Copy what the replay of this forward call needs.
 
@@ -97,7 +104,9 @@ def open_call(
         )
         if module.num_layers > 1 and module.dropout and module.training:
             shape = values["grad_output"].shape
-            call = replace(call, masks=_dropout_masks(module, rng, selection, shape, call.output.dtype, call.output.device))
+            call = replace(
+                call, masks=_dropout_masks(module, rng, selection, shape, call.output.dtype, call.output.device)
+            )
     parameters = tuple(w for w in module._flat_weights if w is not None)
     return FusedCall(call, selection, parameters, tuple(w._version for w in parameters)), watched
 

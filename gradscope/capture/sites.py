@@ -89,6 +89,14 @@ def discover(model: nn.Module, adapters: Mapping[type[nn.Module], Adapter] | Non
     return targets
 
 
+def discover_or_none(model: nn.Module) -> list[Target]:
+    """Return the recurrent targets, if any: a user who names modules of their own need not have one."""
+    try:
+        return discover(model)
+    except NothingToRecordError:
+        return []
+
+
 def _target(path: str, module: nn.Module, adapters: Mapping[type[nn.Module], Adapter]) -> Target | None:
     if isinstance(module, nn.RNNBase):
         return Target(path, module, "fused", module.mode, _fused_sites(path, module)) if module.mode in CELLS else None

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gradscope.adjoint import Adjoints, weight_contribution
 from gradscope.capture.reduction import TENSORS
-from gradscope.capture.sites import Target, discover, select
+from gradscope.capture.sites import Target, discover, discover_or_none, select
 from gradscope.capture.watcher import Watcher
 from gradscope.errors import NotRecordedError, SettingError, UnknownNameError
 from gradscope.schema import Coverage, SiteInfo
@@ -158,9 +157,7 @@ class _Collector:
         return lines
 
 
-def snapshot(
-    model: nn.Module, closure: Callable[[], Tensor], *, sites: Sequence[str] | str | None = None
-) -> Snapshot:
+def snapshot(model: nn.Module, closure: Callable[[], Tensor], *, sites: Sequence[str] | str | None = None) -> Snapshot:
     """Measure the exact adjoints of one loss, for all sequences, and leave the model as it was.
 
     Parameters
@@ -186,7 +183,7 @@ def snapshot(
     SettingError
         The closure does not return a scalar loss with a graph.
     """
-    targets = select(model, discover_or_none(model, sites), sites)
+    targets = select(model, discover(model) if sites is None else discover_or_none(model), sites)
     collector = _Collector()
     watcher = Watcher(targets, collector)
     leaves: list[Tensor] = []
@@ -200,20 +197,10 @@ def snapshot(
         if loss.requires_grad:
             _run_backward(loss, leaves)
     finally:
-        watcher.stop()
+        watcher.close()
     if collector.errors:
         raise collector.errors[0]
     return Snapshot(float(loss.detach()), collector.sites, collector.coverage(targets))
-
-
-def discover_or_none(model: nn.Module, sites: Any) -> list[Target]:
-    """Return the recurrent targets; none at all is fine when the user names modules of their own."""
-    try:
-        return discover(model)
-    except Exception:
-        if sites is None:
-            raise
-        return []
 
 
 def _run_backward(loss: Tensor, leaves: list[Tensor]) -> None:

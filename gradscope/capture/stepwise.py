@@ -79,7 +79,9 @@ class Chain:
 
     def _stack(self, arrived: dict[tuple[int, int], Tensor], state: int, dtype: torch.dtype) -> Tensor:
         zero = torch.zeros_like(self.steps[0].after[state], dtype=dtype)
-        return torch.stack([arrived[t, state].to(dtype) if (t, state) in arrived else zero for t in range(len(self.steps))])
+        return torch.stack(
+            [arrived[t, state].to(dtype) if (t, state) in arrived else zero for t in range(len(self.steps))]
+        )
 
 
 class Chains:

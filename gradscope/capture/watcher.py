@@ -47,13 +47,15 @@ class Listener(Protocol):
 
 
 class Watcher:
-    """Watch the forward calls of ``targets`` between :meth:`start` and :meth:`stop`."""
+    """Watch the forward calls of ``targets`` between :meth:`start` and :meth:`rest`."""
 
     def __init__(self, targets: list[Target], listener: Listener) -> None:
         self._targets = {id(target.module): target for target in targets}
         self._classes = {type(target.module) for target in targets}
         self._listener = listener
         self._handles: list[Any] = []
+        self._resting: list[Any] = []
+        self._carries = False
         self._rng: dict[int, Tensor] = {}
         self._chains = Chains(listener)
         self._carry: dict[str, tuple[Tensor, int]] = {}
@@ -73,15 +75,31 @@ class Watcher:
         """Install the hooks."""
         if self._handles:
             return
+        self._remove()
         self._handles.append(register_module_forward_hook(self._after_forward, with_kwargs=True))
         if self._draws_masks:
             self._handles.append(register_module_forward_pre_hook(self._before_forward))
 
-    def stop(self) -> None:
-        """Remove the hooks and forget what is under way."""
-        for handle in self._handles:
+    def rest(self) -> None:
+        """Remove the hooks until the next recorded step.
+
+        Only when the user's code carries states from window to window does a light hook stay, to know how far back the
+        state of a recorded window reaches.
+        """
+        self._remove()
+        if self._carries and not self._resting:
+            self._resting.append(register_module_forward_hook(self._follow_carry, with_kwargs=True))
+
+    def close(self) -> None:
+        """Remove every hook and drop every tensor."""
+        self._remove()
+        self._carry.clear()
+
+    def _remove(self) -> None:
+        for handle in (*self._handles, *self._resting):
             handle.remove()
         self._handles.clear()
+        self._resting.clear()
         self.forget()
 
     def forget(self) -> None:
@@ -142,6 +160,7 @@ class Watcher:
         state = hx[0] if isinstance(hx, tuple) else hx
         carried = 0
         if state is not None and not state.requires_grad:
+            self._carries = True
             held = self._carry.get(target.path)
             if held is not None and held[0].untyped_storage().data_ptr() == state.untyped_storage().data_ptr():
                 carried = held[1]
@@ -151,6 +170,11 @@ class Watcher:
         self._carry[target.path] = (final.detach(), carried + steps if carried >= 0 else -1)
         return carried
 
+    def _follow_carry(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        target = self._targets.get(id(module))
+        if target is not None and target.kind == "fused":
+            self.guarded(target, lambda: self._carried(target, args, kwargs, output))
+
     def _replica(self, module: nn.Module) -> None:
         for target in self._targets.values():
             if type(target.module) is type(module):
@@ -158,7 +182,7 @@ class Watcher:
                     target, "it runs as a replica of DataParallel; use DistributedDataParallel to have it recorded"
                 )
 
-    def guarded(self, target: Target, action: Callable[[], None]) -> None:
+    def guarded(self, target: Target, action: Callable[[], object]) -> None:
         """Run ``action``; whatever it raises stays out of the user's training."""
         try:
             with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
