@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri, stdtrit
@@ -9,10 +11,13 @@ from scipy.special import ndtri, stdtrit
 Floats = NDArray[np.float64]
 
 
+@lru_cache(maxsize=4)
 def resample_counts(n: int, resamples: int, seed: int) -> Floats:
     """How often each of ``n`` units is drawn in each resample, shape (resamples, n)."""
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n), size=resamples)
-    return counts.astype(np.float64)
+    result = counts.astype(np.float64)
+    result.flags.writeable = False  # shared by every fit over as many units
+    return result
 
 
 def stretched_percentiles(estimate: float, draws: Floats, n: int, confidence: float) -> tuple[float, float]:

@@ -154,11 +154,12 @@ def _nonfinite(at: Floats, table: Floats, lengths: ArrayLike | None) -> Bools:
 def _filled(lags: Floats, logs: Floats) -> Floats:
     """Gaps between a sequence's first and last usable lag interpolated, so that the chain of steps holds."""
     sequences = logs.copy()
-    for row in sequences:
-        positions = np.flatnonzero(~np.isnan(row))
-        if positions.size and positions.size < positions[-1] - positions[0] + 1:
-            inside = np.arange(positions[0], positions[-1] + 1)
-            row[inside] = np.interp(lags[inside], lags[positions], row[positions])
+    known = ~np.isnan(logs)
+    # A gap is a missing value with known ones on both sides.
+    inside = np.logical_or.accumulate(known, axis=1) & np.logical_or.accumulate(known[:, ::-1], axis=1)[:, ::-1]
+    for index in np.flatnonzero((inside & ~known).any(axis=1)):
+        gap = inside[index] & ~known[index]
+        sequences[index, gap] = np.interp(lags[gap], lags[known[index]], logs[index, known[index]])
     return sequences
 
 

@@ -12,6 +12,9 @@ from gradscope.diagnostics.curve import Bools, DecayCurve, Floats
 #: First lags left out by default: there the readout shapes the curve, not the recurrence.
 SKIPPED_LAGS = 5
 
+#: More sequences than this are resampled in groups of neighbours, so that memory stays bounded.
+MAX_UNITS = 2048
+
 
 @dataclass(frozen=True)
 class Line:
@@ -95,11 +98,14 @@ def _resampled_slopes(
     leverage = np.cumsum(leverage[::-1])[::-1][1:]
     steps = np.diff(rows, axis=1)
     both = ~np.isnan(steps)
-    counts = resample_counts(rows.shape[0], resamples, seed)
-    if both.all():
-        return np.asarray(counts @ (steps @ leverage) / rows.shape[0])
-    drawn = counts @ both
-    total = counts @ np.where(both, steps, 0.0)
+    if both.all() and rows.shape[0] <= MAX_UNITS:
+        return np.asarray(resample_counts(rows.shape[0], resamples, seed) @ (steps @ leverage) / rows.shape[0])
+    sums, present = np.where(both, steps, 0.0), both.astype(np.float64)
+    if rows.shape[0] > MAX_UNITS:
+        begins = np.linspace(0, rows.shape[0], MAX_UNITS, endpoint=False).astype(int)
+        sums, present = np.add.reduceat(sums, begins), np.add.reduceat(present, begins)
+    counts = resample_counts(sums.shape[0], resamples, seed)
+    drawn, total = counts @ present, counts @ sums
     # A resample without any sequence at some lag has no curve there, hence no slope.
     whole = (drawn > 0).all(axis=1)
     return np.asarray((total[whole] / drawn[whole]) @ leverage) if whole.any() else None

@@ -27,9 +27,11 @@ def number(value: float, digits: int = 2) -> str:
 
 
 def correlation(value: float) -> str:
-    """R² or a cosine with three digits and no leading zero: ``.998``."""
+    """R² or a cosine with three digits and no leading zero: ``.998``; never 1 for what is only close to it."""
     if math.isnan(value):
         return "undefined"
+    if 0.9995 <= value < 1:
+        return ">.999"
     text = f"{value:.3f}"
     return text.replace("0.", ".", 1) if abs(value) < 1 and text.lstrip("-").startswith("0.") else text
 
