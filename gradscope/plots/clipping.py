@@ -96,7 +96,8 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
         named = label(str(name), style.name_limit(ax))
         solid = {"linestyle": "-", "marker": marker, "markevery": every, "label": named}
         ax.plot(rows["threshold"], rows["clipped"], color=colour, **solid)
-        ax.plot(rows["threshold"], rows["scale_p50"], color=colour, linestyle=(0, (4, 1.6)), label="_median scale")
+        if len(runs) <= style.MAX_BANDS:
+            ax.plot(rows["threshold"], rows["scale_p50"], color=colour, linestyle=(0, (4, 1.6)), label="_median scale")
         if len(runs) == 1:
             marks.band(ax, rows["threshold"], rows["scale_p25"], rows["scale_p75"], colour)
         used = rows[rows["used"]]
@@ -112,7 +113,7 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
 
 def _axes_of(ax: Axes, data: pd.DataFrame) -> None:
     ax.set_xscale("log")
-    ax.set_xlim(data["threshold"].min(), data["threshold"].max())
+    ax.set_xlim(data["threshold"].min() / 1.1, data["threshold"].max() * 1.1)
     if data["threshold"].max() / data["threshold"].min() < 1e4:
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -125,10 +126,9 @@ def _axes_of(ax: Axes, data: pd.DataFrame) -> None:
 
 def _handles(ax: Axes, runs: list[Any], data: pd.DataFrame) -> list[Any]:
     colour = style.PALETTE[0] if len(runs) == 1 else style.GREY
-    kinds = [
-        Line2D([], [], color=colour, label="steps clipped"),
-        Line2D([], [], color=colour, linestyle=(0, (4, 1.6)), label="median scale"),
-    ]
+    kinds = [Line2D([], [], color=colour, label="steps clipped")]
+    if len(runs) <= style.MAX_BANDS:
+        kinds.append(Line2D([], [], color=colour, linestyle=(0, (4, 1.6)), label="median scale"))
     if data["used"].any():
         look = {"marker": "o", "markersize": 7, "markerfacecolor": "white", "linestyle": "none"}
         kinds.append(Line2D([], [], color=colour, label="used in training", **look))

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from gradscope.diagnostics import DecayCurve
 from gradscope.errors import SettingError
 from gradscope.plots import marks, select, style
-from gradscope.plots.text import label, norm_symbol, symbol
+from gradscope.plots.text import label, norm_symbol
 
 TITLE = "Decay of the gradient with lag"
 NEEDS = "an adjoint of the state, which is recorded by default (quantities=['hidden', 'cell'])"
@@ -137,6 +137,8 @@ def draw(
     ax = style.axes(ax, style=style_name)
     lines = list(data.groupby(["run", "site"], sort=False))
     names = line_names([key for key, _ in lines])
+    if data["step"].nunique() > 1:
+        names = [f"{name}, step {rows['step'].iloc[0]}" for name, (_, rows) in zip(names, lines, strict=True)]
     marks.whole_x(ax, data["lag"])
     shown = []
     for i, (_, rows) in enumerate(lines):
@@ -194,10 +196,8 @@ def line_names(keys: Sequence[tuple[str, ...]]) -> list[str]:
 
 def y_label(quantities: Sequence[str], relative: bool) -> str:
     """Axis label; several quantities are named in words."""
-    if len(quantities) == 1:
-        name, inner = norm_symbol(quantities[0]), symbol(quantities[0])
-        return f"{inner} relative to lag 0" if relative else name
-    return "gradient norm relative to lag 0" if relative else "gradient norm"
+    name = norm_symbol(quantities[0]) if len(quantities) == 1 else "gradient norm"
+    return f"{name} relative to lag 0" if relative else name
 
 
 def caption(data: pd.DataFrame) -> str:

@@ -70,7 +70,7 @@ def whole_x(ax: Axes, values: ArrayLike) -> None:
     ax.set_xlim(low - pad, high + pad)
     # As many labels as the panel's width has room for.
     size = ax.figure.get_size_inches()[0] * ax.get_position(original=True).width
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=int(np.clip(size * 1.6, 3, 7)), steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=int(np.clip(size * 1.8, 4, 7)), steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
 
 
 def at_edge(ax: Axes, x: ArrayLike, *, top: bool, color: Any, label: str) -> None:

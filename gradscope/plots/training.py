@@ -107,8 +107,8 @@ def draw(
     return ax
 
 
-def _bar(fig: Any, axes: list[Axes], steps: list[int], scale: Any) -> None:
-    bar = fig.colorbar(ScalarMappable(scale, style.EARLY_TO_LATE), ax=axes, pad=0.02, aspect=30)
+def _bar(fig: Any, axes: list[Axes], steps: list[int], scale: Any, rows: int = 1) -> None:
+    bar = fig.colorbar(ScalarMappable(scale, style.EARLY_TO_LATE), ax=axes, pad=0.02, aspect=30 * rows)
     bar.outline.set_visible(False)
     bar.set_ticks(_few(steps))
     bar.set_ticklabels([str(step) for step in _few(steps)])
@@ -144,7 +144,7 @@ def panels(data: pd.DataFrame, *, style_name: str = "screen", relative: bool = T
         ax.remove()
     _share_y(flat[: len(groups)])
     if len(steps) > 1:
-        _bar(fig, flat[: len(groups)], steps, style.early_to_late(steps[0], steps[-1]))
+        _bar(fig, flat[: len(groups)], steps, style.early_to_late(steps[0], steps[-1]), rows)
     if len(groups) > 1:
         _once_per_grid(fig, flat[: len(groups)])
     return fig

@@ -1,0 +1,143 @@
+"""Writing a report directory, all of it or nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradscope.errors import RunExistsError, SettingError
+from gradscope.plots.saving import csv_bytes
+from gradscope.report import figures, page, summary
+from gradscope.report.facts import RunFacts, gather
+
+if TYPE_CHECKING:
+    from gradscope.store import Run
+
+
+@dataclass(frozen=True, eq=False)
+class ReportPaths:
+    """Where a report was written, and what it says.
+
+    Attributes
+    ----------
+    directory, index, summary : Path
+        The report, its page, and its numbers as JSON.
+    figures, data : tuple of Path
+        Every figure as PDF, PNG and SVG; the CSV behind each.
+    facts : tuple of RunFacts
+        What the page says of each run.
+    """
+
+    directory: Path
+    index: Path
+    summary: Path
+    figures: tuple[Path, ...]
+    data: tuple[Path, ...]
+    facts: tuple[RunFacts, ...]
+
+    @property
+    def verdicts(self) -> set[str]:
+        """Verdicts of all sites of all runs, at the end of training."""
+        return {verdict for found in self.facts for verdict in found.verdicts}
+
+
+def build_report(runs: Sequence[Run], out: str | os.PathLike[str], *, title: str = "") -> ReportPaths:
+    """Write a report of one or more runs: ``index.html``, ``figures/``, ``data/``, ``summary.json``.
+
+    The page needs no network and no script. Everything is written beside ``out`` first and renamed at the end, so
+    nothing half-written is left behind.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        From :func:`gradscope.open_run`.
+    out : path
+        Must not exist, or be an empty directory.
+    title : str, optional
+        Heading of the page.
+
+    Returns
+    -------
+    ReportPaths
+
+    Raises
+    ------
+    SettingError
+        No run was given.
+    RunExistsError
+        ``out`` exists and is not empty.
+    EmptyRunError
+        No run holds a record.
+    """
+    out = Path(out)
+    if not runs:
+        raise SettingError("no run to report: pass at least one.")
+    check_free(out)
+    facts = gather(runs)
+    provenance = {"runs": [{"name": f.name, "created_at": f.run.meta.created_at} for f in facts]}
+    drawn, missing = figures.draw_all(runs, provenance)
+    files = _contents(facts, drawn, missing, title)
+    _write(out, files)
+    written = [out / name for name in files]
+    return ReportPaths(
+        directory=out,
+        index=out / "index.html",
+        summary=out / "summary.json",
+        figures=tuple(path for path in written if path.parent.name == "figures"),
+        data=tuple(path for path in written if path.parent.name == "data"),
+        facts=tuple(facts),
+    )
+
+
+def check_free(out: Path) -> None:
+    """Refuse a place where something is, before any work is done.
+
+    Raises
+    ------
+    RunExistsError
+    """
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if out.exists() or out.is_symlink():
+        raise RunExistsError(f"{out} exists already; nothing is overwritten. Choose another directory or remove it.")
+
+
+def _contents(
+    facts: list[RunFacts], drawn: list[figures.Drawn], missing: dict[str, str], title: str
+) -> dict[str, bytes]:
+    """Every file of the report: relative name to bytes."""
+    files: dict[str, bytes] = {}
+    listed: dict[str, Any] = {}
+    for figure in drawn:
+        names = [f"figures/{figure.name}.{kind}" for kind in figure.files]
+        files |= dict(zip(names, figure.files.values(), strict=True))
+        files[f"data/{figure.name}.csv"] = csv_bytes(figure.data)
+        listed[figure.name] = {"caption": figure.caption, "files": [*names, f"data/{figure.name}.csv"]}
+    numbers = summary.summarise(facts, listed, missing)
+    files["summary.json"] = summary.to_text(numbers).encode()
+    files["index.html"] = page.render(facts, drawn, missing, title).encode("utf-8", "backslashreplace")
+    return files
+
+
+def _write(out: Path, files: dict[str, bytes]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{out.name[:40]}.", dir=out.parent))
+    try:
+        for name, content in files.items():
+            path = building / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+        mask = os.umask(0)
+        os.umask(mask)
+        building.chmod(0o777 & ~mask)  # mkdtemp keeps others out; a report is to be shared
+        if out.is_dir():
+            out.rmdir()  # empty, as checked; renaming onto a directory fails on some systems
+        building.rename(out)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise

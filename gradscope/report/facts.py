@@ -1,0 +1,124 @@
+"""What a report says of each run, gathered once, before anything is drawn or written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gradscope.diagnostics import ClipStatistics, ThresholdSuggestion
+from gradscope.diagnostics.of_run import (
+    SiteAnswer,
+    answer,
+    clip_statistics_of_run,
+    raw_norms,
+    suggestion_of_run,
+    threshold_table_of_run,
+)
+from gradscope.errors import EmptyRunError, NotRecordedError
+from gradscope.plots import select
+from gradscope.schema import Coverage, SiteInfo
+
+#: Keys under which a model's number of parameters may have been described.
+_PARAMETER_COUNTS = ("parameters", "n_parameters", "parameter_count", "num_parameters")
+
+
+@dataclass(frozen=True, eq=False)
+class RunFacts:
+    """Everything a report says of one run, except pictures.
+
+    ``silent`` maps sites without an answer to the reason; ``final_loss`` is None where no loss was logged, NaN or inf
+    where the run diverged; ``thresholds`` and ``suggestion`` are empty or None without recorded norms.
+    """
+
+    name: str
+    run: Any
+    answers: tuple[SiteAnswer, ...]
+    silent: dict[str, str]
+    sites: dict[str, SiteInfo]
+    clips: tuple[ClipStatistics, ...]
+    thresholds: pd.DataFrame
+    suggestion: ThresholdSuggestion | None
+    norm_source: str
+    coverage: tuple[Coverage, ...]
+    lost: dict[str, int]
+    n_steps: int
+    n_records: int
+    final_loss: float | None
+    parameters: int | None
+
+    @property
+    def verdicts(self) -> set[str]:
+        """Verdicts of all sites, at the end of the run."""
+        return {found.late.verdict for found in self.answers}
+
+
+def gather(runs: Sequence[Any]) -> list[RunFacts]:
+    """Facts of every run.
+
+    Raises
+    ------
+    EmptyRunError
+        No run holds a record.
+    """
+    facts = [_of_run(name, run) for name, run in zip(select.run_names(runs), runs, strict=True)]
+    if not any(found.n_records for found in facts):
+        for run in runs:
+            if hasattr(run, "require_records"):
+                run.require_records()
+        paths = ", ".join(str(run.path) for run in runs)
+        raise EmptyRunError(f"{paths}: no record, so there is nothing to report. Train at least one recorded step.")
+    return facts
+
+
+def _of_run(name: str, run: Any) -> RunFacts:
+    answers, silent = [], {}
+    for site in run.sites:
+        try:
+            answers.append(answer(run, site))
+        except (NotRecordedError, EmptyRunError) as error:
+            silent[site] = str(error)
+    norms = raw_norms(run)
+    has_norms = bool(np.isfinite(norms["norm"].to_numpy(dtype=float)).any())
+    steps = run.steps()
+    return RunFacts(
+        name=name,
+        run=run,
+        answers=tuple(answers),
+        silent=silent,
+        sites={site: run.site(site) for site in run.sites},
+        clips=tuple(clip_statistics_of_run(run)),
+        thresholds=threshold_table_of_run(run) if has_norms else pd.DataFrame(),
+        suggestion=suggestion_of_run(run) if has_norms else None,
+        norm_source=str(norms["source"].iloc[0]) if len(norms) else "none",
+        coverage=tuple(run.coverage),
+        lost=dict(run.lost),
+        n_steps=int(steps["step"].nunique()) if len(steps) else 0,
+        n_records=int(run.n_records),
+        final_loss=_final_loss(steps),
+        parameters=_parameter_count(run.model),
+    )
+
+
+def _final_loss(steps: pd.DataFrame) -> float | None:
+    """Mean of the last twentieth of the logged losses (at least one): a single step is noise."""
+    if "loss" not in steps or not len(steps):
+        return None
+    loss = steps.sort_values("step", kind="stable")["loss"].to_numpy(dtype=float)
+    logged = np.flatnonzero(~np.isnan(loss))
+    if not logged.size:
+        return None
+    if np.isinf(loss[logged[-1]]):
+        return float(loss[logged[-1]])
+    last = loss[logged[-max(1, logged.size // 20) :]]
+    return float(np.mean(last[np.isfinite(last)]))
+
+
+def _parameter_count(model: dict[str, Any]) -> int | None:
+    for key in _PARAMETER_COUNTS:
+        if isinstance(model.get(key), int):
+            return int(model[key])
+    return None

@@ -1,0 +1,91 @@
+"""Which figures a report shows, and what to record for those it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from gradscope import plots
+from gradscope.errors import EmptyRunError, NotRecordedError
+from gradscope.plots import style
+from gradscope.plots.saving import render
+
+FORMATS = ("pdf", "png", "svg")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A figure of the report: its file name, the plot that draws it, how it is named and parametrised."""
+
+    name: str
+    plot: str
+    title: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    when: Callable[[Sequence[Any]], bool] = lambda runs: True
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A figure as files: bytes per format, the table behind it, and words."""
+
+    name: str
+    title: str
+    caption: str
+    files: dict[str, bytes]
+    data: pd.DataFrame
+
+
+def _several_steps(runs: Sequence[Any]) -> bool:
+    return any(run.records(site)["step"].nunique() > 1 for run in runs for site in _recorded_sites(run))
+
+
+def _recorded_sites(run: Any) -> list[str]:
+    from gradscope.plots.select import recorded
+
+    return [site for site in run.sites if recorded(run, site)]
+
+
+#: In the order of the page: the answer, how it came about, clipping, then what only some runs have.
+WANTED = (
+    Wanted("decay", "decay", "Decay of the gradient at the end of training"),
+    Wanted("decay_start", "decay", "Decay of the gradient at the start", {"step": "first"}, _several_steps),
+    Wanted("training", "training", when=_several_steps),
+    Wanted("norms", "norms"),
+    Wanted("clipping", "clipping"),
+)
+
+
+def draw_all(runs: Sequence[Any], provenance: dict[str, Any]) -> tuple[list[Drawn], dict[str, str]]:
+    """Every figure the runs' data allow, and for the others (by title) what to record."""
+    drawn, missing = [], {}
+    for wanted in WANTED:
+        module = plots.load(wanted.plot)
+        if not wanted.when(runs):
+            continue
+        try:
+            data = module.table(runs, **wanted.options)
+        except (NotRecordedError, EmptyRunError):
+            missing[wanted.title or module.TITLE] = module.NEEDS
+            continue
+        drawn.append(_draw(wanted, module, data, provenance))
+    return drawn, missing
+
+
+def _draw(wanted: Wanted, module: Any, data: pd.DataFrame, provenance: dict[str, Any]) -> Drawn:
+    title = wanted.title or module.TITLE
+    with style.use("screen"):
+        figure = figure_of(module, data, "screen")
+        facts = {**provenance, "plot": wanted.plot, "options": wanted.options}
+        files = {kind: render(figure, kind, title=title, provenance=facts, dpi=200) for kind in FORMATS}
+    return Drawn(wanted.name, title, module.caption(data), files, data)
+
+
+def figure_of(module: Any, data: pd.DataFrame, style_name: str, **options: Any) -> Figure:
+    """The whole figure of a table: a grid of panels where the plot has one, else a single Axes."""
+    if hasattr(module, "panels"):
+        return module.panels(data, style_name=style_name, **options)  # type: ignore[no-any-return]
+    return module.draw(data, style_name=style_name, **options).figure  # type: ignore[no-any-return]

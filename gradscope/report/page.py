@@ -1,0 +1,251 @@
+"""The page: pieces of HTML, every name from a user escaped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+from gradscope._version import __version__
+from gradscope.diagnostics.of_run import SiteAnswer
+from gradscope.diagnostics.words import clip_sentence, correlation, interval, number, percent, sentence
+from gradscope.plots.text import visible
+from gradscope.report.facts import RunFacts
+from gradscope.report.figures import Drawn
+from gradscope.report.svg import inline
+from gradscope.report.template import PAGE, READING, STYLE
+
+TITLE = "How far back does the gradient reach?"
+
+
+def render(facts: Sequence[RunFacts], drawn: Sequence[Drawn], missing: dict[str, str], title: str = "") -> str:
+    """The whole page."""
+    sections = [
+        answers(facts),
+        section("Comparison", comparison(facts)),
+        section("Figures", "".join(figure(one, i) for i, one in enumerate(drawn, 1))) if drawn else "",
+        section("Clipping", clipping(facts)),
+        section("How to read these numbers", READING),
+        section("What was recorded", coverage(facts)),
+        section("Not shown", not_shown(missing)) if missing else "",
+        section("Settings and versions", settings(facts)),
+    ]
+    names = ", ".join(text(found.name) for found in facts)
+    count = "1 run" if len(facts) == 1 else f"{len(facts)} runs"
+    return PAGE.substitute(
+        version=escape(__version__),
+        title=text(title or TITLE),
+        style=STYLE,
+        byline=f"{count}: {names}. Written by gradscope {escape(__version__)}; the numbers are in "
+        '<a href="summary.json">summary.json</a>, the figures in <code>figures/</code>, the data behind them in '
+        "<code>data/</code>.",
+        body="\n".join(filter(None, sections)),
+    )
+
+
+def text(value: object) -> str:
+    """A name or message as HTML: escaped, control characters made visible."""
+    return escape(visible(str(value)), quote=True)
+
+
+def section(title: str, body: str) -> str:
+    """A section with its heading."""
+    return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>"
+
+
+def table(head: Iterable[tuple[str, str]], rows: Iterable[Sequence[str]]) -> str:
+    """A table that scrolls on narrow screens; ``head`` pairs a title with a CSS class, cells are HTML already."""
+    head = list(head)
+    top = "".join(f'<th class="{kind}">{title}</th>' for title, kind in head)
+    body = "".join(
+        "<tr>" + "".join(f'<td class="{kind}">{cell}</td>' for cell, (_, kind) in zip(row, head, strict=True)) + "</tr>\n"
+        for row in rows
+    )
+    return f'<div class="scroll"><table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}</tbody>\n</table></div>'
+
+
+# --- the answer ------------------------------------------------------------------------------------------------------
+
+
+def answers(facts: Sequence[RunFacts]) -> str:
+    """One sentence per run and site, with what it was at the beginning."""
+    items = [_answer(found, said) for found in facts for said in found.answers]
+    for found in facts:
+        if not found.answers:
+            why = "; ".join(found.silent.values()) or "the run holds no record"
+            items.append(f'<li><p class="said"><b>{text(found.name)}</b>: no answer: {text(why)}</p></li>')
+    return f'<ul class="answers">\n{"".join(items)}</ul>'
+
+
+def _answer(found: RunFacts, said: SiteAnswer) -> str:
+    fit = said.late
+    more = [f"Measured on {text(said.quantity)} at {_steps(said.late_steps)}, {fit.n_sequences} sequences."]
+    if said.early_steps != said.late_steps:
+        more.append(f"At {_steps(said.early_steps)}: {text(sentence(said.early))}.")
+    if said.caveat:
+        more.append(f"Note: {text(said.caveat)}.")
+    return (
+        f'<li class="{escape(fit.verdict)}"><p class="said"><b>{text(found.name)}</b> '
+        f'<span class="name">{text(said.site)}</span>: {text(sentence(fit))}. '
+        f'<span class="verdict">{escape(fit.verdict.capitalize())}.</span></p>'
+        f'<p class="more">{" ".join(more)}</p></li>\n'
+    )
+
+
+def _steps(span: tuple[int, int]) -> str:
+    return f"step {span[0]}" if span[0] == span[1] else f"steps {span[0]}–{span[1]}"
+
+
+# --- comparison ------------------------------------------------------------------------------------------------------
+
+
+def comparison(facts: Sequence[RunFacts]) -> str:
+    """A row per run and site, at the end of training."""
+    head = [
+        ("run", "text"), ("site", "text"), ("cell", "text"), ("parameters", ""), ("final loss", ""),
+        ("rate, log<sub>10</sub> per step", ""), ("half-life, steps", ""), ("R²", ""), ("lags", ""),
+        ("horizon, lag", ""), ("verdict", "text"),
+    ]  # fmt: skip
+    rows = [_comparison_row(found, said) for found in facts for said in found.answers]
+    fractions = sorted({said.late.horizon_fraction for found in facts for said in found.answers})
+    note = (
+        '<p class="soft">At the end of training (last tenth of the recorded steps). Horizon: first lag where the gradient '
+        f"is below {' or '.join(percent(f) for f in fractions) or 'a stated fraction'} of that at lag 0. Brackets: "
+        "95 % interval over sequences.</p>"
+    )
+    return table(head, rows) + note
+
+
+def _comparison_row(found: RunFacts, said: SiteAnswer) -> list[str]:
+    fit, cell = said.late, found.sites[said.site].cell
+    lags = "–" if fit.lag_range is None else f"{fit.lag_range[0]:g}–{fit.lag_range[1]:g}"
+    rate = "–" if fit.rate != fit.rate else f"{fit.rate:+.4f} {_bounds(fit.interval)}"
+    half = "–" if fit.half_life is None else f"{number(fit.half_life)} {interval(fit.half_life_interval)}"
+    horizon = "beyond" if fit.horizon is None and fit.last_lag is not None else str(fit.horizon or "–")
+    count = "–" if found.parameters is None else f"{found.parameters:,}"
+    return [
+        text(found.name), f'<span class="name">{text(said.site)}</span>', text(cell), count, loss(found.final_loss),
+        rate, half, correlation(fit.r2), lags, horizon, text(fit.verdict),
+    ]  # fmt: skip
+
+
+def _bounds(bounds: tuple[float, float] | None) -> str:
+    return "" if bounds is None else f"({bounds[0]:+.4f} to {bounds[1]:+.4f})"
+
+
+def loss(value: float | None) -> str:
+    """A final loss; a run that diverged says so."""
+    if value is None:
+        return "–"
+    return number(value, 3) if abs(value) < float("inf") else "diverged"
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def figure(one: Drawn, position: int) -> str:
+    """A figure with its caption and links to its files."""
+    links = ", ".join(f'<a href="figures/{one.name}.{kind}">{kind.upper()}</a>' for kind in sorted(one.files))
+    picture = inline(one.files["svg"], f"figure-{position}", one.title)
+    return (
+        f"<figure>\n{picture}\n<figcaption><b>Figure {position}. {text(one.title)}.</b> {text(one.caption)} "
+        f'<span class="soft">{links}, <a href="data/{one.name}.csv">data</a></span></figcaption>\n</figure>\n'
+    )
+
+
+# --- clipping --------------------------------------------------------------------------------------------------------
+
+
+def clipping(facts: Sequence[RunFacts]) -> str:
+    """Per run what clipping did, what other thresholds would have done, and what that is worth."""
+    return "".join(_clipping(found) for found in facts)
+
+
+_SOURCES = {
+    "clips": "norms measured by the clipping calls",
+    "steps": "the logged grad_norm",
+    "parameters": "per-parameter norms of the recorded steps",
+}
+
+
+def _clipping(found: RunFacts) -> str:
+    said = [f"{clip_sentence(clip).capitalize()}." for clip in found.clips] or ["No clipping call was recorded."]
+    parts = [f"<h3>{text(found.name)}</h3>", *(f"<p>{text(line)}</p>" for line in said)]
+    if len(found.thresholds):
+        parts.append(f"<details><summary>What other thresholds would have done</summary>{_thresholds(found)}</details>")
+    suggestion = found.suggestion
+    if suggestion is not None:
+        line = suggestion.words or f"No threshold is suggested: {suggestion.reason}."
+        basis = f" (Range: {suggestion.reason}.)" if suggestion.words else ""
+        parts.append(f'<p class="soft">{text(line + basis)}</p>')
+    return "\n".join(parts)
+
+
+def _thresholds(found: RunFacts) -> str:
+    head = [
+        ("threshold", ""), ("steps clipped", ""), ("median scale", ""), ("5 % to 95 % of scales", ""),
+        ("largest step left", ""),
+    ]  # fmt: skip
+    rows = [
+        [
+            "none" if effect.threshold == float("inf") else number(effect.threshold), percent(effect.clipped),
+            number(effect.scale_p50), f"{number(effect.scale_p05)}–{number(effect.scale_p95)}", number(effect.step_max),
+        ]
+        for effect in found.thresholds.itertuples()
+    ]  # fmt: skip
+    n = int(found.thresholds["n"].iloc[0])
+    note = f'<p class="soft">From {n} norms: {_SOURCES.get(found.norm_source, found.norm_source)}.</p>'
+    return table(head, rows) + note
+
+
+# --- coverage, what is missing, settings -----------------------------------------------------------------------------
+
+
+def coverage(facts: Sequence[RunFacts]) -> str:
+    """What was seen and what was not, and what was lost."""
+    rows = [
+        [text(found.name), f'<span class="name">{text(line.site)}</span>', text(line.status), str(line.count),
+         text(line.reason) or "–"]
+        for found in facts
+        for line in found.coverage
+    ]  # fmt: skip
+    head = [("run", "text"), ("module or site", "text"), ("status", "text"), ("steps", ""), ("reason", "text wrap")]
+    parts = [table(head, rows) if rows else "<p>No coverage was written.</p>"]
+    for found in facts:
+        if found.lost:
+            listed = ", ".join(f"{count} ({text(reason)})" for reason, count in sorted(found.lost.items()))
+            parts.append(f"<p><b>{text(found.name)}</b>: lost records: {listed}.</p>")
+        if not found.run.sealed:
+            parts.append(f"<p><b>{text(found.name)}</b>: the run is not sealed; it is still growing, or was killed.</p>")
+    if not any(found.lost for found in facts):
+        parts.append("<p>Nothing was lost.</p>")
+    return "\n".join(parts)
+
+
+def not_shown(missing: dict[str, str]) -> str:
+    """What to record to get the other figures."""
+    items = "".join(f"<li><b>{text(title)}</b> needs {text(needs)}.</li>" for title, needs in missing.items())
+    return f'<ul class="plain">{items}</ul>'
+
+
+def settings(facts: Sequence[RunFacts]) -> str:
+    """What each run was recorded with."""
+    parts = []
+    for found in facts:
+        meta = found.run.meta
+        described: dict[str, Any] = {
+            "path": str(found.run.path),
+            "created_at": meta.created_at,
+            "gradscope": meta.gradscope_version,
+            "torch": meta.torch_version,
+            "attempts": len({m.attempt for m in found.run.metas}),
+            "ranks": meta.world_size,
+            "records": found.n_records,
+            "settings": meta.settings,
+            "model": meta.model,
+            "environment": meta.environment,
+        }
+        shown = escape(json.dumps(described, indent=2, sort_keys=False, default=str, ensure_ascii=True))
+        parts.append(f"<details><summary>{text(found.name)}</summary><pre>{shown}</pre></details>")
+    return "\n".join(parts)
