@@ -56,6 +56,7 @@ class LSTMCell:
         """Return δ / (C, C, C, m), (T, B, 4, H), and o ⊙ (1 − tanh² c), (T, B, H)."""
         assert trajectory.activations is not None
         assert trajectory.cell is not None
+        assert trajectory.cell_prev is not None
         i, f, g, o = trajectory.activations.unbind(2)
         tanh_c = trajectory.cell.tanh()
         coefficient = torch.empty_like(trajectory.activations)

@@ -165,7 +165,7 @@ def _layer_inputs(call: StackCall, lowest: int) -> tuple[dict[int, Tensor], dict
 
 def _run_layer(call: StackCall, layer: int, direction: int, x: Tensor) -> Tensor:
     """Run one layer and direction with the fused kernel; in processing order a packed batch needs no packing."""
-    order = Order(*x.shape[:2], call.lengths, reverse=direction == 1)
+    order = Order(x.shape[0], x.shape[1], call.lengths, reverse=direction == 1)
     index = layer * call.directions + direction
     # The kernel ran in the output's type; under autocast the parameters are kept in another.
     dtype = call.output.dtype

@@ -65,7 +65,8 @@ def _replace(places: list[Any], name: str, wrap: Callable[[Callable[..., Any]], 
     original = getattr(places[0], name)
     wrapped = wrap(original)
     wrapped.__wrapped__ = original  # type: ignore[attr-defined]
-    wrapped.__name__, wrapped.__doc__ = original.__name__, original.__doc__
+    wrapped.__name__ = original.__name__
+    wrapped.__doc__ = original.__doc__
     for place in places:
         if getattr(place, name, None) is original:
             _originals[place, name] = original

@@ -145,8 +145,8 @@ def _dropout_masks(
     """
     if device.type != "cpu" or rng is None:
         raise CannotRecordError(
-            "dropout between layers on this device is drawn inside the fused kernel and cannot be reproduced; split the "
-            "stack into single layers with nn.Dropout between them to record it"
+            "dropout between layers on this device is drawn inside the fused kernel and cannot be reproduced; split "
+            "the stack into single layers with nn.Dropout between them to record it"
         )
     if module.batch_first and selection.gather is None and not selection.unbatched:
         shape = torch.Size((shape[1], shape[0], shape[2]))
@@ -192,7 +192,7 @@ def _prehook(
             if task not in call.gradients:
                 call.gradients[task] = {}
                 # The end of the pass, not the first arrival: gradients of output, h_n and c_n come separately.
-                engine = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
+                engine = torch.autograd.Variable._execution_engine
                 engine.queue_callback(lambda: finished(call, task))
             with torch.no_grad():
                 for position, name in places:

@@ -42,7 +42,7 @@ class StepLedger:
             return [p for group in self._optimizer.param_groups for p in group["params"]]
         return [p for p in self._model.parameters() if p.requires_grad]
 
-    # -- scalars ----------------------------------------------------------------------------------------------------------
+    # -- scalars ---------------------------------------------------------------------------------------------
 
     def log(self, scalars: dict[str, Any]) -> None:
         """Add scalars to the current step, or to the one that just ended when no forward pass has begun since."""
@@ -81,7 +81,7 @@ class StepLedger:
             if row
         ]
 
-    # -- gradient norms -----------------------------------------------------------------------------------------------------
+    # -- gradient norms --------------------------------------------------------------------------------------
 
     def measure(self) -> None:
         """Measure the gradients as the optimizer is about to see them."""
@@ -94,7 +94,7 @@ class StepLedger:
     def _name(self, parameter: Tensor) -> str:
         return self._names.get(id(parameter), f"parameter of shape {tuple(parameter.shape)}")
 
-    # -- clipping -----------------------------------------------------------------------------------------------------------
+    # -- clipping --------------------------------------------------------------------------------------------
 
     def before_clip(self, parameters: list[Tensor], kind: str, threshold: float, recording: bool) -> Any:
         """Measure the raw gradients in recorded steps."""
@@ -146,7 +146,7 @@ class StepLedger:
 
 
 def _norm_event(event: ClipEvent, norm: float) -> ClipEvent:
-    # inf / (inf + ε): torch's coefficient is 0, and 0 · inf leaves a NaN behind (science of A16).
+    # inf / (inf + ε): torch's coefficient is 0, and 0 · inf leaves a NaN behind.
     scale = min(1.0, event.threshold / (norm + _CLIP_EPSILON)) if not math.isnan(norm) else math.nan
     after = norm * scale if math.isfinite(norm) else math.nan
     return ClipEvent(

@@ -77,7 +77,7 @@ class Recorder:
         self._store(lambda: self._writer.set_sites(self._infos))
         self._begin_step()
 
-    # -- life ---------------------------------------------------------------------------------------------------------
+    # -- life ------------------------------------------------------------------------------------------------
 
     def _attach(self) -> None:
         if self.settings.optimizer is not None:
@@ -87,7 +87,12 @@ class Recorder:
         scaling.observe_scaling(self)
         # A script that never closes its recorder still leaves a sealed run.
         held = weakref.ref(self)
-        self._at_exit = lambda: (recorder := held()) is not None and recorder.close()
+
+        def close_at_exit() -> None:
+            if (recorder := held()) is not None:
+                recorder.close()
+
+        self._at_exit = close_at_exit
         atexit.register(self._at_exit)
 
     def __enter__(self) -> Recorder:
@@ -126,7 +131,7 @@ class Recorder:
         with self._unharmed("close"):
             self._writer.close()
 
-    # -- what the user calls --------------------------------------------------------------------------------------------
+    # -- what the user calls ---------------------------------------------------------------------------------
 
     def step(self) -> None:
         """Mark the end of an optimizer step; only needed without ``optimizer=``."""
@@ -161,7 +166,7 @@ class Recorder:
         chosen = list(self._ledger.optimized if parameters is None else parameters)
         torch.nn.utils.clip_grad_value_(chosen, clip_value)
 
-    # -- steps ----------------------------------------------------------------------------------------------------------
+    # -- steps -----------------------------------------------------------------------------------------------
 
     @property
     def recording(self) -> bool:
@@ -224,7 +229,7 @@ class Recorder:
             self._micro += 1
             self._uses.clear()
 
-    # -- what the watcher reports ---------------------------------------------------------------------------------------
+    # -- what the watcher reports ----------------------------------------------------------------------------
 
     def opened(self, target: Target) -> int:
         self._ledger.touched = True
@@ -259,7 +264,7 @@ class Recorder:
     def loss_scale(self) -> float:
         return self._scale
 
-    # -- what clipping and scaling report -------------------------------------------------------------------------------
+    # -- what clipping and scaling report --------------------------------------------------------------------
 
     def before_clip(self, parameters: list[Tensor], kind: str, threshold: float) -> Any:
         with self._unharmed("clipping"):
@@ -283,7 +288,7 @@ class Recorder:
             if optimizer is self.settings.optimizer and not self._stepped:
                 self._end_step(skipped=True)
 
-    # -- never in the way -----------------------------------------------------------------------------------------------
+    # -- never in the way ------------------------------------------------------------------------------------
 
     def _store(self, write: Callable[[], object]) -> None:
         with self._unharmed("writing the run"):

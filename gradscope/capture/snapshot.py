@@ -119,7 +119,7 @@ class Snapshot(Mapping[str, SiteSnapshot]):
 class _Collector:
     """Keeps the adjoints of every site of one backward pass."""
 
-    samples = None
+    samples: int | None = None
     dtype = torch.float64
 
     def __init__(self) -> None:

@@ -153,7 +153,8 @@ def _watch(chain: Chain, t: int, state: int, tensor: Tensor, take: _Rows, listen
         task = torch._C._current_graph_task_id()
         if task not in chain.gradients:
             chain.gradients[task] = {}
-            torch.autograd.Variable._execution_engine.queue_callback(lambda: _finish(chain, task, listener))  # type: ignore[attr-defined]
+            engine = torch.autograd.Variable._execution_engine
+            engine.queue_callback(lambda: _finish(chain, task, listener))
         with torch.no_grad():
             chain.gradients[task][t, state] = take(gradient)
 
