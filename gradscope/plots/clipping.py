@@ -94,7 +94,7 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
         every = style.mark_every(len(rows), i, 6)
         marker = style.MARKERS[i % len(style.MARKERS)] if len(runs) > 1 else ""
         named = label(str(name), style.name_limit(ax))
-        solid = {"linestyle": "-", "marker": marker, "markevery": every, "label": named}
+        solid: dict[str, Any] = {"linestyle": "-", "marker": marker, "markevery": every, "label": named}
         ax.plot(rows["threshold"], rows["clipped"], color=colour, **solid)
         if len(runs) <= style.MAX_BANDS:
             ax.plot(rows["threshold"], rows["scale_p50"], color=colour, linestyle=(0, (4, 1.6)), label="_median scale")
@@ -130,7 +130,7 @@ def _handles(ax: Axes, runs: list[Any], data: pd.DataFrame) -> list[Any]:
     if len(runs) <= style.MAX_BANDS:
         kinds.append(Line2D([], [], color=colour, linestyle=(0, (4, 1.6)), label="median scale"))
     if data["used"].any():
-        look = {"marker": "o", "markersize": 7, "markerfacecolor": "white", "linestyle": "none"}
+        look: dict[str, Any] = {"marker": "o", "markersize": 7, "markerfacecolor": "white", "linestyle": "none"}
         kinds.append(Line2D([], [], color=colour, label="used in training", **look))
     return kinds + [line for line in ax.get_lines() if len(runs) > 1]
 
@@ -139,7 +139,7 @@ def caption(data: pd.DataFrame) -> str:
     """What the figure shows, in words."""
     n = sorted(set(data["n"]))
     return (
-        f"Share of recorded steps whose gradient norm lies above the threshold (solid) and median factor min(1, c/norm) "
+        f"Share of recorded steps whose gradient norm lies above the threshold (solid), median factor min(1, c/norm) "
         f"(dashed; band: middle half, for a single run), from {n[0] if len(n) == 1 else f'{n[0]} to {n[-1]}'} recorded "
         "norms a run. It describes the recorded training: with another threshold the training, and so the norms, would "
         "have gone another way."

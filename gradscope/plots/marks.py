@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
 
+from gradscope.plots import style
+
 # Beyond these a tick would be 0 or inf in float64.
 _LOWEST, _HIGHEST = -307.5, 307.5
 
@@ -69,8 +71,10 @@ def whole_x(ax: Axes, values: ArrayLike) -> None:
     pad = 0.02 * (high - low) if high > low else 0.5
     ax.set_xlim(low - pad, high + pad)
     # As many labels as the panel's width has room for.
-    size = ax.figure.get_size_inches()[0] * ax.get_position(original=True).width
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=int(np.clip(size * 1.8, 4, 7)), steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+    size = style.width_of(ax) * ax.get_position(original=True).width
+    ax.xaxis.set_major_locator(
+        MaxNLocator(nbins=int(np.clip(size * 1.8, 4, 7)), steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
+    )
 
 
 def at_edge(ax: Axes, x: ArrayLike, *, top: bool, color: Any, label: str) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from gradscope.errors import EmptyRunError, NotRecordedError
 from gradscope.plots import marks, select, style
@@ -46,7 +45,7 @@ def table(runs: Sequence[Any]) -> pd.DataFrame:
 
 
 def _of_run(name: str, run: Any) -> pd.DataFrame:
-    """Norms from the clipping calls; else the logged ``grad_norm``; else the root of the summed squares of parameters."""
+    """Norms from the clipping calls; else the logged ``grad_norm``; else from the norms of the parameters."""
     steps = _last_attempt(run.steps())
     clips = _last_attempt(run.clips())
     clips = clips[clips["kind"] != "timestep"].groupby("step", as_index=True).first()
@@ -110,7 +109,7 @@ def draw(
     """
     if ax is None:
         has_loss = np.isfinite(data["loss"]).any()
-        fig, grid = style.figure(style_name, rows=2 if has_loss else 1, aspect=0.72 if has_loss else 0.5)
+        _, grid = style.figure(style_name, rows=2 if has_loss else 1, aspect=0.72 if has_loss else 0.5)
         ax, loss_ax = (grid[0], grid[1]) if has_loss else (grid, None)
         if loss_ax is not None:
             ax.sharex(loss_ax)
@@ -121,7 +120,7 @@ def draw(
         _trace(ax, rows, "norm", i, label(str(name), style.name_limit(ax)), len(runs))
     thresholds = _thresholds(ax, runs)
     marks.log_y(ax, [data["norm"], thresholds])
-    _non_finite(ax, runs, lambda rows: (rows["norm_state"] == "non-finite"))
+    _non_finite(ax, runs, lambda rows: rows["norm_state"] == "non-finite")
     ax.set_ylabel("gradient norm")
     (loss_ax or ax).set_xlabel("training step")
     if loss_ax is not None:
@@ -165,8 +164,8 @@ def _thresholds(ax: Axes, runs: list[tuple[Any, pd.DataFrame]]) -> np.ndarray:
         if len(values) == 1 and values[0] not in drawn:
             ax.axhline(values[0], color=colour, linestyle=":", linewidth=1.1, label=f"_threshold {values[0]:g}")
             ax.annotate(
-                f"threshold {values[0]:g}", (1.0, values[0]), xycoords=ax.get_yaxis_transform(), ha="right", va="bottom",
-                color=colour, fontsize="small", xytext=(0, 1), textcoords="offset points",
+                f"threshold {values[0]:g}", (1.0, values[0]), xycoords=ax.get_yaxis_transform(),
+                ha="right", va="bottom", color=colour, fontsize="small", xytext=(0, 1), textcoords="offset points",
                 bbox={"boxstyle": "square,pad=0.05", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
             )  # fmt: skip
         elif len(values) > 1:

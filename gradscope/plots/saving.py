@@ -92,9 +92,9 @@ def render(
 ) -> bytes:
     """The bytes of ``figure`` as pdf, pgf, png or svg. See :func:`save`."""
     metadata = _metadata(suffix, title, provenance)
-    buffer = io.BytesIO()
     if suffix == "pgf":
         return _pgf(figure, metadata)
+    buffer = io.BytesIO()
     # savefig's metadata must not hold keys a format does not know: it warns about each.
     figure.savefig(buffer, format=suffix, metadata=metadata, dpi=dpi)
     return buffer.getvalue()
@@ -122,7 +122,12 @@ def _metadata(suffix: str, title: str, provenance: Mapping[str, Any] | None) -> 
     title = title.encode("ascii", "backslashreplace").decode()
     if suffix == "pdf":
         dates = {"CreationDate": None, "ModDate": None}
-        return {"Title": title, "Creator": maker, "Producer": f"matplotlib {matplotlib.__version__}", "Subject": source} | dates
+        return {
+            "Title": title,
+            "Creator": maker,
+            "Producer": f"matplotlib {matplotlib.__version__}",
+            "Subject": source,
+        } | dates
     if suffix == "svg":
         return {"Title": title, "Creator": maker, "Description": source, "Date": None}
     if suffix == "png":
@@ -130,7 +135,7 @@ def _metadata(suffix: str, title: str, provenance: Mapping[str, Any] | None) -> 
     return {"Title": title, "Creator": maker, "Subject": source}
 
 
-class _Pgf(RendererPgf):  # type: ignore[misc]
+class _Pgf(RendererPgf):
     """PGF without a TeX installation: text is measured by matplotlib, and TeX's own characters in names are escaped."""
 
     def __init__(self, figure: Figure, file: IO[str]) -> None:
@@ -138,9 +143,11 @@ class _Pgf(RendererPgf):  # type: ignore[misc]
         self._measure = FigureCanvasAgg(figure).get_renderer()
 
     def get_text_width_height_descent(self, s: str, prop: Any, ismath: Any) -> tuple[float, float, float]:
-        return self._measure.get_text_width_height_descent(s, prop, ismath)  # type: ignore[no-any-return]
+        return self._measure.get_text_width_height_descent(s, prop, ismath)
 
-    def draw_text(self, gc: Any, x: float, y: float, s: str, prop: Any, angle: float, *args: Any, **kwargs: Any) -> None:
+    def draw_text(
+        self, gc: Any, x: float, y: float, s: str, prop: Any, angle: float, *args: Any, **kwargs: Any
+    ) -> None:
         super().draw_text(gc, x, y, tex(s), prop, angle, *args, **kwargs)
 
 
@@ -177,7 +184,8 @@ def _pgf(figure: Figure, metadata: Mapping[str, Any]) -> bytes:
     text.write("\\pgfusepath{use as bounding box, clip}\n")
     try:
         figure.dpi = 72
-        figure.draw(MixedModeRenderer(figure, width, height, 72, _Pgf(figure, text)))
+        mixed: Any = MixedModeRenderer(figure, width, height, 72, _Pgf(figure, text))
+        figure.draw(mixed)
     finally:
         figure.dpi = dpi
         figure.set_canvas(canvas)

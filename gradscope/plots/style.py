@@ -104,7 +104,7 @@ def use(name: str = "screen") -> Iterator[Preset]:
     chosen = preset(name)
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_settings(chosen))
+        matplotlib.rcParams.update(_settings(chosen))  # type: ignore[arg-type, unused-ignore]
         yield chosen
 
 
@@ -168,7 +168,7 @@ def axes(ax: Axes | None, *, style: str = "screen", aspect: float = 0.55) -> Axe
     """``ax`` itself, or that of a new figure in the given style."""
     if ax is not None:
         return ax
-    return figure(style, aspect=aspect)[1]  # type: ignore[no-any-return]
+    return figure(style, aspect=aspect)[1]
 
 
 def look(index: int) -> dict[str, Any]:
@@ -238,7 +238,15 @@ def _columns(ax: Axes, names: list[str]) -> int:
 
 def _room(ax: Axes) -> float:
     """Width of the axes in points, less what its own labels take."""
-    return float(ax.figure.get_size_inches()[0] * min(ax.get_position(original=True).width, 0.82) * 72)
+    return float(width_of(ax) * min(ax.get_position(original=True).width, 0.82) * 72)
+
+
+def width_of(ax: Axes) -> float:
+    """Width of the figure that holds the axes, inches."""
+    root: Any = ax.figure
+    while not isinstance(root, Figure):  # a subfigure has no size of its own
+        root = root.figure
+    return float(root.get_size_inches()[0])
 
 
 def name_limit(ax: Axes, most: int = 60) -> int:

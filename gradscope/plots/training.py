@@ -126,7 +126,7 @@ def _few(steps: list[int]) -> list[int]:
 
 
 def panels(data: pd.DataFrame, *, style_name: str = "screen", relative: bool = True, limit: int = 6) -> Figure:
-    """One panel per run and site (the first ``limit``), with common scales, to compare how their gradient flow opens."""
+    """One panel per run and site (the first ``limit``), with common scales, to compare how gradient flow opens."""
     groups = list(data.groupby(["run", "site"], sort=False))[:limit]
     wide = style.preset(style_name).width > 4.5
     columns = min(len(groups), (3 if len(groups) != 4 else 2) if wide else 1)
@@ -159,10 +159,10 @@ def _share_y(axes: list[Axes]) -> None:
 def _once_per_grid(fig: Figure, axes: list[Axes]) -> None:
     """Common labels instead of one per panel."""
     labels = {ax.get_ylabel() for ax in axes}
-    fig.supxlabel(axes[0].get_xlabel(), fontsize=axes[0].xaxis.label.get_size())
+    fig.supxlabel(axes[0].get_xlabel(), fontsize=axes[0].xaxis.label.get_fontsize())
     relative = any("relative" in text for text in labels)
     text = labels.pop() if len(labels) == 1 else decay.y_label(["", ""], relative)
-    fig.supylabel(text, fontsize=axes[0].yaxis.label.get_size())
+    fig.supylabel(text, fontsize=axes[0].yaxis.label.get_fontsize())
     for ax in axes:
         ax.set_xlabel("")
         ax.set_ylabel("")

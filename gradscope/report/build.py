@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradscope.errors import RunExistsError, SettingError
+from gradscope.plots.figures import provenance
 from gradscope.plots.saving import csv_bytes
 from gradscope.report import figures, page, summary
 from gradscope.report.facts import RunFacts, gather
@@ -79,8 +80,7 @@ def build_report(runs: Sequence[Run], out: str | os.PathLike[str], *, title: str
         raise SettingError("no run to report: pass at least one.")
     check_free(out)
     facts = gather(runs)
-    provenance = {"runs": [{"name": f.name, "created_at": f.run.meta.created_at} for f in facts]}
-    drawn, missing = figures.draw_all(runs, provenance)
+    drawn, missing = figures.draw_all(runs, provenance(runs))
     files = _contents(facts, drawn, missing, title)
     _write(out, files)
     written = [out / name for name in files]

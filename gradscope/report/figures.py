@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from gradscope import plots
 from gradscope.errors import EmptyRunError, NotRecordedError
 from gradscope.plots import style
+from gradscope.plots.figures import figure_of
 from gradscope.plots.saving import render
+from gradscope.plots.select import recorded
 
 FORMATS = ("pdf", "png", "svg")
 
@@ -44,8 +45,6 @@ def _several_steps(runs: Sequence[Any]) -> bool:
 
 
 def _recorded_sites(run: Any) -> list[str]:
-    from gradscope.plots.select import recorded
-
     return [site for site in run.sites if recorded(run, site)]
 
 
@@ -82,10 +81,3 @@ def _draw(wanted: Wanted, module: Any, data: pd.DataFrame, provenance: dict[str,
         facts = {**provenance, "plot": wanted.plot, "options": wanted.options}
         files = {kind: render(figure, kind, title=title, provenance=facts, dpi=200) for kind in FORMATS}
     return Drawn(wanted.name, title, module.caption(data), files, data)
-
-
-def figure_of(module: Any, data: pd.DataFrame, style_name: str, **options: Any) -> Figure:
-    """The whole figure of a table: a grid of panels where the plot has one, else a single Axes."""
-    if hasattr(module, "panels"):
-        return module.panels(data, style_name=style_name, **options)  # type: ignore[no-any-return]
-    return module.draw(data, style_name=style_name, **options).figure  # type: ignore[no-any-return]

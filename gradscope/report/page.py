@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
@@ -49,6 +50,11 @@ def text(value: object) -> str:
     return escape(visible(str(value)), quote=True)
 
 
+def prose(words: str) -> str:
+    """A sentence as HTML whose numbers do not break at their minus sign."""
+    return re.sub(r"-?[\d.]+e-?\d+", r'<span class="n">\g<0></span>', text(words))
+
+
 def section(title: str, body: str) -> str:
     """A section with its heading."""
     return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>"
@@ -59,7 +65,9 @@ def table(head: Iterable[tuple[str, str]], rows: Iterable[Sequence[str]]) -> str
     head = list(head)
     top = "".join(f'<th class="{kind}">{title}</th>' for title, kind in head)
     body = "".join(
-        "<tr>" + "".join(f'<td class="{kind}">{cell}</td>' for cell, (_, kind) in zip(row, head, strict=True)) + "</tr>\n"
+        "<tr>"
+        + "".join(f'<td class="{kind}">{cell}</td>' for cell, (_, kind) in zip(row, head, strict=True))
+        + "</tr>\n"
         for row in rows
     )
     return f'<div class="scroll"><table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}</tbody>\n</table></div>'
@@ -82,13 +90,15 @@ def _answer(found: RunFacts, said: SiteAnswer) -> str:
     fit = said.late
     more = [f"Measured on {text(said.quantity)} at {_steps(said.late_steps)}, {fit.n_sequences} sequences."]
     if said.early_steps != said.late_steps:
-        more.append(f"At {_steps(said.early_steps)}: {text(sentence(said.early))}.")
+        more.append(f"At {_steps(said.early_steps)}: {prose(sentence(said.early))}.")
     if said.caveat:
         more.append(f"Note: {text(said.caveat)}.")
+    words = sentence(fit)
+    # The sentence already names most verdicts; one that it does not is put behind it.
+    verdict = "" if fit.verdict in words or "no verdict" in words else f" <b>{fit.verdict.capitalize()}.</b>"
     return (
         f'<li class="{escape(fit.verdict)}"><p class="said"><b>{text(found.name)}</b> '
-        f'<span class="name">{text(said.site)}</span>: {text(sentence(fit))}. '
-        f'<span class="verdict">{escape(fit.verdict.capitalize())}.</span></p>'
+        f'<span class="name">{text(said.site)}</span>: {prose(words)}.{verdict}</p>'
         f'<p class="more">{" ".join(more)}</p></li>\n'
     )
 
@@ -103,15 +113,16 @@ def _steps(span: tuple[int, int]) -> str:
 def comparison(facts: Sequence[RunFacts]) -> str:
     """A row per run and site, at the end of training."""
     head = [
-        ("run", "text"), ("site", "text"), ("cell", "text"), ("parameters", ""), ("final loss", ""),
-        ("rate, log<sub>10</sub> per step", ""), ("half-life, steps", ""), ("R²", ""), ("lags", ""),
-        ("horizon, lag", ""), ("verdict", "text"),
+        ("run", "text wrap"), ("site", "text wrap"), ("para&shy;meters", ""), ("final<br>loss", ""),
+        ("rate, log<sub>10</sub><br>per step", ""), ("half-life,<br>steps", ""), ("R²", ""), ("lags", ""),
+        ("horizon,<br>lag", ""), ("verdict", "text"),
     ]  # fmt: skip
     rows = [_comparison_row(found, said) for found in facts for said in found.answers]
     fractions = sorted({said.late.horizon_fraction for found in facts for said in found.answers})
     note = (
-        '<p class="soft">At the end of training (last tenth of the recorded steps). Horizon: first lag where the gradient '
-        f"is below {' or '.join(percent(f) for f in fractions) or 'a stated fraction'} of that at lag 0. Brackets: "
+        '<p class="soft">At the end of training (last tenth of the recorded steps). Horizon: first lag where the '
+        f"gradient is below {' or '.join(percent(f) for f in fractions) or 'a stated fraction'} of that at lag 0. "
+        "Brackets: "
         "95 % interval over sequences.</p>"
     )
     return table(head, rows) + note
@@ -119,19 +130,31 @@ def comparison(facts: Sequence[RunFacts]) -> str:
 
 def _comparison_row(found: RunFacts, said: SiteAnswer) -> list[str]:
     fit, cell = said.late, found.sites[said.site].cell
+    site = (
+        f'<span class="name">{text(said.site)}</span><br><span class="soft">{text(cell)}, {text(said.quantity)}</span>'
+    )
     lags = "–" if fit.lag_range is None else f"{fit.lag_range[0]:g}–{fit.lag_range[1]:g}"
-    rate = "–" if fit.rate != fit.rate else f"{fit.rate:+.4f} {_bounds(fit.interval)}"
-    half = "–" if fit.half_life is None else f"{number(fit.half_life)} {interval(fit.half_life_interval)}"
+    rate = "–" if fit.rate != fit.rate else f"{signed(fit.rate)}{_bounds(fit.interval)}"
+    half = "–" if fit.half_life is None else _under(number(fit.half_life), interval(fit.half_life_interval))
     horizon = "beyond" if fit.horizon is None and fit.last_lag is not None else str(fit.horizon or "–")
     count = "–" if found.parameters is None else f"{found.parameters:,}"
     return [
-        text(found.name), f'<span class="name">{text(said.site)}</span>', text(cell), count, loss(found.final_loss),
-        rate, half, correlation(fit.r2), lags, horizon, text(fit.verdict),
+        text(found.name), site, count, loss(found.final_loss), rate, half,
+        correlation(fit.r2), lags, horizon, text(fit.verdict),
     ]  # fmt: skip
 
 
 def _bounds(bounds: tuple[float, float] | None) -> str:
-    return "" if bounds is None else f"({bounds[0]:+.4f} to {bounds[1]:+.4f})"
+    return "" if bounds is None else _under("", f"({signed(bounds[0])} to {signed(bounds[1])})")
+
+
+def _under(value: str, small: str) -> str:
+    return f'{value}<br><span class="soft">{small}</span>' if small else value
+
+
+def signed(value: float) -> str:
+    """A rate with its sign, four decimals, and a real minus."""
+    return f"{value:+.4f}".replace("-", "\N{MINUS SIGN}")
 
 
 def loss(value: float | None) -> str:
@@ -159,7 +182,7 @@ def figure(one: Drawn, position: int) -> str:
 
 def clipping(facts: Sequence[RunFacts]) -> str:
     """Per run what clipping did, what other thresholds would have done, and what that is worth."""
-    return "".join(_clipping(found) for found in facts)
+    return "".join(_clipping(found, unfolded=len(facts) <= 4) for found in facts)
 
 
 _SOURCES = {
@@ -169,11 +192,14 @@ _SOURCES = {
 }
 
 
-def _clipping(found: RunFacts) -> str:
+def _clipping(found: RunFacts, unfolded: bool) -> str:
     said = [f"{clip_sentence(clip).capitalize()}." for clip in found.clips] or ["No clipping call was recorded."]
     parts = [f"<h3>{text(found.name)}</h3>", *(f"<p>{text(line)}</p>" for line in said)]
     if len(found.thresholds):
-        parts.append(f"<details><summary>What other thresholds would have done</summary>{_thresholds(found)}</details>")
+        parts.append(
+            f"<details{' open' if unfolded else ''}><summary>What other thresholds would have done</summary>"
+            f"{_thresholds(found)}</details>"
+        )
     suggestion = found.suggestion
     if suggestion is not None:
         line = suggestion.words or f"No threshold is suggested: {suggestion.reason}."
@@ -217,7 +243,9 @@ def coverage(facts: Sequence[RunFacts]) -> str:
             listed = ", ".join(f"{count} ({text(reason)})" for reason, count in sorted(found.lost.items()))
             parts.append(f"<p><b>{text(found.name)}</b>: lost records: {listed}.</p>")
         if not found.run.sealed:
-            parts.append(f"<p><b>{text(found.name)}</b>: the run is not sealed; it is still growing, or was killed.</p>")
+            parts.append(
+                f"<p><b>{text(found.name)}</b>: the run is not sealed; it is still growing, or was killed.</p>"
+            )
     if not any(found.lost for found in facts):
         parts.append("<p>Nothing was lost.</p>")
     return "\n".join(parts)

@@ -43,7 +43,7 @@ def summarise(
     facts: Sequence[RunFacts], figures: Mapping[str, Any] | None = None, not_shown: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """The summary as plain JSON values."""
-    summary = {
+    summary: dict[str, Any] = {
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
         "gradscope_version": __version__,
@@ -51,7 +51,8 @@ def summarise(
         "not_shown": dict(not_shown or {}),
         "runs": [_run(found) for found in facts],
     }
-    return clean(summary)  # type: ignore[no-any-return]
+    cleaned: dict[str, Any] = clean(summary)
+    return cleaned
 
 
 def to_text(summary: Mapping[str, Any]) -> str:

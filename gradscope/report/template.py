@@ -8,7 +8,7 @@ STYLE = """
 :root { --ink: #1a1a1a; --soft: #595959; --line: #dcdcdc; --tint: #f5f6f8; --link: #0b4a86; }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
-body { margin: 0 auto; padding: 2.2rem 1.2rem 4rem; max-width: 54rem; background: #fff; color: var(--ink);
+body { margin: 0 auto; padding: 2.2rem 1.2rem 4rem; max-width: 58rem; background: #fff; color: var(--ink);
   font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", "Noto Sans", "DejaVu Sans", sans-serif; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .3rem; letter-spacing: -.01em; }
 h2 { font-size: 1.2rem; margin: 2.8rem 0 .7rem; padding-top: .9rem; border-top: 1px solid var(--line); }
@@ -28,10 +28,12 @@ a { color: var(--link); }
 code, .name { font-family: ui-monospace, "SFMono-Regular", Menlo, "DejaVu Sans Mono", monospace; font-size: .9em; }
 .scroll { overflow-x: auto; margin: .8rem 0; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .8rem .3rem 0; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top;
+th, td { padding: .3rem .75rem .3rem 0; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top;
   white-space: nowrap; }
 th { font-weight: 600; border-bottom: 1.5px solid #888; vertical-align: bottom; }
-th.text, td.text { text-align: left; } td.wrap { white-space: normal; min-width: 12rem; overflow-wrap: anywhere; }
+th.text, td.text { text-align: left; }
+td.wrap { white-space: normal; min-width: 7.5rem; max-width: 24rem; overflow-wrap: anywhere; }
+.n { white-space: nowrap; } td .soft { font-size: .92em; }
 figure { margin: 1.6rem 0 2.2rem; break-inside: avoid; }
 figure svg { display: block; margin: 0 auto; }
 figcaption { font-size: .88rem; max-width: 46rem; margin: .5rem auto 0; }

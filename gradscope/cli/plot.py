@@ -1,0 +1,65 @@
+"""``gradscope plot``: one figure of one or more runs."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gradscope.errors import SettingError
+
+
+@click.command()
+@click.argument("kind")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="Ends in .pdf, .svg, .png or .pgf; the data go to the CSV of the same name.")  # fmt: skip  # noqa: E501
+@click.option("--style", default="neurips", show_default=True, help="Paper width: aaai, iclr, icml, icml2, ieee, ieee2, jmlr, neurips, screen.")  # fmt: skip  # noqa: E501
+@click.option("--site", multiple=True, help="Only this site. May be repeated.")
+@click.option("--quantity", help="hidden, cell, input ...; by default what describes each site.")
+@click.option("--step", help="A recorded step, 'first' or 'last'.")
+@click.option("--horizon", type=float, help="Mark the first lag where the gradient is below this fraction.")
+@click.option("--absolute", is_flag=True, help="Norms themselves, not relative to lag 0.")
+def plot(
+    kind: str, runs: tuple[Path, ...], out: Path, style: str, site: tuple[str, ...], quantity: str | None,
+    step: str | None, horizon: float | None, absolute: bool,
+) -> None:  # fmt: skip
+    """Draw one figure: KIND is clipping, comparison, decay, gates, norms, training, ... (any other name lists them).
+
+    RUN is a run directory or a packed file.
+    """
+    from gradscope import plots
+    from gradscope.plots import figures
+    from gradscope.plots.style import preset
+    from gradscope.store import open_run
+
+    module = plots.load(kind)
+    preset(style)
+    opened = [open_run(run) for run in runs]
+    select = {"site": list(site) or None, "quantity": quantity, "step": _step(step)}
+    look: dict[str, Any] = {"horizon": horizon, "relative": False if absolute else None}
+    data = module.table(opened, **_accepted(module.table, select, kind))
+    drawer = figures.drawer(module)
+    for path in figures.write(module, data, out, style=style, runs=opened, **_accepted(drawer, look, kind)):
+        click.echo(path)
+
+
+def _step(step: str | None) -> int | str | None:
+    if step is None or step in ("first", "last"):
+        return step
+    try:
+        return int(step)
+    except ValueError:
+        raise SettingError(f"--step takes a number, 'first' or 'last', not {step!r}.") from None
+
+
+def _accepted(function: Any, given: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The options that were given; refuses one that this figure does not have rather than ignore it."""
+    given = {name: value for name, value in given.items() if value is not None}
+    known = inspect.signature(function).parameters
+    for name in given:
+        if name not in known:
+            option = "absolute" if name == "relative" else name
+            raise SettingError(f"--{option} does not apply to the figure {kind!r}.")
+    return given

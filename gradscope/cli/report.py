@@ -1,0 +1,48 @@
+"""``gradscope report``: runs to one page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Written there; must not exist or be empty.")  # fmt: skip  # noqa: E501
+@click.option("--title", default="", help="Heading of the page.")
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON instead of sentences.")
+@click.option(
+    "--fail-on",
+    type=click.Choice(["vanishing", "exploding"]),
+    multiple=True,
+    help="Exit with 3 when a site has this verdict at the end of training. May be repeated.",
+)
+@click.pass_context
+def report(
+    ctx: click.Context, runs: tuple[Path, ...], out: Path, title: str, as_json: bool, fail_on: tuple[str, ...]
+) -> None:
+    """Turn recorded runs into one HTML page with figures, tables and numbers.
+
+    RUN is a run directory or a packed file. Several are compared.
+    """
+    # Imported here: a mistyped option should not wait for matplotlib.
+    from gradscope.report import build_report
+    from gradscope.report.build import check_free
+    from gradscope.store import open_run
+
+    check_free(out)
+    written = build_report([open_run(run) for run in runs], out, title=title)
+    if as_json:
+        numbers = json.loads(written.summary.read_text(encoding="utf-8"))
+        click.echo(json.dumps({"report": str(written.index), **numbers}, indent=2, sort_keys=True))
+    else:
+        for found in written.facts:
+            for said in found.answers:
+                click.echo(f"{found.name}: {said.sentence}")
+        click.echo(f"report: {written.index}")
+    met = sorted(written.verdicts.intersection(fail_on))
+    if met:
+        click.echo(f"gradscope: --fail-on met: {', '.join(met)}", err=True)
+        ctx.exit(3)

@@ -1,0 +1,72 @@
+"""From a table to a whole figure and its files, the same way for every kind of figure."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from gradscope.plots import style as styles
+from gradscope.plots.saving import save
+
+
+def drawer(module: ModuleType) -> Callable[..., Any]:
+    """What draws the whole figure: ``panels`` (a grid) where the module has it, else ``draw`` (one Axes)."""
+    found: Callable[..., Any] = getattr(module, "panels", module.draw)
+    return found
+
+
+def figure_of(module: ModuleType, data: pd.DataFrame, style: str = "screen", **options: Any) -> Figure:
+    """The whole figure of a table. Call it, and save the figure, inside :func:`gradscope.plots.style.use`."""
+    drawn = drawer(module)(data, style_name=style, **options)
+    return drawn if isinstance(drawn, Figure) else drawn.figure
+
+
+def provenance(runs: Sequence[Any]) -> dict[str, Any]:
+    """What a figure was made from, for its metadata: no paths of the machine, no date of drawing."""
+    return {"runs": [{"name": str(run.name), "created_at": run.meta.created_at} for run in runs]}
+
+
+def write(
+    module: ModuleType,
+    data: pd.DataFrame,
+    path: str | os.PathLike[str],
+    *,
+    style: str = "screen",
+    runs: Sequence[Any] = (),
+    **options: Any,
+) -> list[Path]:
+    """Draw ``data`` in a style and write it, with the data beside it.
+
+    Parameters
+    ----------
+    module : module
+        From :func:`gradscope.plots.load`.
+    data : DataFrame
+        From its ``table``.
+    path : path
+        Ends in .pdf, .svg, .png or .pgf.
+    style : str
+        A key of :data:`gradscope.plots.style.PRESETS`.
+    runs : sequence of Run
+        Named in the file's metadata.
+    **options
+        Of the module's ``draw`` or ``panels``.
+
+    Returns
+    -------
+    list of Path
+
+    Raises
+    ------
+    UnknownNameError, SettingError
+    """
+    with styles.use(style):
+        figure = figure_of(module, data, style, **options)
+        kind = module.__name__.rpartition(".")[2]
+        return save(figure, path, data=data, title=module.TITLE, provenance={**provenance(runs), "plot": kind})
