@@ -142,7 +142,7 @@ def train(
     run_dir : path, optional
         Where to record; must not exist.
     label : str
-        Shown by the progress bar on stderr.
+        Shown by the progress bar on stderr (none where stderr is no terminal).
     progress : bool
         Show the bar.
     **recording
@@ -156,7 +156,9 @@ def train(
             from gradscope.capture import record
 
             recorder = stack.enter_context(record(model, run_dir, optimizer=optimizer, **recording))
-        bar = stack.enter_context(tqdm(total=settings.steps, desc=label, unit="step", disable=not progress))
+        bar = stack.enter_context(
+            tqdm(total=settings.steps, desc=label, unit="step", disable=None if progress else True)
+        )
         began = time.perf_counter()
         losses, evaluations, diverged = _steps(model, task, settings, optimizer, recorder, bar)
     return TrainResult(
