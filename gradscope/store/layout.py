@@ -17,6 +17,7 @@ from urllib.parse import unquote_to_bytes
 
 from gradscope.errors import RunNotFoundError
 from gradscope.schema import SITES_GROUP
+from gradscope.store.part import SITE_NAMES
 
 JOURNAL = "journal.sqlite"
 _SEGMENT = re.compile(r"segment-(\d{5,9})\.h5")
@@ -114,7 +115,9 @@ def unescape(name: str) -> str:
 
 def group_of(site: str) -> str:
     """HDF5 group of a site: ``encoder.lstm/l0`` is at ``sites/encoder.lstm/l0``."""
-    return "/".join([SITES_GROUP, *map(escape, site.rsplit("/", 1))])
+    module, *suffix = map(escape, site.rsplit("/", 1))
+    # The site "cell" has its arrays where the site "cell/step" would have its group.
+    return "/".join([SITES_GROUP, module, *(f"%{ord(s[0]):02X}{s[1:]}" if s in SITE_NAMES else s for s in suffix)])
 
 
 def site_of(group: str) -> str:

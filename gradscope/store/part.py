@@ -44,6 +44,20 @@ RECORD_COLUMNS: dict[str, np.dtype[Any]] = {
 
 #: One value per sequence of a record; what stands where a record has fewer sequences than another.
 SEQUENCE_COLUMNS = {"length": 0, "row": -1}
+#: Which datasets each record has.
+RECORDED, DATASET_AXIS = "recorded", "dataset"
+
+#: Every name that may stand in a site's group.
+SITE_NAMES = frozenset(
+    {
+        RECORDED,
+        DATASET_AXIS,
+        *RECORD_COLUMNS,
+        *SEQUENCE_COLUMNS,
+        *DATASETS,
+        *(d for dims in DATASETS.values() for d in dims),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -156,6 +170,7 @@ class Block:
         self._clips = [entry for entry in entries if isinstance(entry, ClipEvent)]
         self._who = {"attempt": attempt, "rank": rank}
         self._gates = gates or {}
+        self._extents: dict[str, dict[str, int]] = {}
         self._at: dict[str, list[tuple[Record, SiteRecord]]] = {}
         for record in self._records:
             for site, data in record.sites.items():
@@ -173,11 +188,11 @@ class Block:
         return tuple(name for name in DATASETS if name in present)
 
     def extent(self, site: str) -> dict[str, int]:
-        sizes: dict[str, int] = {"step": 0, "sequence": 1}
-        for _, data in self._at.get(site, ()):
-            _grow(sizes, data)
-            sizes["step"] += 1
-        return sizes
+        if site not in self._extents:
+            sizes = self._extents[site] = {"step": len(self._at.get(site, ())), "sequence": 1}
+            for _, data in self._at.get(site, ()):
+                _grow(sizes, data)
+        return dict(self._extents[site])
 
     def gates(self, site: str) -> tuple[str, ...]:
         size = self.extent(site).get("gate", 0)

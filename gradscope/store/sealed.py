@@ -15,8 +15,7 @@ from gradscope.store import guard
 from gradscope.store.codec import dtype_of
 from gradscope.store.header import check_version, parse_header
 from gradscope.store.layout import site_of
-from gradscope.store.part import RECORD_COLUMNS, SEQUENCE_COLUMNS, TABLES, Header, Table
-from gradscope.store.segment import DATASET_AXIS, RECORDED
+from gradscope.store.part import DATASET_AXIS, RECORD_COLUMNS, RECORDED, SEQUENCE_COLUMNS, TABLES, Header, Table
 
 
 @dataclass(frozen=True)

@@ -21,29 +21,38 @@ import numpy as np
 from gradscope.schema import DATASETS, SCHEMA, SCHEMA_VERSION
 from gradscope.store.codec import dtype_of
 from gradscope.store.layout import group_of
-from gradscope.store.part import RECORD_COLUMNS, SEQUENCE_COLUMNS, TABLES, Header, Part, TableSpec, check_size
+from gradscope.store.part import (
+    DATASET_AXIS,
+    RECORD_COLUMNS,
+    RECORDED,
+    SEQUENCE_COLUMNS,
+    TABLES,
+    Header,
+    Part,
+    TableSpec,
+    check_size,
+)
 
 _CHUNK_BYTES = 1 << 20
 _UNCHUNKED_BYTES = 4096
 
-#: Group attributes and dataset names the format itself uses at a site.
-RECORDED, DATASET_AXIS = "recorded", "dataset"
 
-
-def build(parts: Sequence[Part], header: Header) -> memoryview:
+def build(parts: Sequence[Part], header: Header, *, compress: bool = True) -> memoryview:
     """One HDF5 file, as bytes, that holds every record of ``parts`` in their order.
 
     Readable with ``xarray.open_dataset(file, group="sites/lstm/l0", engine="h5netcdf")``: every axis is a dimension
     scale in the same group. Only deflate, shuffle and fletcher32 are used, and no variable-length data.
+    ``compress=False`` is some times faster, for a segment that is sealed while a training waits.
     """
     buffer = io.BytesIO()
     # v108: attributes beyond 64 KiB (a large model's description) need dense attribute storage.
     with h5py.File(buffer, "w", libver=("v108", "v110")) as file:
         _write_attributes(file.attrs, header, sum(part.n_records for part in parts))
         for site in dict.fromkeys(site for part in parts for site in part.sites()):
-            _SiteWriter(file.create_group(group_of(site)), site, parts).write()
+            # A module's group may be there already: a site "lstm" beside "lstm/l0".
+            _SiteWriter(file.require_group(group_of(site)), site, parts, compress).write()
         for name, spec in TABLES.items():
-            _write_table(file.create_group(name), spec, name, parts)
+            _write_table(file.create_group(name), spec, name, parts, compress)
     return buffer.getbuffer()
 
 
@@ -86,6 +95,7 @@ class _SiteWriter:
     group: h5py.Group
     site: str
     parts: Sequence[Part]
+    compress: bool
 
     def __post_init__(self) -> None:
         self.parts = [part for part in self.parts if self.site in part.sites()]
@@ -136,7 +146,8 @@ class _SiteWriter:
         self, name: str, dims: tuple[str, ...], dtype: np.dtype[Any], fill: float, read: Callable[[Part], np.ndarray]
     ) -> None:
         shape = tuple(len(self.datasets) if dim == DATASET_AXIS else self.sizes[dim] for dim in dims)
-        variable = _create(self.group, name, dims, check_size(shape, dtype, f"{self.site} {name}"), dtype, fill)
+        check_size(shape, dtype, f"{self.site} {name}")
+        variable = _create(self.group, name, dims, shape, dtype, fill, self.compress)
         start = 0
         for part, extent in zip(self.parts, self.extents, strict=True):
             stop = start + extent["step"]
@@ -146,20 +157,21 @@ class _SiteWriter:
             start = stop
 
 
-def _write_table(group: h5py.Group, spec: TableSpec, name: str, parts: Sequence[Part]) -> None:
+def _write_table(group: h5py.Group, spec: TableSpec, name: str, parts: Sequence[Part], compress: bool) -> None:
     tables = [part.table(name) for part in parts]
     total = sum(map(len, tables))
     columns = {c: np.concatenate([np.empty(0, d), *(t.columns[c] for t in tables)]) for c, d in spec.columns.items()}
     _write_axis(group, spec.axis, columns[spec.axis] if spec.axis in columns else np.arange(total, dtype=np.int64))
     for column, dtype in spec.columns.items():
         if column != spec.axis:
-            _create(group, column, (spec.axis,), (total,), dtype, None)[...] = columns[column].astype(_stored(dtype))
+            variable = _create(group, column, (spec.axis,), (total,), dtype, None, compress)
+            variable[...] = columns[column].astype(_stored(dtype))
     if not spec.name_axis:
         return
     names = tuple(dict.fromkeys(label for table in tables for label in table.names))
     _write_axis(group, spec.name_axis, _fixed(names))
     shape = check_size((total, len(names)), np.dtype("<f8"), name)
-    variable = _create(group, spec.values, (spec.axis, spec.name_axis), shape, np.dtype("<f8"), np.nan)
+    variable = _create(group, spec.values, (spec.axis, spec.name_axis), shape, np.dtype("<f8"), np.nan, compress)
     where = {label: position for position, label in enumerate(names)}
     start = 0
     for table in tables:
@@ -187,14 +199,20 @@ def _fixed(names: Iterable[str]) -> np.ndarray:
 
 
 def _create(
-    group: h5py.Group, name: str, dims: tuple[str, ...], shape: tuple[int, ...], dtype: np.dtype[Any], fill: Any
+    group: h5py.Group,
+    name: str,
+    dims: tuple[str, ...],
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    fill: Any,
+    compress: bool,
 ) -> h5py.Dataset:
     size = int(np.prod(shape)) * dtype.itemsize
     options: dict[str, Any] = {}
     if size > _UNCHUNKED_BYTES:
-        # Level 1: higher levels gain nothing on mantissas, and sealing interrupts a training.
-        options = {"chunks": _chunks(shape, dtype.itemsize), "compression": "gzip", "compression_opts": 1}
-        options |= {"shuffle": True, "fletcher32": True}
+        options = {"chunks": _chunks(shape, dtype.itemsize), "fletcher32": True}
+        if compress:  # higher levels gain nothing on mantissas
+            options |= {"compression": "gzip", "compression_opts": 1, "shuffle": True}
     variable = group.create_dataset(name, shape, _stored(dtype), fillvalue=fill, **options)
     for axis, dim in enumerate(dims):
         variable.dims[axis].attach_scale(group[dim])

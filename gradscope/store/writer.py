@@ -226,7 +226,9 @@ def seal_rows(directory: RankDirectory, rows: Sequence[Row], header: Header, sea
         last_id = rows[stop - 1][0] if rows else sealed_id
         block = Block(entries[start:stop], directory.attempt, directory.rank, gates)
         last = header.closing and stop == len(entries)
-        content = build([block], replace(header, first_id=sealed_id + 1, last_id=last_id, closing=last))
+        described = replace(header, first_id=sealed_id + 1, last_id=last_id, closing=last)
+        # A training waits for a segment sealed on the way; `pack` compresses those too.
+        content = build([block], described, compress=header.closing)
         written.append(directory.next_segment())
         write_segment(written[-1], content)
         sealed_id = last_id

@@ -1,0 +1,121 @@
+import h5py
+import numpy as np
+import pytest
+import xarray as xr
+
+from gradscope import open_run
+from gradscope.errors import RunDamagedError, SchemaVersionError
+from gradscope.schema import DATASETS, RunMeta
+from gradscope.store import RunWriter
+from tests.store.conftest import META, SITES, record, site_record
+
+
+@pytest.fixture
+def wide(tmp_path):
+    """A segment with gates, tensors and a model description beyond 64 KiB."""
+    model = {"class": "LSTM", "text": "x" * 200_000}
+    writer = RunWriter(tmp_path / "wide", RunMeta(**{**vars(META), "model": model}))
+    writer.set_sites(SITES)
+    for step in (0, 10, 20):
+        data = site_record((5, 3), seed=step, quantities=("hidden", "cell", "gates", "weight"))
+        data.arrays["hidden_tensor"] = np.arange(2 * 5 * 4, dtype=np.float64).reshape(2, 5, 4)
+        writer.add_record(record(step, {"lstm/l0": data}))
+    writer.close()
+    return tmp_path / "wide/attempt-1/rank-0/segment-00001.h5"
+
+
+def test_xarray_opens_a_site_unaided(wide):
+    with xr.open_dataset(wide, group="sites/lstm/l0", engine="h5netcdf") as site:
+        assert site["cell"].dims == ("step", "sequence", "lag")
+        assert site["step"].values.tolist() == [0, 10, 20]
+        assert site["lag"].values.tolist() == [0, 1, 2, 3, 4]
+        assert site["gate"].values.tolist() == [b"i", b"f", b"g", b"o"]
+        np.testing.assert_array_equal(site["cell"].values, open_run(wide).array("lstm/l0", "cell"))
+        assert (
+            float(site["hidden"].sel(step=10, sequence=1, lag=2)) == open_run(wide).array("lstm/l0", "hidden")[1, 1, 2]
+        )
+        assert site.attrs["site"] == "lstm/l0"
+
+
+@pytest.mark.parametrize("group", [None, "steps", "clips", "parameters"])
+def test_xarray_opens_every_other_group(wide, sealed, segment, group):
+    for path in (wide, segment):
+        with xr.open_dataset(path, group=group, engine="h5netcdf") as data:
+            data.load()
+            if group is None:
+                assert data.attrs["schema"] == "gradscope-run"
+                assert open_run(path).model["text"] in data.attrs["model"]
+
+
+def test_only_what_outside_readers_understand_is_used(wide):
+    def look(_name, item):
+        if isinstance(item, h5py.Dataset):
+            assert item.dtype.kind in "ifS"
+            assert item.compression in (None, "gzip")
+            assert h5py.check_string_dtype(item.dtype) is None or h5py.check_string_dtype(item.dtype).length
+            for axis, size in zip(item.dims, item.shape, strict=True):
+                scale = item if item.is_scale else axis[0]
+                assert scale.parent == item.parent
+                assert scale.shape == (size,)
+        for name in item.attrs:
+            assert item.attrs.get_id(name).dtype.kind != "b"
+
+    with h5py.File(wide) as file:
+        file.visititems(look)
+        site = file["sites/lstm/l0"]
+        assert {site[name].dtype.str for name in DATASETS if name in site and not name.endswith("_tensor")} == {"<f8"}
+        assert site["hidden_tensor"].dtype.str == "<f4"
+
+
+def test_a_newer_major_version_is_refused_and_a_newer_minor_is_read(segment):
+    _set(segment, "schema_version", b"1.99")
+    assert open_run(segment).n_records == 3
+    _set(segment, "schema_version", b"2.0")
+    with pytest.raises(SchemaVersionError, match=r"format 2\.0.*Upgrade"):
+        open_run(segment)
+    with pytest.raises(SchemaVersionError):
+        open_run(segment.parents[2])
+
+
+@pytest.mark.parametrize("name", ["schema", "metas", "n_records", "schema_version"])
+def test_a_file_without_its_description_is_no_run(segment, name):
+    with h5py.File(segment, "r+") as file:
+        del file.attrs[name]
+    with pytest.raises(RunDamagedError, match=r"segment-00001\.h5"):
+        open_run(segment)
+
+
+def test_a_truncated_file_is_named_with_the_remedy(segment):
+    whole = segment.read_bytes()
+    for size in (0, 10, 100, len(whole) // 2, len(whole) - 1):
+        segment.write_bytes(whole[:size])
+        with pytest.raises(RunDamagedError, match=r"segment-00001\.h5.*gradscope repair"):
+            open_run(segment.parents[2])
+
+
+def test_garbage_is_damage_whatever_byte_it_hits(segment):
+    """Flipped bytes end in a clear error or in the right numbers, never in anything else."""
+    whole = segment.read_bytes()
+    random = np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(150):
+        broken = bytearray(whole)
+        for position in random.integers(0, len(whole), 20):
+            broken[position] = random.integers(0, 256)
+        segment.write_bytes(broken)
+        try:
+            run = open_run(segment)
+            for site in run.sites:
+                for quantity in run.quantities(site):
+                    run.norms(site, quantity)
+            run.steps(), run.clips(), run.parameters()
+            outcomes.add("read")
+        except Exception as error:
+            outcomes.add(type(error).__name__)
+    assert outcomes <= {"read", "RunDamagedError", "UnsafeFileError", "SchemaVersionError", "UnknownNameError"}
+    assert "RunDamagedError" in outcomes
+
+
+def _set(path, name, value):
+    with h5py.File(path, "r+") as file:
+        file.attrs.create(name, value, dtype=h5py.string_dtype("utf-8", len(value)))

@@ -1,0 +1,275 @@
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from gradscope import open_run
+from gradscope.errors import RunExistsError, RunNotFoundError, SettingError, UnknownNameError
+from gradscope.schema import SiteRecord, StepRow
+from gradscope.store import RunWriter, validate
+from gradscope.store import writer as writer_module
+from gradscope.store.journal import Journal
+from gradscope.store.writer import DROPPED
+from tests.store.conftest import META, record, site_record, write_run
+
+# Forks a writer for each line of stdin (imports cost more than fifty short lives). Each writes records as fast as it
+# can and notes in a file which are flushed.
+NURSERY = """
+import os, signal, sys
+from gradscope.store import RunWriter
+from tests.store.conftest import META, record
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+for line in sys.stdin:
+    run, seal_bytes = line.rsplit(maxsplit=1)
+    child = os.fork()
+    if child:
+        print(child, flush=True)
+        continue
+    noted = os.open(run + ".flushed", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    writer = RunWriter(run, META, seal_bytes=int(seal_bytes))
+    for step in range(1_000_000):
+        writer.add_record(record(step))
+        if step % 7 == 0:
+            writer.flush()
+            os.write(noted, b"%d\\n" % step)
+"""
+
+
+def test_a_small_run_leaves_one_segment_and_its_checksum(sealed, segment):
+    left = sorted(path.relative_to(sealed).as_posix() for path in sealed.rglob("*") if path.is_file())
+    assert left == [f"attempt-1/rank-0/{segment.name}", f"attempt-1/rank-0/{segment.name}.sha256"]
+    done = subprocess.run(["sha256sum", "-c", f"{segment.name}.sha256"], cwd=segment.parent, check=False)
+    assert done.returncode == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_killed_process_loses_no_flushed_record(tmp_path):
+    """kill -9 at 50 random moments, most of them within a flush or a seal."""
+    chance = random.Random(0)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    with subprocess.Popen([sys.executable, "-c", NURSERY], **pipes) as nursery:
+        for trial in range(50):
+            run = tmp_path / str(trial)
+            nursery.stdin.write(f"{run} {20_000 if trial % 2 else 1 << 26}\n")
+            writing = int(nursery.stdout.readline())
+            flushed = tmp_path / f"{trial}.flushed"
+            _wait_until(lambda flushed=flushed: flushed.exists() and flushed.read_text().endswith("\n"))
+            time.sleep(chance.uniform(0, 0.1))
+            os.kill(writing, signal.SIGKILL)
+            _wait_until(lambda pid=writing: not _lives(pid))
+            steps = open_run(run).records("lstm/l0")["step"].tolist()
+            assert steps == list(range(len(steps)))
+            assert len(steps) > int(flushed.read_text().split()[-1])
+            assert [problem for problem in validate(run) if "interrupted write" not in problem] == []
+        nursery.stdin.close()
+
+
+def _wait_until(true, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def _lives(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_crash_between_sealing_and_deleting_duplicates_nothing(tmp_path, monkeypatch):
+    def die(self, last_id):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "forget", die)
+    writer = RunWriter(tmp_path / "run", META, seal_bytes=1)
+    for step in range(3):
+        writer.add_record(record(step))
+        writer.add_step(StepRow(step, 0.0, {}))
+    with pytest.raises(KeyboardInterrupt):
+        writer.flush()
+    run = open_run(tmp_path / "run")
+    assert run.records("lstm/l0")["step"].tolist() == [0, 1, 2]
+    assert len(run.steps()) == 3
+
+
+def test_an_interrupted_seal_is_made_up_for(tmp_path, monkeypatch):
+    writer = write_run(tmp_path / "run", close=False)
+
+    def full(*_args):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer_module, "write_segment", full)
+        with pytest.raises(OSError, match="No space"):
+            writer.close()
+    assert open_run(tmp_path / "run").n_records == 3
+    writer.close()  # closed is closed: no second failure
+    assert open_run(tmp_path / "run").sealed is False
+
+
+def test_a_run_directory_is_never_written_twice(sealed):
+    before = sorted(sealed.rglob("*"))
+    with pytest.raises(RunExistsError, match="restart=True"):
+        RunWriter(sealed, META)
+    with pytest.raises(RunExistsError):
+        RunWriter(sealed, META, rank=0, world_size=2)
+    assert sorted(sealed.rglob("*")) == before
+
+
+def test_an_existing_empty_directory_or_file_is_refused(tmp_path):
+    with pytest.raises(RunExistsError):
+        RunWriter(tmp_path, META)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunExistsError, match="is a file"):
+        RunWriter(tmp_path / "file", META, restart=True)
+
+
+def test_a_restart_with_more_processes_is_an_attempt_of_its_own(tmp_path):
+    for rank in range(2):
+        RunWriter(tmp_path / "run", META, rank=rank, world_size=2).close()
+    with pytest.raises(RunExistsError):
+        RunWriter(tmp_path / "run", META, rank=3, world_size=4)
+    attempts = [
+        RunWriter(tmp_path / "run", META, rank=r, world_size=4, restart=True).meta.attempt for r in (3, 0, 2, 1)
+    ]
+    assert attempts == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("wrong", [{"durability": "none"}, {"rank": 1}, {"rank": -1}, {"seal_bytes": 0}])
+def test_settings_out_of_range_leave_nothing_behind(tmp_path, wrong):
+    with pytest.raises(SettingError):
+        RunWriter(tmp_path / "run", META, **wrong)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_arrays_that_do_not_fit_their_dataset_are_refused(tmp_path):
+    writer = RunWriter(tmp_path / "run", META)
+    two = np.array([1, 1], np.int32)
+    with pytest.raises(SettingError, match="hidden has shape"):
+        writer.add_record(record(0, {"a/l0": SiteRecord(two, two, 1e-38, {"hidden": np.ones((3, 1))})}))
+    with pytest.raises(UnknownNameError, match="Did you mean 'hidden'"):
+        writer.add_record(record(0, {"a/l0": SiteRecord(two, two, 1e-38, {"hiden": np.ones((2, 1))})}))
+    writer.close()
+    with pytest.raises(ValueError, match="closed"):
+        writer.add_record(record(0))
+
+
+def test_the_caller_may_reuse_its_arrays(tmp_path):
+    writer = RunWriter(tmp_path / "run", META)
+    data = site_record()
+    expected = data.arrays["hidden"].copy()
+    writer.add_record(record(0, {"lstm/l0": data}))
+    data.arrays["hidden"][:] = -1.0
+    writer.close()
+    np.testing.assert_array_equal(open_run(tmp_path / "run").array("lstm/l0", "hidden")[0], expected)
+
+
+@pytest.mark.parametrize("durability", ["default", "full"])
+def test_flushed_records_are_seen_at_once(tmp_path, durability):
+    writer = RunWriter(tmp_path / "run", META, durability=durability)
+    assert open_run(tmp_path / "run").n_records == 0
+    writer.add_record(record(0))
+    assert open_run(tmp_path / "run").n_records == 0
+    writer.flush()
+    assert open_run(tmp_path / "run").n_records == 1
+    for step in range(writer_module.FLUSH_ENTRIES):
+        writer.add_record(record(step))
+    assert open_run(tmp_path / "run").n_records == 1 + writer_module.FLUSH_ENTRIES
+    writer.close()
+
+
+def test_entries_are_flushed_after_a_while(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer_module, "FLUSH_SECONDS", 0.0)
+    writer = RunWriter(tmp_path / "run", META)
+    writer.add_record(record(0))
+    assert open_run(tmp_path / "run").n_records == 1
+    writer.close()
+
+
+def test_a_refusing_disk_loses_nothing_until_memory_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer_module, "MAX_WAITING_ENTRIES", 100)
+    writer = RunWriter(tmp_path / "run", META)
+    good = Journal.append
+
+    def full(self, rows, info):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(Journal, "append", full)
+    failures = 0
+    for step in range(150):
+        try:
+            writer.add_record(record(step))
+        except sqlite3.OperationalError:
+            failures += 1
+    assert failures == 1  # then it waits before it asks again
+    with pytest.raises(sqlite3.OperationalError):
+        writer.flush()
+    monkeypatch.setattr(Journal, "append", good)
+    writer.close()
+    run = open_run(tmp_path / "run")
+    assert run.records("lstm/l0")["step"].tolist() == list(range(100))
+    assert run.lost == {DROPPED: 50}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_worker_does_not_write(tmp_path):
+    writer = RunWriter(tmp_path / "run", META)
+    writer.add_record(record(0))
+    child = os.fork()
+    if child == 0:
+        try:
+            writer.add_record(record(1))
+            writer.close()
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    writer.close()
+    assert open_run(tmp_path / "run").records("lstm/l0")["step"].tolist() == [0]
+
+
+def test_ten_thousand_records_do_not_grow_memory(tmp_path):
+    writer = RunWriter(tmp_path / "run", META, seal_bytes=1 << 30)
+    one = record(0)
+    for _ in range(200):
+        writer.add_record(one)
+    writer.flush()
+    tracemalloc.start()
+    start, _ = tracemalloc.get_traced_memory()
+    for _ in range(10_000):
+        writer.add_record(one)
+    writer.flush()
+    end, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert end - start < 100_000
+    writer.close()
+    assert open_run(tmp_path / "run").n_records == 10_200
+
+
+def test_one_long_sequence_does_not_pad_thousands_of_short_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer_module, "BLOCK_BYTES", 1 << 20)
+    writer = RunWriter(tmp_path / "run", META)
+    for step in range(200):
+        writer.add_record(record(step, {"a/l0": site_record((20_000 if step == 100 else 2,), quantities=("hidden",))}))
+    writer.close()
+    segments = list((tmp_path / "run/attempt-1/rank-0").glob("segment-*.h5"))
+    assert 1 < len(segments) < 50
+    run = open_run(tmp_path / "run")
+    assert run.sealed
+    assert len(run.norms("a/l0", "hidden")) == 199 * 2 + 20_000
+    assert validate(tmp_path / "run") == []
+
+
+def test_a_run_that_never_began_is_not_found(tmp_path):
+    (tmp_path / "run/attempt-1/rank-0").mkdir(parents=True)
+    with pytest.raises(RunNotFoundError):
+        open_run(tmp_path / "run")
