@@ -7,6 +7,7 @@ function sees every call, also of a ``clip_grad_norm_`` imported by name before,
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
@@ -64,9 +65,7 @@ def _install() -> None:
 def _replace(places: list[Any], name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
     original = getattr(places[0], name)
     wrapped = wrap(original)
-    wrapped.__wrapped__ = original  # type: ignore[attr-defined]
-    wrapped.__name__ = original.__name__
-    wrapped.__doc__ = original.__doc__
+    functools.update_wrapper(wrapped, original)
     for place in places:
         if getattr(place, name, None) is original:
             _originals[place, name] = original
