@@ -233,6 +233,7 @@ def load_journal(path: Path) -> JournalContent:
 
 def _load(path: Path) -> JournalContent:
     with closing(connect(path)) as connection:
+        _check_sizes(connection, path)
         return read_content(connection, path)
 
 
@@ -256,7 +257,7 @@ def _load_copy(path: Path, cause: Exception) -> JournalContent:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Connection to a journal, read-only, with its schema and row sizes checked.
+    """Connection to a journal, read-only, that is known to contain nothing but our tables.
 
     Raises
     ------
@@ -286,6 +287,9 @@ def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
     ).fetchall()
     if {sql for (sql,) in found} != set(STATEMENTS):
         raise UnsafeFileError(f"{str(path)!r} is not a gradscope journal: it has tables of its own. It was not read.")
+
+
+def _check_sizes(connection: sqlite3.Connection, path: Path) -> None:
     (longest,) = connection.execute("SELECT max(length(payload)) FROM entries").fetchone()
     (text,) = connection.execute("SELECT max(length(CAST(value AS BLOB))) FROM info").fetchone()
     if (longest or 0) > MAX_ROW_BYTES or (text or 0) > MAX_ATTRIBUTE_BYTES:
