@@ -72,6 +72,8 @@ def _reach(fit: DecayFit) -> str:
     if lag == fit.reference_lag:
         return f"no gradient that can be represented gets further back than {origin}"
     steps = "1 step" if lag == 1 else f"{lag} steps"
+    if number(fit.reach) == "1.0":
+        return f"the gradient reaching {steps} back is as large as that at {origin}"
     if fit.reach > 1.5:
         return f"the gradient reaching {steps} back is {number(fit.reach)} times that at {origin}"
     return f"the gradient reaching {steps} back is {number(fit.reach)} of that at {origin}"
@@ -124,11 +126,15 @@ def clip_sentence(statistics: ClipStatistics) -> str:
     kind = {"norm": "norm clipping", "value": "value clipping", "adaptive": "adaptive clipping (per row)"}.get(
         statistics.kind, "per-timestep clipping of the adjoint"
     )
-    said = f"{kind}{at} changed {percent(statistics.fraction_clipped)} of {statistics.calls} calls"
+    said = f"{kind}{at} changed {percent(statistics.fraction_clipped)} of {_calls(statistics.calls)}"
     if statistics.fraction_clipped > 0:
         said += f", by a median factor of {number(statistics.clipped_scale)}"
         if statistics.kind != "norm" and not math.isnan(statistics.cosine_min):
             said += f" and a cosine with the raw gradient of {correlation(statistics.cosine_median)}"
     if statistics.n_nonfinite:
-        said += f"; {statistics.n_nonfinite} calls saw a norm that is not finite"
+        said += f"; {_calls(statistics.n_nonfinite)} saw a norm that is not finite"
     return said
+
+
+def _calls(count: int) -> str:
+    return "1 call" if count == 1 else f"{count} calls"
