@@ -63,9 +63,8 @@ def _install() -> None:
 
 
 def _replace(places: list[Any], name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    original = getattr(places[0], name)
-    wrapped = wrap(original)
-    functools.update_wrapper(wrapped, original)
+    original: Callable[..., Any] = getattr(places[0], name)
+    wrapped = functools.update_wrapper(wrap(original), original)
     for place in places:
         if getattr(place, name, None) is original:
             _originals[place, name] = original

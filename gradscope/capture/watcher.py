@@ -6,6 +6,8 @@ user's modules, so they can be copied, pickled and saved meanwhile, and between 
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -17,6 +19,8 @@ from gradscope.adjoint import Adjoints
 from gradscope.capture.fused import CannotRecordError, FusedCall, open_call, watch
 from gradscope.capture.sites import Target
 from gradscope.capture.stepwise import Chains
+
+_COMPILE_WARNING = r"Using `torch.compile\(module\)` when there are global hooks"
 
 
 class Listener(Protocol):
@@ -56,6 +60,7 @@ class Watcher:
         self._handles: list[Any] = []
         self._resting: list[Any] = []
         self._carries = False
+        self._silenced: Any = None
         self._rng: dict[int, Tensor] = {}
         self._chains = Chains(listener)
         self._carry: dict[str, tuple[Tensor, int]] = {}
@@ -76,9 +81,16 @@ class Watcher:
         if self._handles:
             return
         self._remove()
-        self._handles.append(register_module_forward_hook(self._after_forward, with_kwargs=True))
+        self._quieten_compile()
+        self._handles.append(register_module_forward_hook(_eager(self._after_forward), with_kwargs=True))
         if self._draws_masks:
             self._handles.append(register_module_forward_pre_hook(self._before_forward))
+
+    def _quieten_compile(self) -> None:
+        """Keep torch.compile from warning of our global hook: on the compiled wrapper it does nothing."""
+        if self._silenced is None:
+            warnings.filterwarnings("ignore", _COMPILE_WARNING, UserWarning)
+            self._silenced = warnings.filters[0]
 
     def rest(self) -> None:
         """Remove the hooks until the next recorded step.
@@ -94,10 +106,15 @@ class Watcher:
         """Remove every hook and drop every tensor."""
         self._remove()
         self._carry.clear()
+        if self._silenced in warnings.filters:
+            warnings.filters.remove(self._silenced)  # type: ignore[attr-defined]
+        self._silenced = None
 
     def _remove(self) -> None:
         for handle in (*self._handles, *self._resting):
             handle.remove()
+            # torch's handle forgets this one, and a leftover entry slows down every module call.
+            getattr(torch.nn.modules.module, "_global_forward_hooks_with_kwargs", {}).pop(handle.id, None)
         self._handles.clear()
         self._resting.clear()
         self.forget()
@@ -119,6 +136,9 @@ class Watcher:
             return
         if not torch.is_grad_enabled():
             return
+        _eager(self._observe_guarded)(target, args, kwargs, output)
+
+    def _observe_guarded(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self.guarded(target, lambda: self._observe(target, args, kwargs, output))
 
     def _observe(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -195,6 +215,11 @@ class Watcher:
 
 def _steps(module: nn.Module, output: Tensor) -> int:
     return output.shape[1 if output.dim() == 3 and getattr(module, "batch_first", False) else 0]
+
+
+def _eager(function: Callable[..., None]) -> Callable[..., None]:
+    """Keep torch.compile, once it is in use, from tracing our own code."""
+    return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
 
 
 def _depends_on(module: nn.Module, given: Any) -> Iterator[Tensor]:
