@@ -11,6 +11,7 @@ from gradscope.diagnostics.clipping import ClipStatistics, clip_statistics, norm
 from gradscope.diagnostics.consistency import direction_consistency
 from gradscope.diagnostics.curve import DecayCurve, decay_curve
 from gradscope.diagnostics.decay import DecayFit, combine_fits, fit_decay
+from gradscope.diagnostics.difference import RateDifference, compare_rates
 from gradscope.diagnostics.gates import (
     Saturation,
     TimescaleSummary,
@@ -44,6 +45,7 @@ __all__ = [
     "LawComparison",
     "LyapunovSpectrum",
     "NoiseScale",
+    "RateDifference",
     "Saturation",
     "SpectrumBand",
     "ThresholdEffect",
@@ -54,6 +56,7 @@ __all__ = [
     "clip_statistics",
     "combine_fits",
     "compare_laws",
+    "compare_rates",
     "decay_curve",
     "direction_consistency",
     "fit_decay",

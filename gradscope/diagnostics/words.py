@@ -37,8 +37,13 @@ def correlation(value: float) -> str:
 
 
 def interval(bounds: tuple[float, float] | None, digits: int = 2) -> str:
-    """``(1.5–1.7)``, or nothing."""
-    return "" if bounds is None else f"({number(bounds[0], digits)}–{number(bounds[1], digits)})"
+    """``(1.5–1.7)``, or nothing; with a digit more where both ends would read the same."""
+    if bounds is None:
+        return ""
+    low, high = (number(bound, digits) for bound in bounds)
+    if low == high and bounds[0] != bounds[1] and digits < 4:
+        return interval(bounds, digits + 1)
+    return f"({low}–{high})"
 
 
 def percent(share: float) -> str:

@@ -45,6 +45,8 @@ def test_a_percentage_is_none_or_all_only_when_it_is(share, text):
 
 def test_an_interval_is_written_with_a_dash():
     assert interval((1.49, 1.71)) == "(1.5–1.7)"
+    assert interval((1.301, 1.312)) == "(1.30–1.31)"
+    assert interval((2.0, 2.0)) == "(2.0–2.0)"
     assert interval(None) == ""
 
 
