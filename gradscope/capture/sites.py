@@ -10,7 +10,7 @@ from torch import nn
 
 from gradscope.adjoint import CELLS
 from gradscope.capture.adapters import Adapter, adapter_for
-from gradscope.errors import NothingToRecordError, UnknownNameError
+from gradscope.errors import NothingToRecordError, SettingError, UnknownNameError
 from gradscope.schema import SiteInfo
 
 _CELL_MODES: tuple[tuple[type[nn.Module], str], ...] = (
@@ -164,10 +164,14 @@ def select(model: nn.Module, targets: list[Target], wanted: Sequence[str] | str 
     ------
     UnknownNameError
         A name that matches nothing.
+    SettingError
+        There is no name at all.
     """
     if wanted is None:
         return targets
     names = [wanted] if isinstance(wanted, str) else list(wanted)
+    if not names:
+        raise SettingError("sites is empty: nothing would be recorded; pass None for every recurrent layer")
     modules = {name or "model": module for name, module in unwrapped(model).named_modules()}
     chosen: list[Target] = []
     for target in targets:
