@@ -19,9 +19,19 @@ from gradscope.errors import UnknownNameError
 #: Figure name to the module that draws it. Loaded on first use: matplotlib is slow to import.
 PLOTS: dict[str, str] = {
     "clipping": "gradscope.plots.clipping",
+    "comparison": "gradscope.plots.comparison",
     "decay": "gradscope.plots.decay",
+    "gates": "gradscope.plots.gates",
+    "lyapunov": "gradscope.plots.lyapunov",
+    "norm_distribution": "gradscope.plots.norm_distribution",
     "norms": "gradscope.plots.norms",
+    "source_target": "gradscope.plots.source_target",
+    "spectrum": "gradscope.plots.spectrum",
+    "sweep_loss": "gradscope.plots.sweep_loss",
+    "sweep_metric": "gradscope.plots.sweep_metric",
+    "timescales": "gradscope.plots.timescales",
     "training": "gradscope.plots.training",
+    "weight": "gradscope.plots.weight",
 }
 
 __all__ = ["PLOTS", "load"]

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from gradscope.diagnostics import threshold_table
 from gradscope.diagnostics.of_run import raw_norms
@@ -112,12 +111,7 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
 
 
 def _axes_of(ax: Axes, data: pd.DataFrame) -> None:
-    ax.set_xscale("log")
-    ax.set_xlim(data["threshold"].min() / 1.1, data["threshold"].max() * 1.1)
-    if data["threshold"].max() / data["threshold"].min() < 1e4:
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    marks.log_x(ax, data["threshold"].min() / 1.1, data["threshold"].max() * 1.1)
     ax.set_ylim(-0.03, 1.05)
     ax.set_yticks([0, 0.25, 0.5, 0.75, 1])
     ax.set_xlabel("threshold of norm clipping")

@@ -31,10 +31,10 @@ def log_y(ax: Axes, values: Iterable[ArrayLike], *, decades: float = 1.0) -> Non
     pad = 0.05 * max(high - low, decades)
     low, high = max(low - missing - pad, _LOWEST), min(high + missing + pad, _HIGHEST)
     ax.set_ylim(10.0**low, 10.0**high)
-    ticks = _ticks(low, high)
-    digits = all(1e-3 <= tick <= 1e3 for tick in ticks)
-    ax.yaxis.set_major_locator(FixedLocator(ticks))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}" if digits else power(value)))
+    at = ticks(low, high)
+    names = dict(zip(at, tick_labels(at), strict=True))
+    ax.yaxis.set_major_locator(FixedLocator(at))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: names.get(value, "")))
     if high - low > 4:
         ax.yaxis.set_minor_locator(NullLocator())
     else:
@@ -42,7 +42,18 @@ def log_y(ax: Axes, values: Iterable[ArrayLike], *, decades: float = 1.0) -> Non
         ax.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def log_x(ax: Axes, low: float, high: float) -> None:
+    """Logarithmic x axis from ``low`` to ``high``, ticks labelled like those of :func:`log_y`."""
+    ax.set_xscale("log")
+    ax.set_xlim(low, high)
+    at = ticks(float(np.log10(low)), float(np.log10(high)))
+    ax.xaxis.set_major_locator(FixedLocator(at))
+    names = dict(zip(at, tick_labels(at), strict=True))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: names.get(value, "")))
+    ax.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+
+
+def ticks(low: float, high: float) -> list[float]:
     """At most about seven positions, at powers whose spacing is 1, 2, 5, 10, 20 ... decades."""
     first, last = int(np.ceil(low)), int(np.floor(high))
     step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 200) if (last - first) / s <= 6)
@@ -51,7 +62,17 @@ def _ticks(low: float, high: float) -> list[float]:
         return [10.0**e for e in exponents]
     # Less than two powers of ten in view: label 2 and 5 as well.
     around = [m * 10.0**e for e in range(first - 1, last + 2) for m in (1, 2, 5)]
-    return [tick for tick in around if low <= np.log10(tick) <= high]
+    around = [tick for tick in around if low <= np.log10(tick) <= high]
+    if len(around) >= 2:
+        return around
+    even = MaxNLocator(nbins=4).tick_values(10.0**low, 10.0**high)  # so narrow that a linear scale reads the same
+    return [float(tick) for tick in even if low <= np.log10(max(tick, 1e-300)) <= high]
+
+
+def tick_labels(at: list[float]) -> list[str]:
+    """Digits where all are short, else powers of ten: the two are not mixed on one axis."""
+    digits = all(1e-3 <= tick < 1e5 for tick in at)
+    return [f"{tick:.6g}" if digits else power(tick) for tick in at]
 
 
 def power(value: float) -> str:
@@ -71,7 +92,7 @@ def whole_x(ax: Axes, values: ArrayLike) -> None:
     pad = 0.02 * (high - low) if high > low else 0.5
     ax.set_xlim(low - pad, high + pad)
     # As many labels as the panel's width has room for.
-    size = style.width_of(ax) * ax.get_position(original=True).width
+    size = style.size_of(ax)[0] * ax.get_position(original=True).width
     ax.xaxis.set_major_locator(
         MaxNLocator(nbins=int(np.clip(size * 1.8, 4, 7)), steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
     )

@@ -46,10 +46,10 @@ def table(runs: Sequence[Any]) -> pd.DataFrame:
 
 def _of_run(name: str, run: Any) -> pd.DataFrame:
     """Norms from the clipping calls; else the logged ``grad_norm``; else from the norms of the parameters."""
-    steps = _last_attempt(run.steps())
-    clips = _last_attempt(run.clips())
+    steps = last_attempt(run.steps())
+    clips = last_attempt(run.clips())
     clips = clips[clips["kind"] != "timestep"].groupby("step", as_index=True).first()
-    parameters = _last_attempt(run.parameters()).groupby("step").first()
+    parameters = last_attempt(run.parameters()).groupby("step").first()
     at = sorted({*map(int, steps.get("step", [])), *map(int, clips.index), *map(int, parameters.index)})
     indexed = steps.groupby("step").first() if len(steps) else pd.DataFrame(index=pd.Index([], name="step"))
     nothing = pd.Series(np.nan, index=at, dtype=float)
@@ -78,7 +78,7 @@ def _of_run(name: str, run: Any) -> pd.DataFrame:
     )
 
 
-def _last_attempt(frame: pd.DataFrame) -> pd.DataFrame:
+def last_attempt(frame: pd.DataFrame) -> pd.DataFrame:
     """Rank 0 (or the lowest there is), each step from its last attempt: a restart repeats steps."""
     if not len(frame) or "attempt" not in frame:
         return frame

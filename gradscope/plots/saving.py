@@ -14,7 +14,6 @@ from typing import IO, Any
 import matplotlib
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_mixed import MixedModeRenderer
 from matplotlib.backends.backend_pgf import RendererPgf
 from matplotlib.figure import Figure
 
@@ -184,8 +183,7 @@ def _pgf(figure: Figure, metadata: Mapping[str, Any]) -> bytes:
     text.write("\\pgfusepath{use as bounding box, clip}\n")
     try:
         figure.dpi = 72
-        mixed: Any = MixedModeRenderer(figure, width, height, 72, _Pgf(figure, text))
-        figure.draw(mixed)
+        figure.draw(_Pgf(figure, text))  # all vectors: a raster part would need a file of its own
     finally:
         figure.dpi = dpi
         figure.set_canvas(canvas)

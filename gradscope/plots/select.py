@@ -154,6 +154,41 @@ class Norms:
         return next((step for step in reversed(self.steps) if self.usable(step)), self.steps[-1])
 
 
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One dataset at one recorded step: all records of the step (micro-batches, ranks) of its last attempt.
+
+    ``values`` has shape (record, \\*DATASETS[dataset]).
+    """
+
+    step: int
+    values: Floats
+    lengths: NDArray[np.int64]
+    smallest_normal: float
+
+
+def block(run: Any, site: str, dataset: str, step: int | str | None = None) -> Block:
+    """``dataset`` at one step; by default the last with a finite value.
+
+    Raises
+    ------
+    SettingError
+        The step was not recorded.
+    """
+    records = run.records(site).reset_index(drop=True)
+    kept = records[~records["skipped"].astype(bool)]
+    records = records if kept.empty else kept
+    values = np.asarray(run.array(site, dataset), dtype=np.float64)
+    finite = np.asarray(np.isfinite(values.reshape(len(values), -1)).any(axis=1))
+    steps = sorted({int(at) for at in records["step"]})
+    filled = records["step"][finite[records.index.to_numpy()]]
+    chosen = chosen_step(steps, step, int(filled.max()) if len(filled) else steps[-1])
+    rows = records[records["step"] == chosen]
+    at = rows[rows["attempt"] == rows["attempt"].max()].index.to_numpy()
+    lengths = np.asarray(run.lengths(site), dtype=np.int64)
+    return Block(chosen, values[at], lengths[at], float(rows["smallest_normal"].max()))
+
+
 def norms(run: Any, site: str, quantity: str) -> Norms:
     """All norms of ``quantity`` at ``site``; records whose update was skipped only where there are no others."""
     records = run.records(site).reset_index(drop=True)

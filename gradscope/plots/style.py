@@ -146,7 +146,9 @@ def _settings(chosen: Preset) -> dict[str, Any]:
     }
 
 
-def figure(style: str = "screen", *, aspect: float = 0.55, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
+def figure(
+    style: str = "screen", *, aspect: float = 0.55, rows: int = 1, columns: int = 1, exact: bool = False
+) -> tuple[Figure, Any]:
     """An empty figure of the style's paper width with one Axes (or an array of them). Call it inside :func:`use`.
 
     Parameters
@@ -155,10 +157,12 @@ def figure(style: str = "screen", *, aspect: float = 0.55, rows: int = 1, column
         A key of ``PRESETS``.
     aspect : float
         Height / width of the whole figure.
+    exact : bool
+        Keep that height even in a narrow column, which otherwise gets room for its labels.
     """
     chosen = preset(style)
     # A narrow column keeps enough height for its labels.
-    height = max(chosen.width * aspect, min(2.1, chosen.width)) if rows == 1 else chosen.width * aspect
+    height = max(chosen.width * aspect, min(2.1, chosen.width)) if rows == 1 and not exact else chosen.width * aspect
     fig = Figure(figsize=(chosen.width, height), layout="constrained")
     fig.set_gid(_OWN)
     return fig, fig.subplots(rows, columns)
@@ -238,15 +242,16 @@ def _columns(ax: Axes, names: list[str]) -> int:
 
 def _room(ax: Axes) -> float:
     """Width of the axes in points, less what its own labels take."""
-    return float(width_of(ax) * min(ax.get_position(original=True).width, 0.82) * 72)
+    return float(size_of(ax)[0] * min(ax.get_position(original=True).width, 0.82) * 72)
 
 
-def width_of(ax: Axes) -> float:
-    """Width of the figure that holds the axes, inches."""
+def size_of(ax: Axes) -> tuple[float, float]:
+    """Width and height of the figure that holds the axes, inches."""
     root: Any = ax.figure
     while not isinstance(root, Figure):  # a subfigure has no size of its own
         root = root.figure
-    return float(root.get_size_inches()[0])
+    width, height = root.get_size_inches()
+    return float(width), float(height)
 
 
 def name_limit(ax: Axes, most: int = 60) -> int:

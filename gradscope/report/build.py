@@ -47,7 +47,9 @@ class ReportPaths:
         return {verdict for found in self.facts for verdict in found.verdicts}
 
 
-def build_report(runs: Sequence[Run], out: str | os.PathLike[str], *, title: str = "") -> ReportPaths:
+def build_report(
+    runs: Sequence[Run], out: str | os.PathLike[str], *, title: str = "", sweep: bool = False
+) -> ReportPaths:
     """Write a report of one or more runs: ``index.html``, ``figures/``, ``data/``, ``summary.json``.
 
     The page needs no network and no script. Everything is written beside ``out`` first and renamed at the end, so
@@ -61,6 +63,8 @@ def build_report(runs: Sequence[Run], out: str | os.PathLike[str], *, title: str
         Must not exist, or be an empty directory.
     title : str, optional
         Heading of the page.
+    sweep : bool
+        The runs differ in their clipping threshold and seed only: show loss, final metric and norms by threshold.
 
     Returns
     -------
@@ -80,7 +84,7 @@ def build_report(runs: Sequence[Run], out: str | os.PathLike[str], *, title: str
         raise SettingError("no run to report: pass at least one.")
     check_free(out)
     facts = gather(runs)
-    drawn, missing = figures.draw_all(runs, provenance(runs))
+    drawn, missing = figures.draw_all(runs, provenance(runs), sweep=sweep)
     files = _contents(facts, drawn, missing, title)
     _write(out, files)
     written = [out / name for name in files]

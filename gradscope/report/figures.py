@@ -53,15 +53,28 @@ WANTED = (
     Wanted("decay", "decay", "Decay of the gradient at the end of training"),
     Wanted("decay_start", "decay", "Decay of the gradient at the start", {"step": "first"}, _several_steps),
     Wanted("training", "training", when=_several_steps),
+    Wanted("comparison", "comparison", when=lambda runs: len(runs) > 1),
     Wanted("norms", "norms"),
     Wanted("clipping", "clipping"),
+    Wanted("gates", "gates"),
+    Wanted("timescales", "timescales"),
+    Wanted("weight", "weight"),
+)
+
+#: For runs that differ in their clipping threshold and seed only; drawn first, because the threshold is the question.
+SWEEP = (
+    Wanted("sweep_loss", "sweep_loss"),
+    Wanted("sweep_metric", "sweep_metric"),
+    Wanted("norm_distribution", "norm_distribution"),
 )
 
 
-def draw_all(runs: Sequence[Any], provenance: dict[str, Any]) -> tuple[list[Drawn], dict[str, str]]:
+def draw_all(
+    runs: Sequence[Any], provenance: dict[str, Any], *, sweep: bool = False
+) -> tuple[list[Drawn], dict[str, str]]:
     """Every figure the runs' data allow, and for the others (by title) what to record."""
     drawn, missing = [], {}
-    for wanted in WANTED:
+    for wanted in (*SWEEP, *WANTED) if sweep else WANTED:
         module = plots.load(wanted.plot)
         if not wanted.when(runs):
             continue

@@ -1,0 +1,131 @@
+"""Models side by side: how many parameters, how low a loss, how far the gradient reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from gradscope.diagnostics.of_run import answer
+from gradscope.errors import SettingError
+from gradscope.plots import marks, select, style
+from gradscope.plots.decay import line_names
+from gradscope.plots.norms import last_attempt
+from gradscope.plots.text import label
+
+TITLE = "Models compared"
+NEEDS = "an adjoint of the state, which is recorded by default"
+
+#: Column of the table to its axis label and whether it is drawn on a logarithmic axis.
+COLUMNS = {
+    "parameters": ("parameters", True),
+    "metric": ("final {metric}", False),
+    "half_life": ("half-life (steps)", True),
+}
+
+
+def table(runs: Sequence[Any], *, site: str | Sequence[str] | None = None, metric: str = "loss") -> pd.DataFrame:
+    """One row per run and site, at the end of training.
+
+    Returns
+    -------
+    DataFrame
+        run, site, quantity, ``parameters`` (NaN unknown), ``metric`` and its ``metric_name``, ``half_life`` with
+        ``half_life_lo``, ``half_life_hi`` (NaN where none may be quoted), ``rate``, ``r2``, ``verdict``.
+
+    Raises
+    ------
+    UnknownNameError, NotRecordedError, EmptyRunError
+    """
+    rows = []
+    for name, run, at, _ in select.sites_with(runs, None, site):
+        fit = answer(run, at).late
+        low, high = fit.half_life_interval or (np.nan, np.nan)
+        rows.append(
+            {
+                "run": name, "site": at, "quantity": select.curve_quantity(run, at),
+                "parameters": run.model.get("parameters", np.nan), "metric": _final(run, metric), "metric_name": metric,
+                "half_life": np.nan if fit.half_life is None else fit.half_life, "half_life_lo": low,
+                "half_life_hi": high, "rate": fit.rate, "r2": fit.r2, "verdict": fit.verdict,
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows).astype({"parameters": float})
+
+
+def _final(run: Any, metric: str) -> float:
+    steps = last_attempt(run.steps())
+    if metric not in steps or not len(steps):
+        return float("nan")
+    value = steps.sort_values("step", kind="stable")[metric].dropna()
+    last = value.iloc[-max(1, len(value) // 20) :] if len(value) else value
+    return float(last.mean()) if len(last) and np.isfinite(last).all() else float("nan")
+
+
+def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "screen", column: str = "half_life") -> Axes:
+    """One column of the table as a dot per run and site; the half-life with its interval, or why there is none.
+
+    Raises
+    ------
+    SettingError
+        A column that is not in ``COLUMNS``.
+    """
+    if column not in COLUMNS:
+        raise SettingError(f"column must be one of {', '.join(COLUMNS)}, got {column!r}.")
+    ax = style.axes(ax, style=style_name)
+    text, logarithmic = COLUMNS[column]
+    value, y = data[column].to_numpy(dtype=float), np.arange(len(data))
+    low, high = (data[f"half_life_{end}"].to_numpy(dtype=float) for end in ("lo", "hi"))
+    if column == "half_life":
+        ax.hlines(y, low, high, color=style.PALETTE[0], linewidth=1.4)
+    ax.plot(value, y, "o", color=style.PALETTE[0], markersize=5, label=f"_{column}")
+    _limits(ax, np.concatenate([value, low, high]) if column == "half_life" else value, logarithmic)
+    for at in np.flatnonzero(~np.isfinite(value)):
+        said = f"none: {data['verdict'].iloc[at]}" if column == "half_life" else "not finite or unknown"
+        ax.text(
+            0.03, float(at), said, transform=ax.get_yaxis_transform(), va="center", color=style.GREY, fontsize="small"
+        )
+    names = line_names(list(data[["run", "site"]].itertuples(index=False, name=None)))
+    ax.set_yticks(y, [label(name, 30) for name in names])
+    ax.set_ylim(len(data) - 0.5, -0.5)
+    ax.set_xlabel(text.format(metric=label(str(data["metric_name"].iloc[0]))))
+    return ax
+
+
+def _limits(ax: Axes, values: np.ndarray, logarithmic: bool) -> None:
+    values = values[np.isfinite(values)]
+    if logarithmic:
+        values = values[values > 0]
+        low, high = (values.min(), values.max()) if values.size else (1.0, 10.0)
+        spread = max(1.25, (high / low) ** 0.12)
+        marks.log_x(ax, low / spread, high * spread)
+    else:
+        ax.margins(x=0.12)
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=4))
+
+
+def panels(data: pd.DataFrame, *, style_name: str = "screen") -> Figure:
+    """Parameters, final metric and half-life beside each other, a row per run and site; unknown columns left out."""
+    shown = [name for name in COLUMNS if name == "half_life" or np.isfinite(data[name]).any()]
+    narrow = style.preset(style_name).width < 4.5
+    rows, columns = (len(shown), 1) if narrow else (1, len(shown))
+    each = (0.55 + 0.22 * len(data)) / style.preset(style_name).width
+    fig, grid = style.figure(style_name, rows=rows, columns=columns, aspect=each * rows, exact=True)
+    for i, (ax, name) in enumerate(zip(np.ravel([grid]), shown, strict=True)):
+        draw(data, ax, style_name=style_name, column=name)
+        if i and not narrow:
+            ax.tick_params(labelleft=False)
+    return fig
+
+
+def caption(data: pd.DataFrame) -> str:
+    """What the figure shows, in words."""
+    return (
+        f"Number of parameters, final {label(str(data['metric_name'].iloc[0]))} and half-life of the gradient at the "
+        "end of training, with its 95 % interval over sequences; no half-life is quoted where the decay is not a "
+        "straight line (R² below .95) or the gradient does not fall."
+    )

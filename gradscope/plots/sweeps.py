@@ -1,0 +1,88 @@
+"""Runs that differ in their clipping threshold: which is which, and which diverged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gradscope.errors import NotRecordedError, SettingError
+from gradscope.plots import select
+from gradscope.plots.norms import last_attempt
+
+
+def threshold_of(run: Any) -> float:
+    """The threshold a run was clipped at by its norm (the most frequent); inf without norm clipping."""
+    clips = run.clips()
+    values = clips["threshold"][clips["kind"] == "norm"] if len(clips) else pd.Series(dtype=float)
+    return float(values.mode().iloc[0]) if len(values) else float("inf")
+
+
+def name_of(threshold: float) -> str:
+    """A threshold for a legend or axis: ``none`` without clipping."""
+    return "none" if np.isinf(threshold) else f"{threshold:g}"
+
+
+def traces(runs: Sequence[Any], metric: str, thresholds: Sequence[float | None] | None = None) -> pd.DataFrame:
+    """One row per run and step: ``run, threshold, step, value, diverged``.
+
+    ``diverged`` is true from the step on from which the metric or the gradient norm was never finite again.
+
+    Raises
+    ------
+    NotRecordedError
+        No run logged the metric.
+    SettingError
+        A number of thresholds other than that of runs.
+    """
+    if thresholds is not None and len(thresholds) != len(runs):
+        raise SettingError(f"one threshold per run: got {len(thresholds)} for {len(runs)} runs.")
+    frames = []
+    for i, (name, run) in enumerate(zip(select.run_names(runs), runs, strict=True)):
+        given = threshold_of(run) if thresholds is None else thresholds[i]
+        steps = last_attempt(run.steps())
+        if metric in steps and len(steps):
+            steps = steps.sort_values("step", kind="stable")
+            value = steps[metric].to_numpy(dtype=float)
+            at = steps["step"].to_numpy(dtype=np.int64)
+            head = {"run": name, "threshold": float("inf") if given is None else float(given)}
+            gone = at >= diverged_from(run, at, value)
+            frames.append(pd.DataFrame({**head, "step": at, "value": value, "diverged": gone}))
+    if not frames:
+        there = sorted({c for run in runs for c in run.steps().columns} - {"step", "attempt", "rank", "time"})
+        raise NotRecordedError(
+            f"no run logged {metric!r} (logged: {', '.join(there) or 'nothing'}). "
+            f"Log it with recorder.log({metric}=...)."
+        )
+    data = pd.concat(frames, ignore_index=True)
+    return data[data["value"].notna() | data["diverged"]].reset_index(drop=True)
+
+
+def diverged_from(run: Any, steps: np.ndarray, value: np.ndarray) -> float:
+    """First step from which nothing was finite any more; inf for a run that did not diverge.
+
+    A NaN metric alone may just not have been logged; it counts once the gradient norm is not finite, or where the
+    metric had been logged at every step before.
+    """
+    found = [_never_again(steps, value, np.isinf(value) | (np.isnan(value) & _dense(value)))]
+    clips = last_attempt(run.clips())
+    if len(clips):
+        norm = clips["norm_before"].to_numpy(dtype=float)
+        found.append(_never_again(clips["step"].to_numpy(), norm, ~np.isfinite(norm)))
+    return min(found)
+
+
+def _dense(value: np.ndarray) -> np.ndarray:
+    """Whether every value before the last finite one is there: then a NaN behind it is no gap in the log."""
+    finite = np.flatnonzero(np.isfinite(value))
+    dense = finite.size > 1 and not np.isnan(value[: finite[-1] + 1]).any()
+    return np.full(value.shape, dense)
+
+
+def _never_again(steps: np.ndarray, value: np.ndarray, bad: np.ndarray) -> float:
+    finite = np.flatnonzero(np.isfinite(value))
+    after = finite[-1] + 1 if finite.size else 0
+    lost = np.flatnonzero(bad[after:])
+    return float(steps[after + lost[0]]) if lost.size else float("inf")
