@@ -177,22 +177,22 @@ def layer_by_layer(
     """
     masks = []
     for layer in range(module.num_layers):
-        single = type(module)(
-            x.data.shape[-1],
-            module.hidden_size,
-            bidirectional=module.bidirectional,
-            dtype=module.weight_hh_l0.dtype,
-            **({"nonlinearity": module.nonlinearity} if isinstance(module, nn.RNN) else {}),
-        )
+        with torch.random.fork_rng(devices=[]):  # initialising the layer must not move the generator
+            single = type(module)(
+                x.data.shape[-1],
+                module.hidden_size,
+                bidirectional=module.bidirectional,
+                dtype=module.weight_hh_l0.dtype,
+                **({"nonlinearity": module.nonlinearity} if isinstance(module, nn.RNN) else {}),
+            )
         state = module.state_dict()
         single.load_state_dict({n: state[n.replace("_l0", f"_l{layer}")] for n in single.state_dict()})
-        with torch.no_grad():
-            x = single(x)[0]
+        x = single(x)[0]  # with a graph: without one, oneDNN's LSTM rounds differently
         if layer == module.num_layers - 1:
             break
         data = x.data if isinstance(x, PackedSequence) else x
         dropped = torch.dropout(data, module.dropout, module.training)
-        mask = torch.where(dropped == 0, 0.0, 1 / (1 - module.dropout))
+        mask = (dropped != 0).double() / (1 - module.dropout)
         if isinstance(x, PackedSequence):
             x = x._replace(data=dropped)
             masks.append(pad_packed_sequence(x._replace(data=mask))[0])
