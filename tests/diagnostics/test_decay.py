@@ -133,6 +133,18 @@ def test_a_curved_decay_vanishes_but_gets_no_half_life():
     assert "not a straight line" in fit.reason
 
 
+@pytest.mark.parametrize(("r2", "quoted"), [(0.94, False), (0.96, True)])
+def test_a_half_life_is_quoted_from_an_r2_of_95_hundredths_on(r2, quoted):
+    x = LAGS[5:] - LAGS[5:].mean()
+    off = np.cos(x)
+    off -= off.mean() + x * (off @ x) / (x @ x)  # what no straight line can explain
+    off *= np.sqrt(0.1**2 * (x @ x) * (1 / r2 - 1) / (off @ off))
+    fit = fit_decay(LAGS[5:], 10 ** (-0.1 * x + off), lag_range=(5, 99))
+    assert fit.r2 == pytest.approx(r2)
+    assert fit.rate == pytest.approx(-0.1)
+    assert (fit.half_life is not None) == quoted
+
+
 def test_one_sequence_has_no_interval_and_says_so():
     fit = fit_decay(LAGS, 0.5**LAGS)
     assert fit.interval is None

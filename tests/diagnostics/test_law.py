@@ -79,3 +79,13 @@ def test_sequences_that_disagree_leave_it_open():
     law = compare_laws(LAGS, rows)
     assert law.agreement < 0.95
     assert law.verdict == "cannot tell"
+
+
+def test_a_noisy_short_curve_fits_both_laws_too_well_to_choose():
+    lags = np.arange(2, 16)
+    noise = np.random.default_rng(10).normal(0, 0.12, lags.size)
+    law = compare_laws(lags, 10 ** (-0.05 * lags - 0.6 * np.log10(lags) + noise), lag_range=(2, 15))
+    assert min(law.r2_exponential, law.r2_power) > 0.85
+    assert law.verdict == "cannot tell"
+    assert "the fits differ too little" in law.reason
+    assert law.held_out > 0  # nothing else speaks against the exponential
