@@ -43,7 +43,7 @@ class Linearization:
 
     @classmethod
     def of(cls, cell: Cell, trajectory: Trajectory, weights: Weights) -> Linearization:
-        """Linearise ``cell`` along ``trajectory``; both come with the :class:`~gradscope.adjoint.Adjoints` of a site."""
+        """Linearise ``cell`` along ``trajectory``; a site's :class:`~gradscope.adjoint.Adjoints` hold the last two."""
         activations = trajectory.activations
         assert activations is not None
         ones = torch.ones_like(activations[:, :, 0])

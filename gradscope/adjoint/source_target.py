@@ -66,9 +66,7 @@ def source_target_norms(
     with torch.no_grad():
         from_above = targets.output
         for upper in range(len(call.weights) - 1, layer, -1):
-            parts = [
-                _input_gradient(_site(call, sites, upper, d), from_above, targets) for d in range(call.directions)
-            ]
+            parts = [_input_gradient(_site(call, sites, upper, d), from_above, targets) for d in range(call.directions)]
             from_above = parts[0] if len(parts) == 1 else parts[0] + parts[1]
             if call.masks is not None:
                 from_above *= call.masks[upper - 1].to(from_above.dtype)[:, :, None]
