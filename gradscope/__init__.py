@@ -12,32 +12,57 @@ from typing import TYPE_CHECKING, Any
 from gradscope._version import __version__
 
 if TYPE_CHECKING:
-    from gradscope.capture import Recorder, Snapshot, record, snapshot
+    from gradscope.capture import (
+        ClipWhatIf,
+        Recorder,
+        Snapshot,
+        SourceTarget,
+        Spectrum,
+        clip_whatif,
+        record,
+        snapshot,
+        source_target,
+        spectrum,
+    )
     from gradscope.diagnostics import DecayFit, fit_decay
     from gradscope.store import Run, open_run
 
 # Loaded on first use, so that `import gradscope` and the reading commands never pay for torch.
 _HOME = {
+    "ClipWhatIf": "gradscope.capture",
     "DecayFit": "gradscope.diagnostics",
     "Recorder": "gradscope.capture",
     "Run": "gradscope.store",
     "Snapshot": "gradscope.capture",
+    "SourceTarget": "gradscope.capture",
+    "Spectrum": "gradscope.capture",
+    "clip_whatif": "gradscope.capture",
+    "check_adapter": "gradscope.capture",
     "fit_decay": "gradscope.diagnostics",
     "open_run": "gradscope.store",
     "record": "gradscope.capture",
+    "register_adapter": "gradscope.capture",
     "snapshot": "gradscope.capture",
+    "source_target": "gradscope.capture",
+    "spectrum": "gradscope.capture",
 }
 
 __all__ = [
+    "ClipWhatIf",
     "DecayFit",
     "Recorder",
     "Run",
     "Snapshot",
+    "SourceTarget",
+    "Spectrum",
     "__version__",
+    "clip_whatif",
     "fit_decay",
     "open_run",
     "record",
     "snapshot",
+    "source_target",
+    "spectrum",
 ]
 
 

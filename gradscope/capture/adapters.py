@@ -1,4 +1,9 @@
-"""Custom recurrent layers: how a fused or scripted layer tells gradscope its recurrence."""
+"""Custom recurrent layers: how a fused, scripted or looped layer tells gradscope its recurrence.
+
+The protocol is one function, ``step(x_t, state) -> state``: given one timestep (B, I) and the state (a tensor (B, H) or
+a tuple of them), return the next state. It must compute what the layer computes; the layer itself stays as it is and
+may be as fused as it likes. The first state is what ``hidden`` means, the second, if any, is ``cell``.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +11,242 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from gradscope.errors import AdapterError
+
+State = Any  # a tensor (B, H) or a tuple of tensors
 
 
 @dataclass(frozen=True)
 class Adapter:
     """How to replay a custom layer.
 
-    An adapter without ``step`` is a black box: only the gradient of its input is recorded.
+    Attributes
+    ----------
+    step : callable or None
+        ``step(module, x_t, state) -> state``. Without one the layer is a black box, of which only the gradient of the
+        input is recorded.
+    initial_state : callable or None
+        ``initial_state(module, x) -> state`` for the layer's own input ``x``, when the caller gives none.
+    output : callable
+        ``output(module, state) -> output_t`` (B, H); the first state by default.
+    batch_first : bool or None
+        Whether the layer's input is (B, T, I); the module's attribute ``batch_first`` when None, else True.
+    curve : str
+        The quantity whose decay describes the layer: ``cell`` for one with a cell state, ``hidden`` by default.
+    gates : tuple of str
+        Gate names, for labels.
     """
 
-    step: Callable[..., Any] | None = None
-    gates: tuple[str, ...] = ()
+    step: Callable[[nn.Module, Tensor, State], State] | None = None
+    initial_state: Callable[[nn.Module, Tensor], State] | None = None
+    output: Callable[[nn.Module, State], Tensor] | None = None
+    batch_first: bool | None = None
     curve: str = ""
+    gates: tuple[str, ...] = ()
+
+    def time_first(self, module: nn.Module) -> bool:
+        """Return whether the layer's input is (T, B, I)."""
+        batch_first = self.batch_first
+        if batch_first is None:
+            found: list[Any] = [m.batch_first for m in module.modules() if hasattr(m, "batch_first")]
+            batch_first = bool(found[0]) if found else True
+        return not batch_first
 
 
 _REGISTRY: dict[type[nn.Module], Adapter] = {}
 
 
+def register_adapter(
+    layer: type[nn.Module],
+    *,
+    step: Callable[[nn.Module, Tensor, State], State] | None = None,
+    initial_state: Callable[[nn.Module, Tensor], State] | None = None,
+    output: Callable[[nn.Module, State], Tensor] | None = None,
+    batch_first: bool | None = None,
+    curve: str = "",
+    gates: tuple[str, ...] = (),
+) -> Adapter:
+    """Let a custom layer be recorded like ``nn.LSTM``: exact adjoints from its own ``step``.
+
+    The layer's ``forward(x, state=None)`` returns the outputs of all timesteps, or ``(outputs, final_state)``. Check
+    the adapter once with :func:`check_adapter`.
+
+    Parameters
+    ----------
+    layer : type
+        A subclass of ``nn.Module``; subclasses of it are covered too.
+    step : callable, optional
+        ``step(module, x_t, state) -> state``; the layer's own method ``step(x_t, state)`` by default.
+    initial_state : callable, optional
+        ``initial_state(module, x) -> state``; the layer's own method ``initial_state(x)`` by default.
+    output : callable, optional
+        ``output(module, state) -> output_t``; the first state by default.
+    batch_first : bool, optional
+        Whether the input is (B, T, I); the layer's attribute ``batch_first``, else True.
+    curve : str, optional
+        ``hidden`` or ``cell``.
+    gates : tuple of str, optional
+
+    Returns
+    -------
+    Adapter
+
+    Raises
+    ------
+    AdapterError
+        ``layer`` is no module class, or has no ``step`` and none was given.
+    """
+    if not (isinstance(layer, type) and issubclass(layer, nn.Module)):
+        hint = ": pass the class, not an instance" if isinstance(layer, nn.Module) else ""
+        raise AdapterError(f"register_adapter takes a subclass of nn.Module, not {layer!r}{hint}")
+    if step is None:
+        if not callable(getattr(layer, "step", None)):
+            raise AdapterError(f"{layer.__name__} has no method step(x_t, state): pass step=")
+        step = _own_step
+    if initial_state is None and callable(getattr(layer, "initial_state", None)):
+        initial_state = _own_initial_state
+    adapter = Adapter(step, initial_state, output, batch_first, curve, gates)
+    _REGISTRY[layer] = adapter
+    return adapter
+
+
+def _own_step(module: Any, x: Tensor, state: State) -> State:
+    return module.step(x, state)
+
+
+def _own_initial_state(module: Any, x: Tensor) -> State:
+    return module.initial_state(x)
+
+
 def adapter_for(module: nn.Module) -> Adapter | None:
     """Return the adapter registered for the module's class or a base of it."""
     return next((_REGISTRY[kind] for kind in type(module).__mro__ if kind in _REGISTRY), None)
+
+
+def tensors_in(value: Any) -> tuple[Tensor, ...]:
+    """Return the tensors of a state, however nested."""
+    if isinstance(value, Tensor):
+        return (value,)
+    if isinstance(value, tuple | list):
+        return tuple(tensor for part in value for tensor in tensors_in(part))
+    return ()
+
+
+class _Stepper(nn.Module):
+    """Run ``step`` through ``functional_call``, so that it sees the parameters in another type."""
+
+    def __init__(self, layer: nn.Module, adapter: Adapter) -> None:
+        super().__init__()
+        self.layer, self.adapter = layer, adapter
+
+    def forward(self, x: Tensor, state: State) -> State:
+        assert self.adapter.step is not None
+        return self.adapter.step(self.layer, x, state)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A layer run step by step with autograd: every state is a node of the graph.
+
+    Attributes
+    ----------
+    x : Tensor, shape (T, B, I)
+    states : list of tuple of Tensor
+    outputs : Tensor, shape (T, B, N)
+    """
+
+    x: Tensor
+    states: list[tuple[Tensor, ...]]
+    outputs: Tensor
+
+
+def replay(module: nn.Module, adapter: Adapter, x: Tensor, state: State, dtype: torch.dtype) -> Replay:
+    """Run ``adapter.step`` over ``x`` (T, B, I) from ``state``, in ``dtype``, keeping the graph."""
+    stepper = _Stepper(module, adapter)
+    values = {
+        name: value.detach().to(dtype) if value.is_floating_point() else value
+        for name, value in (*stepper.named_parameters(), *stepper.named_buffers())
+    }
+    with torch.enable_grad():
+        x = x.detach().to(dtype).requires_grad_()
+        current = _as_leaf(state, dtype)
+        states, outputs = [], []
+        for x_t in x:
+            current = torch.func.functional_call(stepper, values, (x_t, current))
+            states.append(tensors_in(current))
+            outputs.append(states[-1][0] if adapter.output is None else adapter.output(module, current))
+        return Replay(x, states, torch.stack(outputs))
+
+
+def _as_leaf(state: State, dtype: torch.dtype) -> State:
+    # Requires a gradient so that every state after it is a node, also when x and the parameters are constants.
+    if isinstance(state, Tensor):
+        return state.detach().to(dtype).requires_grad_()
+    return tuple(_as_leaf(part, dtype) for part in state)
+
+
+def check_adapter(module: nn.Module, x: Tensor, state: State | None = None, *, rtol: float = 1e-4) -> None:
+    """Compare a layer's adapter with autograd through the layer itself.
+
+    Parameters
+    ----------
+    module : nn.Module
+        An instance of a registered layer.
+    x : Tensor
+        An input as the layer takes it.
+    state : tensor or tuple, optional
+        Initial state.
+    rtol : float
+        Largest relative difference allowed.
+
+    Raises
+    ------
+    AdapterError
+        No adapter is registered, or outputs or input gradients differ; the message says by how much, and where first.
+    """
+    adapter = adapter_for(module)
+    if adapter is None or adapter.step is None:
+        raise AdapterError(f"no adapter is registered for {type(module).__name__}: call register_adapter first")
+    time_first = adapter.time_first(module)
+    leaf = x.detach().clone().requires_grad_()
+    returned = module(leaf) if state is None else module(leaf, state)
+    own = returned if isinstance(returned, Tensor) else returned[0]
+    weight = torch.linspace(-1, 1, own.numel(), dtype=own.dtype, device=own.device).reshape(own.shape)
+    (own_gradient,) = torch.autograd.grad((own * weight).sum(), leaf)
+    given = state if state is not None else first_state(module, adapter, x)
+    steps = x if time_first else x.transpose(0, 1)
+    ours = replay(module, adapter, steps, given, own.dtype)
+    ordered = [value if time_first else value.transpose(0, 1) for value in (own.detach(), weight, own_gradient)]
+    _compare(module, "outputs", ordered[0], ours.outputs.detach(), rtol)
+    (gradient,) = torch.autograd.grad((ours.outputs * ordered[1]).sum(), ours.x)
+    _compare(module, "input gradients", ordered[2], gradient, rtol)
+
+
+def first_state(module: nn.Module, adapter: Adapter, x: Tensor) -> State:
+    """Return the state a layer starts from when its caller gives none."""
+    if adapter.initial_state is None:
+        raise AdapterError(
+            f"{type(module).__name__} was called without a state and its adapter has no initial_state: pass one to "
+            "register_adapter"
+        )
+    return adapter.initial_state(module, x)
+
+
+def _compare(module: nn.Module, what: str, expected: Tensor, found: Tensor, rtol: float) -> None:
+    name = type(module).__name__
+    if expected.shape != found.shape:
+        raise AdapterError(
+            f"{name}: {what} of the layer are {tuple(expected.shape)}, of its adapter {tuple(found.shape)} (time first)"
+        )
+    scale = float(expected.abs().max()) or 1.0
+    per_step = (expected - found).abs().flatten(1).amax(1) / scale
+    worst = float(per_step.max())
+    if not worst <= rtol:
+        first = int((~(per_step <= rtol)).nonzero()[0])
+        raise AdapterError(
+            f"{name}: {what} of the adapter differ from the layer's by {worst:.2g} of their largest value, first at "
+            f"timestep {first}; step() must compute what forward() computes"
+        )

@@ -6,9 +6,9 @@ copies, so they are freed with it when backward never runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -162,10 +162,23 @@ def _dropout_masks(
     return tuple(masks)
 
 
+class Call(Protocol):
+    """A forward call under way, which keeps gradients as they arrive."""
+
+    gradients: dict[int, dict[str, Tensor]]
+
+    def take(self, task: int, name: str, gradient: Tensor) -> None:
+        """Keep a gradient that arrived in backward pass ``task``."""
+        ...
+
+
+CallT = TypeVar("CallT", bound=Call)
+
+
 def watch(
-    call: FusedCall,
+    call: CallT,
     watched: dict[str, Tensor],
-    finished: Callable[[FusedCall, int], None],
+    finished: Callable[[CallT, int], None],
     failed: Callable[[Exception], None],
 ) -> None:
     """Call ``finished(call, task)`` at the end of every backward pass that reaches the outputs.
@@ -181,9 +194,9 @@ def watch(
 
 
 def _prehook(
-    call: FusedCall,
+    call: CallT,
     places: list[tuple[int, str]],
-    finished: Callable[[FusedCall, int], None],
+    finished: Callable[[CallT, int], None],
     failed: Callable[[Exception], None],
 ) -> Callable[[tuple[Tensor | None, ...]], None]:
     def prehook(gradients: tuple[Tensor | None, ...]) -> None:
@@ -202,3 +215,15 @@ def _prehook(
             failed(error)
 
     return prehook
+
+
+def ancestors(nodes: list[Any], limit: int) -> Iterator[Any]:
+    """Walk the autograd graph breadth first, at most ``limit`` nodes."""
+    seen, queue = set(nodes), list(nodes)
+    while queue and limit:
+        node, limit = queue.pop(0), limit - 1
+        yield node
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                queue.append(following)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,25 +22,36 @@ class StepLedger:
     """Collect what belongs to a step rather than to a site."""
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer | None, lost: Callable[[str, Exception], None]
+        self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], lost: Callable[[str, Exception], None]
     ) -> None:
         self._names = {id(p): name for name, p in model.named_parameters()}
-        self._model, self._optimizer, self._lost = model, optimizer, lost
+        self._model, self._lost = model, lost
+        # The first gives the learning rate. Weak: the script may replace an optimizer by a new one.
+        self._optimizers = [weakref.ref(optimizer) for optimizer in optimizers]
         #: Set when a forward pass has begun since the last step ended.
         self.touched = False
         self.parameter_norms: dict[str, float] = {}
         self._raw: dict[str, float] = {}
+        self._applied: dict[str, float] = {}
         self._current: dict[str, Any] = {}
         self._ended: tuple[int, dict[str, Any]] | None = None
         self._clips: list[tuple[ClipEvent, Tensor | None]] = []
         self._norm_type = 2.0
         self._logs_after_step = True
 
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take one more optimizer's parameters, and its learning rate once the earlier ones are gone."""
+        if optimizer not in self._living():
+            self._optimizers.append(weakref.ref(optimizer))
+
+    def _living(self) -> list[torch.optim.Optimizer]:
+        return [optimizer for held in self._optimizers if (optimizer := held()) is not None]
+
     @property
     def optimized(self) -> list[Tensor]:
         """Parameters the optimizer updates, or all that require a gradient."""
-        if self._optimizer is not None:
-            return [p for group in self._optimizer.param_groups for p in group["params"]]
+        if optimizers := self._living():
+            return list({id(p): p for o in optimizers for p in _parameters(o)}.values())
         return [p for p in self._model.parameters() if p.requires_grad]
 
     # -- scalars ---------------------------------------------------------------------------------------------
@@ -60,11 +72,12 @@ class StepLedger:
             # so in the others.
             self._logs_after_step = not (self.touched and self._current.keys() - {"grad_norm", "grad_norm_applied"})
         row = self._current
-        if (row or recorded) and self._optimizer is not None:
-            row["lr"] = float(self._optimizer.param_groups[0]["lr"])
+        if (row or recorded) and (optimizers := self._living()):
+            row["lr"] = float(optimizers[0].param_groups[0]["lr"])
         self._ended = (step, row)
         self._current = {}
         self._raw = {}
+        self._applied = {}
         self.parameter_norms = {}
         self.touched = False
 
@@ -83,13 +96,14 @@ class StepLedger:
 
     # -- gradient norms --------------------------------------------------------------------------------------
 
-    def measure(self) -> None:
-        """Measure the gradients as the optimizer is about to see them."""
-        parameters = [p for p in self.optimized if p.grad is not None]
-        applied = dict(zip(map(self._name, parameters), gradient_norms(parameters), strict=True))
-        self.parameter_norms = applied | {name: norm for name, norm in self._raw.items() if name in applied}
+    def measure(self, optimizer: torch.optim.Optimizer) -> None:
+        """Measure the gradients as an optimizer is about to see them."""
+        parameters = [p for p in _parameters(optimizer) if p.grad is not None]
+        self._applied |= dict(zip(map(self._name, parameters), gradient_norms(parameters), strict=True))
+        raw = {name: norm for name, norm in self._raw.items() if name in self._applied}
+        self.parameter_norms = self._applied | raw
         self._current["grad_norm"] = math.hypot(*self.parameter_norms.values())
-        self._current["grad_norm_applied"] = math.hypot(*applied.values())
+        self._current["grad_norm_applied"] = math.hypot(*self._applied.values())
 
     def _name(self, parameter: Tensor) -> str:
         return self._names.get(id(parameter), f"parameter of shape {tuple(parameter.shape)}")
@@ -143,6 +157,10 @@ class StepLedger:
         events = [event if norm is None else _norm_event(event, next(values)) for event, norm in self._clips]
         self._clips.clear()
         return events
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _norm_event(event: ClipEvent, norm: float) -> ClipEvent:

@@ -23,6 +23,7 @@ from gradscope.capture.coverage import CoverageLedger
 from gradscope.capture.describe import describe_model, run_meta
 from gradscope.capture.ledger import StepLedger
 from gradscope.capture.reduction import site_record
+from gradscope.capture.rounds import Rounds
 from gradscope.capture.settings import Settings
 from gradscope.capture.sites import Target, unwrapped
 from gradscope.capture.watcher import Watcher
@@ -42,6 +43,8 @@ class Recorder:
     run_dir : Path
     step_number : int
         Optimizer steps so far.
+    records_written : int
+        Records handed to the run so far.
     """
 
     dtype = torch.float64
@@ -58,10 +61,10 @@ class Recorder:
         self._scale = 1.0
         self._warned: set[str] = set()
         self._closed = False
-        self._stepped = False
+        self._stepped: set[int] = set()
         self._coverage = CoverageLedger(targets)
         self._coverage_written = 0
-        self._ledger = StepLedger(self.model, settings.optimizer, self._lost)
+        self._ledger = StepLedger(self.model, settings.optimizers, self._lost)
         self._watcher = Watcher(targets, self)
         self._writer = RunWriter(
             settings.run_dir,
@@ -73,6 +76,8 @@ class Recorder:
         )
         self.run_dir = Path(settings.run_dir)
         self._handles: list[Any] = []
+        self._rounds = Rounds(self._end_step, self.entering)
+        self.records_written = 0
         self._attach()
         self._store(lambda: self._writer.set_sites(self._infos))
         self._begin_step()
@@ -80,9 +85,8 @@ class Recorder:
     # -- life ------------------------------------------------------------------------------------------------
 
     def _attach(self) -> None:
-        if self.settings.optimizer is not None:
-            self._handles.append(self.settings.optimizer.register_step_pre_hook(self._before_optimizer))
-            self._handles.append(self.settings.optimizer.register_step_post_hook(self._after_optimizer))
+        for optimizer in self.settings.optimizers:
+            self.follow(optimizer)
         clipping.observe_clipping(self)
         scaling.observe_scaling(self)
         # A script that never closes its recorder still leaves a sealed run.
@@ -116,6 +120,8 @@ class Recorder:
             return
         self._closed = True
         atexit.unregister(self._at_exit)
+        with self._unharmed("close"):
+            self._rounds.finish()
         with self._unharmed("close"):
             self._watcher.close()
             for handle in self._handles:
@@ -179,16 +185,27 @@ class Recorder:
         else:
             self._watcher.rest()
 
-    def _before_optimizer(self, *_: Any) -> None:
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Count the steps of one more optimizer, for instance of one made later for the same model."""
+        self._handles.append(optimizer.register_step_pre_hook(self._before_optimizer))
+        self._handles.append(optimizer.register_step_post_hook(self._after_optimizer))
+        self._rounds.add(optimizer)
+        self._ledger.follow(optimizer)
+
+    def entering(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        """Take a forward call that was under way when its step began to be recorded; as a forward pre-hook."""
+        return self._watcher._before_forward(module, args) if self.recording else None
+
+    def _before_optimizer(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self.recording:
             with self._unharmed("gradient norms"):
-                self._ledger.measure()
+                self._ledger.measure(optimizer)
 
     def _after_optimizer(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        self._stepped = True
+        self._stepped.add(id(optimizer))
         with self._unharmed("step"):
             found = getattr(optimizer, "found_inf", None)  # set by GradScaler for fused optimizers
-            self._end_step(skipped=found is not None and bool(found))
+            self._rounds.stepped(optimizer, skipped=found is not None and bool(found))
 
     def _end_step(self, skipped: bool = False) -> None:
         self._write_rows(ended_only=True)
@@ -215,6 +232,7 @@ class Recorder:
             parameters = self._ledger.parameter_norms if last else {}
             record = Record(self.step_number, micro, now, sites, parameters, self._scale, skipped)
             self._store(lambda record=record: self._writer.add_record(record))  # type: ignore[misc]
+            self.records_written += 1
 
     def _write_rows(self, ended_only: bool) -> None:
         for event in self._ledger.take_clips():
@@ -279,14 +297,14 @@ class Recorder:
 
     def scaled(self, scaler: torch.amp.GradScaler) -> None:
         with self._unharmed("loss scale"):
-            self._stepped = False
+            self._stepped.clear()
             if self.recording:
                 self._scale = float(scaler.get_scale())
 
     def scaler_stepped(self, optimizer: torch.optim.Optimizer) -> None:
         with self._unharmed("step"):
-            if optimizer is self.settings.optimizer and not self._stepped:
-                self._end_step(skipped=True)
+            if optimizer in self._rounds and id(optimizer) not in self._stepped:
+                self._rounds.stepped(optimizer, skipped=True)
 
     # -- never in the way ------------------------------------------------------------------------------------
 
@@ -321,7 +339,7 @@ def record(
     model: nn.Module,
     run_dir: str | Path,
     *,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
     every: int = 10,
     samples: int | None = 8,
     quantities: Sequence[str] | str | None = None,
@@ -340,8 +358,9 @@ def record(
         Any model with recurrent layers. Nothing is attached to it; it can be copied and saved meanwhile.
     run_dir : path
         Directory of the run; it must not exist (see ``restart``).
-    optimizer : torch.optim.Optimizer, optional
-        Its steps are counted. Without one, call ``recorder.step()`` after each update.
+    optimizer : torch.optim.Optimizer or sequence of them, optional
+        Its steps are counted. Several make one step together: it ends when each has stepped, or with the next forward
+        pass where they take turns. Without one, call ``recorder.step()`` after each update.
     every : int
         Record one step in ``every``.
     samples : int or None

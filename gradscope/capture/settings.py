@@ -21,7 +21,7 @@ class Settings:
     """Checked arguments of :func:`gradscope.record`."""
 
     run_dir: Path
-    optimizer: torch.optim.Optimizer | None
+    optimizers: tuple[torch.optim.Optimizer, ...]
     every: int
     samples: int | None
     quantities: tuple[str, ...]
@@ -51,8 +51,7 @@ class Settings:
         if not isinstance(model, nn.Module):
             hint = ": pass an instance, not the class" if isinstance(model, type) else ""
             raise SettingError(f"model must be a torch.nn.Module, not {type(model).__name__}{hint}")
-        if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
-            raise SettingError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
+        optimizers = _optimizers(optimizer)
         _positive("every", every)
         if samples is not None:
             _positive("samples", samples, "; pass None for the whole batch")
@@ -62,7 +61,7 @@ class Settings:
         rank, world_size = _distributed()
         settings = cls(
             run_dir=Path(run_dir),
-            optimizer=optimizer,
+            optimizers=optimizers,
             every=every,
             samples=samples,
             quantities=_quantities(quantities, targets),
@@ -84,8 +83,16 @@ class Settings:
             "sites": None if self.sites is None else list(self.sites),
             "tensors": self.tensors,
             "durability": self.durability,
-            "optimizer": None if self.optimizer is None else type(self.optimizer).__name__,
+            "optimizer": " + ".join(type(optimizer).__name__ for optimizer in self.optimizers) or None,
         }
+
+
+def _optimizers(given: Any) -> tuple[torch.optim.Optimizer, ...]:
+    listed = () if given is None else tuple(given) if isinstance(given, list | tuple) else (given,)
+    for optimizer in listed:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise SettingError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
+    return listed
 
 
 def _positive(name: str, value: Any, remedy: str = "") -> None:

@@ -7,7 +7,6 @@ was computed from that sequence's last one.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from gradscope.adjoint import CELLS, Adjoints, Order, Weights
 from gradscope.adjoint.lstm import LSTMCell
-from gradscope.capture.fused import CannotRecordError
+from gradscope.capture.fused import CannotRecordError, ancestors
 from gradscope.capture.rows import sampled_rows
 from gradscope.capture.sites import Target
 
@@ -120,7 +119,7 @@ class Chains:
         if not nodes or not chains:
             return None
         tails = {node: chain for chain in chains for node in chain.tail}
-        return next((tails[node] for node in _ancestors(nodes, _LINK_DEPTH) if node in tails), None)
+        return next((tails[node] for node in ancestors(nodes, _LINK_DEPTH) if node in tails), None)
 
     def _begin(self, target: Target, after: tuple[Tensor, ...]) -> Chain:
         batch = 1 if after[0].dim() == 1 else after[0].shape[0]
@@ -193,18 +192,6 @@ def _tensors(value: Any) -> tuple[Tensor, ...]:
     if isinstance(value, Tensor):
         return (value,)
     return tuple(v for v in value if isinstance(v, Tensor)) if isinstance(value, tuple | list) else ()
-
-
-def _ancestors(nodes: list[Any], limit: int) -> Iterator[Any]:
-    """Walk the autograd graph breadth first, at most ``limit`` nodes."""
-    seen, queue = set(nodes), list(nodes)
-    while queue and limit:
-        node, limit = queue.pop(0), limit - 1
-        yield node
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                queue.append(following)
 
 
 def _cell_weights(target: Target) -> Weights | None:

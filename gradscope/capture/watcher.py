@@ -17,6 +17,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from gradscope.adjoint import Adjoints
 from gradscope.capture.fused import CannotRecordError, FusedCall, open_call, watch
+from gradscope.capture.layers import InputTap, LayerCall, open_layer_call, tap_input
 from gradscope.capture.sites import Target
 from gradscope.capture.stepwise import Chains
 
@@ -64,6 +65,9 @@ class Watcher:
         self._rng: dict[int, Tensor] = {}
         self._chains = Chains(listener)
         self._carry: dict[str, tuple[Tensor, int]] = {}
+        self._tapped = {
+            id(target.module) for target in targets if target.adapter is not None and target.adapter.step is None
+        }
         #: Told the tensors each watched call depends on, when set.
         self.on_call: Callable[[Iterable[Tensor]], object] | None = None
         self._draws_masks = {
@@ -83,8 +87,8 @@ class Watcher:
         self._remove()
         self._quieten_compile()
         self._handles.append(register_module_forward_hook(_eager(self._after_forward), with_kwargs=True))
-        if self._draws_masks:
-            self._handles.append(register_module_forward_pre_hook(self._before_forward))
+        if self._draws_masks or self._tapped:
+            self._handles.append(register_module_forward_pre_hook(_eager(self._before_forward)))
 
     def _quieten_compile(self) -> None:
         """Keep torch.compile from warning of our global hook: on the compiled wrapper it does nothing."""
@@ -124,9 +128,33 @@ class Watcher:
         self._rng.clear()
         self._chains.clear()
 
-    def _before_forward(self, module: nn.Module, args: Any) -> None:
+    def _before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if id(module) in self._draws_masks and module.training:
             self._rng[id(module)] = torch.get_rng_state()
+        elif id(module) in self._tapped and torch.is_grad_enabled():
+            return self._tap(self._targets[id(module)], args)
+        return None
+
+    def _tap(self, target: Target, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Give a black box a watched copy of its input."""
+        given: list[Any] = []
+
+        def finished(done: InputTap, task: int) -> None:
+            self.guarded(target, lambda: self._deliver_whole(target, use, done, task))
+
+        def tap() -> None:
+            if not args:
+                raise CannotRecordError("its input is passed by keyword: pass it by position to have it recorded")
+            assert target.adapter is not None
+            given.append(tap_input(target.module, target.adapter, args[0], self._listener.samples, finished))
+            if self.on_call is not None:
+                self.on_call([args[0] if args[0].requires_grad else _leaf_of(given[0])])
+
+        self.guarded(target, tap)
+        if not given:
+            return None
+        use = self._listener.opened(target)
+        return (given[0], *args[1:])
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         target = self._targets.get(id(module))
@@ -148,6 +176,8 @@ class Watcher:
             self._observe_fused(target, args, kwargs, output)
         elif target.kind == "cell":
             self._chains.observe(target, args, kwargs, output)
+        elif id(target.module) not in self._tapped:
+            self._observe_layer(target, args, kwargs, output)
 
     def _observe_fused(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         module = target.module
@@ -161,6 +191,21 @@ class Watcher:
             self.guarded(target, lambda: self._deliver(target, use, done, task))
 
         watch(call, watched, finished, lambda error: self._listener.failed(target, error))
+
+    def _observe_layer(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        assert target.adapter is not None
+        call, watched = open_layer_call(target.module, target.adapter, args, kwargs, output, self._listener.samples)
+        use = self._listener.opened(target)
+
+        def finished(done: LayerCall, task: int) -> None:
+            self.guarded(target, lambda: self._deliver_whole(target, use, done, task))
+
+        watch(call, watched, finished, lambda error: self._listener.failed(target, error))
+
+    def _deliver_whole(self, target: Target, use: int, call: LayerCall | InputTap, task: int) -> None:
+        adjoints = call.adjoints(task, self._listener.dtype, self._listener.loss_scale())
+        for info in target.sites:
+            self._listener.measured(target, use, info.site, adjoints, call.selection.rows, call.carried)
 
     def _deliver(self, target: Target, use: int, call: FusedCall, task: int) -> None:
         suffixes = {(info.layer, int(info.reverse)): info.site for info in target.sites}
@@ -217,7 +262,12 @@ def _steps(module: nn.Module, output: Tensor) -> int:
     return output.shape[1 if output.dim() == 3 and getattr(module, "batch_first", False) else 0]
 
 
-def _eager(function: Callable[..., None]) -> Callable[..., None]:
+def _leaf_of(copied: Tensor) -> Tensor:
+    assert copied.grad_fn is not None
+    return copied.grad_fn.next_functions[0][0].variable  # type: ignore[union-attr]
+
+
+def _eager(function: Callable[..., Any]) -> Callable[..., Any]:
     """Keep torch.compile, once it is in use, from tracing our own code."""
     return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradscope.capture import register_adapter
 from gradscope.errors import SettingError
 
 State = Tensor | tuple[Tensor, Tensor]
@@ -152,3 +153,8 @@ class LRU(LoopedCell):
         u, v = state.chunk(2, -1)
         drive = self.from_input(x) * torch.exp(self.log_scale).repeat(2)
         return torch.cat([real * u - imaginary * v, imaginary * u + real * v], -1) + drive
+
+
+register_adapter(LoopedCell)
+for _layer in (PeepholeLSTM, CoupledLSTM):
+    register_adapter(_layer, curve="cell", gates=_layer.gates)

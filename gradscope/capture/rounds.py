@@ -1,0 +1,66 @@
+"""When a step ends that several optimizers share: encoder and decoder, or the two sides of a GAN."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+
+class Rounds:
+    """Join the steps of several optimizers to steps of the training.
+
+    A step ends when every optimizer has stepped, or, where they take turns, with the next forward pass that builds a
+    graph. A single optimizer ends it each time.
+
+    Parameters
+    ----------
+    end : callable
+        Called with whether every optimizer skipped the step (a loss scale that was too large).
+    entered : callable
+        Called with module and arguments of the forward pass that ended a step; returns what a forward pre-hook does.
+    """
+
+    def __init__(self, end: Callable[[bool], None], entered: Callable[[nn.Module, tuple[Any, ...]], Any]) -> None:
+        self._end, self._entered = end, entered
+        # Weak: an optimizer that the script replaced by a new one is waited for no more.
+        self._members: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self._stepped: dict[int, bool] = {}
+        self._waiting: Any = None
+
+    def add(self, optimizer: torch.optim.Optimizer) -> None:
+        """Wait for this optimizer too."""
+        self._members.add(optimizer)
+
+    def __contains__(self, optimizer: object) -> bool:
+        return any(member is optimizer for member in self._members)
+
+    def stepped(self, optimizer: torch.optim.Optimizer, skipped: bool) -> None:
+        """Take a step of one optimizer."""
+        if id(optimizer) in self._stepped:
+            self.finish()
+        self._stepped[id(optimizer)] = skipped
+        if all(id(member) in self._stepped for member in self._members):
+            self.finish()
+        elif self._waiting is None:
+            self._waiting = register_module_forward_pre_hook(self._forward)
+
+    def finish(self) -> None:
+        """End the step if any optimizer has stepped in it."""
+        if self._waiting is not None:
+            self._waiting.remove()
+            self._waiting = None
+        if self._stepped:
+            skipped = all(self._stepped.values())
+            self._stepped = {}
+            self._end(skipped)
+
+    def _forward(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        if not torch.is_grad_enabled():
+            return None
+        self.finish()
+        return self._entered(module, args)
