@@ -25,9 +25,9 @@ class Plan:
 
 
 # All five alike, so that only cell and initialisation differ.
-_CELLS = TrainSettings(steps=500, learning_rate=3e-3, clip=1.0)
+_CELLS = TrainSettings(steps=400, learning_rate=3e-3, clip=1.0)
 # Plain SGD at a rate where the network is unstable without clipping: Adam would hide most of the effect.
-_CLIPPING = TrainSettings(steps=400, optimizer="sgd", learning_rate=0.1)
+_CLIPPING = TrainSettings(steps=300, optimizer="sgd", learning_rate=0.1)
 
 MODELS = ("rnn", "lstm", "lstm-forget1", "lstm-chrono", "gru")
 #: One that slows learning down, one that lets the network learn, one that comes too late, and none.
@@ -35,7 +35,7 @@ THRESHOLDS = (0.05, 0.5, 5.0, None)
 
 HIDDEN_SIZE = 64
 EVERY = 10
-SAMPLES = 32
+SAMPLES = 16
 
 
 def plans(quick: bool = False) -> list[Plan]:
