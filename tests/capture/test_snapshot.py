@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import gradscope
 from tests.unrolled import Unrolled, expected, layer_by_layer, unroll
 
-T, B, I, H = 7, 5, 3, 4
+T, B, FEATURES, H = 7, 5, 3, 4
 LENGTHS = torch.tensor([4, 7, 1, 6, 2])
 QUANTITIES = ("hidden", "cell", "cell_carry", "gates", "input", "direct", "recurrent", "weight")
 TOLERANCE = {torch.float64: {"rtol": 1e-10, "atol": 1e-12}, torch.float32: {"rtol": 1e-4, "atol": 1e-5}}
@@ -26,7 +26,7 @@ cells = pytest.mark.parametrize("cell", LAYERS)
 
 
 def _module(cell: str, dtype: torch.dtype = torch.float64, **settings: Any) -> nn.RNNBase:
-    return LAYERS[cell](I, H, dtype=dtype, **settings)
+    return LAYERS[cell](FEATURES, H, dtype=dtype, **settings)
 
 
 def _forward(module: nn.RNNBase, x: Tensor, packed: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -84,7 +84,7 @@ def test_dropout_between_layers_is_exact(
     cell: str, layers: int, bidirectional: bool, packed: bool, batch_first: bool, dtype: torch.dtype
 ) -> None:
     module = _module(cell, dtype, num_layers=layers, bidirectional=bidirectional, batch_first=batch_first, dropout=0.3)
-    x = torch.randn(T, B, I, dtype=dtype)
+    x = torch.randn(T, B, FEATURES, dtype=dtype)
     before = torch.get_rng_state()
     found = gradscope.snapshot(module, lambda: _weighted(*_forward(module, x, packed)))
     after = torch.get_rng_state()
@@ -103,7 +103,7 @@ def test_dropout_between_layers_is_exact(
 @cells
 def test_without_training_mode_there_is_no_dropout(cell: str) -> None:
     module = _module(cell, num_layers=3, bidirectional=True, dropout=0.3).eval()
-    x = torch.randn(T, B, I, dtype=torch.float64)
+    x = torch.randn(T, B, FEATURES, dtype=torch.float64)
     found = gradscope.snapshot(module, lambda: _weighted(*_forward(module, x, False)))
     _check(found, _reference(module, x, False, None), torch.float64)
 
@@ -111,7 +111,7 @@ def test_without_training_mode_there_is_no_dropout(cell: str) -> None:
 @cells
 def test_all_dropped_leaves_nothing_for_the_layers_below(cell: str) -> None:
     module = _module(cell, num_layers=2, dropout=1.0)
-    x = torch.randn(T, B, I, dtype=torch.float64)
+    x = torch.randn(T, B, FEATURES, dtype=torch.float64)
     found = gradscope.snapshot(module, lambda: module(x)[0].sum())
     assert not found["model/l0"].hidden.any()
     assert bool((found["model/l1"].hidden.norm(dim=2) > 0).all())
@@ -120,7 +120,7 @@ def test_all_dropped_leaves_nothing_for_the_layers_below(cell: str) -> None:
 @cells
 def test_two_calls_in_one_step_draw_their_own_masks(cell: str) -> None:
     module = _module(cell, num_layers=2, dropout=0.5)
-    x = torch.randn(T, B, I, dtype=torch.float64)
+    x = torch.randn(T, B, FEATURES, dtype=torch.float64)
     before = torch.get_rng_state()
     found = gradscope.snapshot(module, lambda: module(x)[0].sum() + module(x)[0].pow(2).sum())
     torch.set_rng_state(before)
@@ -142,7 +142,7 @@ def test_a_snapshot_repeats_and_leaves_the_model_as_it_was(cell: str, dropout: f
     module = _module(cell, num_layers=2, bidirectional=True, dropout=dropout)
     module.weight_ih_l0.grad = torch.ones_like(module.weight_ih_l0)
     state = {name: value.clone() for name, value in module.state_dict().items()}
-    x = torch.randn(T, B, I, dtype=torch.float64)
+    x = torch.randn(T, B, FEATURES, dtype=torch.float64)
     rng = torch.get_rng_state()
     first = gradscope.snapshot(module, lambda: module(x)[0].sum())
     torch.set_rng_state(rng)
