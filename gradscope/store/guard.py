@@ -16,7 +16,7 @@ from pathlib import Path
 
 import h5py
 
-from gradscope.errors import GradscopeError, RunDamagedError, RunNotFoundError, UnsafeFileError
+from gradscope.errors import GradscopeError, RunDamagedError, RunError, RunNotFoundError, UnsafeFileError
 from gradscope.store.journal import STATEMENTS, JournalContent, read_content
 from gradscope.store.part import MAX_ARRAY_BYTES
 
@@ -224,6 +224,8 @@ def load_journal(path: Path) -> JournalContent:
     except sqlite3.OperationalError as error:
         if not path.exists():
             raise FileNotFoundError(str(path)) from error
+        if "locked" in str(error):
+            raise RunError(f"{str(path)!r} is locked by another process; try again.") from error
         return _load_copy(path, error)
     except (sqlite3.Error, ValueError, OverflowError, RecursionError) as error:
         if not path.exists():

@@ -71,7 +71,8 @@ class Journal:
     def forget(self, last_id: int) -> None:
         """Drop the rows up to ``last_id``, which a segment holds now."""
         self._connection.execute("DELETE FROM entries WHERE id <= ?", (last_id,))
-        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        # Never waits for a reader: a training must not.
+        self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def close(self) -> None:
         self._connection.close()

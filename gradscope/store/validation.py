@@ -14,6 +14,7 @@ from gradscope.schema import DATASETS
 from gradscope.store import guard
 from gradscope.store.codec import CorruptEntryError, decode
 from gradscope.store.layout import RankDirectory, rank_directories
+from gradscope.store.locking import is_being_written
 from gradscope.store.part import RECORD_COLUMNS, TABLES
 from gradscope.store.sealed import SealedPart
 from gradscope.store.segment import checksum_path
@@ -47,6 +48,7 @@ def validate(path: str | Path) -> list[str]:
 
 def _rank_problems(rank: RankDirectory, root: Path) -> Iterator[str]:
     last, closed = 0, False
+    growing = is_being_written(rank.path)
     for segment in rank.segments():
         yield from checksum_problems(segment, required=True)
         problems, part = segment_problems(segment, root)
@@ -57,9 +59,9 @@ def _rank_problems(rank: RankDirectory, root: Path) -> Iterator[str]:
             last, closed = part.header.last_id, part.header.closing
     if rank.journal.exists() or rank.journal.is_symlink():
         yield from _journal_problems(rank.journal, root)
-    elif not closed:
+    elif not closed and not growing:
         yield f"{str(rank.path)!r}: the end of the run is missing (neither a journal nor a closing segment)."
-    for left in sorted(rank.path.glob(".*.tmp")):
+    for left in [] if growing else sorted(rank.path.glob(".*.tmp")):
         yield f"{str(left)!r} was left behind by an interrupted write; `gradscope repair` removes it."
 
 

@@ -89,6 +89,9 @@ class RunWriter:
         self._held = lock_directory(self.path)
         self._process = os.getpid()
         self._journal: Journal | None = Journal.create(self._directory.journal, self.meta, durability)
+        if durability == "full":  # a power cut takes names that were never synced, and the journal with them
+            for folder in (self.path, self.path.parent, self.run_dir, self.run_dir.absolute().parent):
+                sync_directory(folder)
         self._seal_bytes = seal_bytes
         self._sites: dict[str, SiteInfo] = {}
         self._coverage: list[Coverage] = []
