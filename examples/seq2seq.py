@@ -123,7 +123,8 @@ def main():
             clip_grad_value_(model.parameters(), args.clip_value)
             optimizer.step()
             total += loss.item()
-        print(f"epoch {epoch}: loss {total / len(train_loader):.4f}, characters right {accuracy(model, test_loader):.1%}")
+        right = accuracy(model, test_loader)
+        print(f"epoch {epoch}: loss {total / len(train_loader):.4f}, characters right {right:.1%}")
 
     source, lengths, target = collate([test_set[i] for i in range(3)])
     with torch.no_grad():

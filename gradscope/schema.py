@@ -120,9 +120,7 @@ DEFAULT_QUANTITIES = ("hidden", "cell")
 #: Every dataset a site group may hold (norm arrays), with its dimensions after ``step``.
 DATASETS: dict[str, tuple[str, ...]] = {
     name: dims for quantity in QUANTITIES.values() for name, dims in quantity.datasets.items()
-} | {
-    f"{quantity.name}_tensor": quantity.tensor for quantity in QUANTITIES.values() if quantity.tensor
-}
+} | {f"{quantity.name}_tensor": quantity.tensor for quantity in QUANTITIES.values() if quantity.tensor}
 
 
 @dataclass(frozen=True)
