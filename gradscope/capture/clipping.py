@@ -57,6 +57,8 @@ def ignore_clipping(observer: ClipObserver) -> None:
 def _install() -> None:
     if hasattr(clip_grad, "_clip_grads_with_norm_"):
         _replace([clip_grad], "_clip_grads_with_norm_", _with_norm)
+        if hasattr(utils, "clip_grads_with_norm_"):  # its public name, bound to the function itself
+            _replace([utils], "clip_grads_with_norm_", _with_norm)
     else:  # older torch
         _replace([clip_grad, utils], "clip_grad_norm_", _public_norm)
     _replace([clip_grad, utils], "clip_grad_value_", _value)

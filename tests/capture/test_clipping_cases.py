@@ -38,6 +38,9 @@ NORM_CALLS: dict[str, Clip] = {
     "torch.nn.utils.clip_grad": lambda recorder, parameters, c: torch.nn.utils.clip_grad.clip_grad_norm_(parameters, c),
     "imported by name": lambda recorder, parameters, c: imported_by_name(parameters, c),
     "one tensor": lambda recorder, parameters, c: torch.nn.utils.clip_grad_norm_(parameters[0], c),
+    "in two halves": lambda recorder, parameters, c: torch.nn.utils.clip_grads_with_norm_(
+        parameters, c, torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    ),
     "a generator": lambda recorder, parameters, c: torch.nn.utils.clip_grad_norm_((p for p in parameters), c),
 }
 VALUE_CALLS: dict[str, Clip] = {
@@ -126,6 +129,21 @@ def test_the_recorder_returns_what_torch_returns(tmp_path: Path) -> None:
         assert float(recorder.clip_grad_norm_(1.0, parameters=[model.pair])) == 5.0
         model.pair.grad = torch.tensor([3.0, 4.0], dtype=torch.float64)
         assert float(imported_by_name([model.pair], 1.0)) == 5.0
+
+
+def test_a_call_that_torch_refuses_raises_what_torch_raises_and_is_no_event(tmp_path: Path) -> None:
+    model = TwoWeights(torch.float64)
+    with gradscope.record(model, tmp_path / "run", every=1) as recorder:
+        model.pair.grad = torch.tensor([math.inf, 1.0], dtype=torch.float64)
+        with pytest.raises(RuntimeError, match="non-finite"):
+            torch.nn.utils.clip_grad_norm_([model.pair], 1.0, error_if_nonfinite=True)
+        with pytest.raises(ValueError, match="could not convert"):
+            torch.nn.utils.clip_grad_value_([model.pair], "one")  # type: ignore[arg-type]
+        assert model.pair.grad.tolist() == [math.inf, 1.0]
+        recorder.step()
+    run = gradscope.open_run(tmp_path / "run")
+    assert run.clips().empty
+    assert run.lost == {}
 
 
 def test_norm_clipping_is_noted_at_every_step_and_the_rest_of_the_model_stays_out_of_it(tmp_path: Path) -> None:

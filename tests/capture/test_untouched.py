@@ -140,7 +140,7 @@ def _installed() -> dict[str, Any]:
         "optimizer after": dict(_global_optimizer_post_hooks),
     }
     places = {
-        torch.nn.utils: ("clip_grad_norm_", "clip_grad_value_"),
+        torch.nn.utils: ("clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_"),
         clip_grad: ("clip_grad_norm_", "clip_grad_value_", "_clip_grads_with_norm_"),
         torch.amp.GradScaler: ("scale", "step", "unscale_", "update"),
     }
