@@ -25,7 +25,19 @@ def plot(
     kind: str, runs: tuple[Path, ...], out: Path, style: str, site: tuple[str, ...], quantity: str | None,
     step: str | None, horizon: float | None, absolute: bool,
 ) -> None:  # fmt: skip
-    """Draw one figure: KIND is clipping, comparison, decay, gates, norms, training, ... (any other name lists them).
+    """Draw one figure. KIND is one of
+
+    \b
+    decay          the gradient against lag, a line per run and site
+    training       the same through training, early to late
+    norms          gradient norm and threshold, and the loss
+    clipping       what any clipping threshold would have done
+    comparison     parameters, loss and half-life per run
+    gates          gate adjoints against lag
+    timescales     how long each unit retains
+    weight         contribution of each timestep to the weight gradient
+    sweep_loss, sweep_metric, norm_distribution    runs at several thresholds
+    source_target, spectrum, lyapunov              from Python only
 
     RUN is a run directory or a packed file.
     """
@@ -36,6 +48,8 @@ def plot(
 
     module = plots.load(kind)
     preset(style)
+    if not getattr(module, "FROM_RUNS", True):
+        raise SettingError(f"the figure {kind!r} is not drawn from a recording: it needs {module.NEEDS}.")
     opened = [open_run(run) for run in runs]
     select = {"site": list(site) or None, "quantity": quantity, "step": _step(step)}
     look: dict[str, Any] = {"horizon": horizon, "relative": False if absolute else None}

@@ -72,7 +72,7 @@ def _of_run(name: str, run: Any) -> pd.DataFrame:
             "norm_state": state,
             "clipped": clips["norm_after"].reindex(at).to_numpy(dtype=float),
             "threshold": clips["threshold"].reindex(at).to_numpy(dtype=float),
-            "kind": clips["kind"].reindex(at).fillna("").to_numpy(),
+            "kind": [clips["kind"].get(step, "") for step in at],
             "loss": indexed.get("loss", nothing).reindex(at).to_numpy(dtype=float),
         }
     )

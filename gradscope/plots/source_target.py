@@ -60,5 +60,6 @@ def caption(data: pd.DataFrame) -> str:
     """What the figure shows, in words."""
     return (
         f"Norm of the gradient of the loss at each target step with respect to the hidden state at each source step, "
-        f"{int(data['target'].max()) + 1} steps. Later sources cannot matter and are left blank. Colours span at most 12 decades. Grey: exactly zero."
+        f"{int(data['target'].max()) + 1} steps. Later sources cannot matter and are left blank. "
+        "Colours span at most 12 decades. Grey: exactly zero."
     )

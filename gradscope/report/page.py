@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -161,7 +162,7 @@ def loss(value: float | None) -> str:
     """A final loss; a run that diverged says so."""
     if value is None:
         return "–"
-    return number(value, 3) if abs(value) < float("inf") else "diverged"
+    return number(value, 3) if math.isfinite(value) else "diverged"
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------

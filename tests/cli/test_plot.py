@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner
+
+from gradscope import plots
+from gradscope.cli import main
+from tests.made_runs import make_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "lstm"
+    make_run(path).close()
+    return path
+
+
+def call(*args: object):
+    return CliRunner().invoke(main, ["plot", *map(str, args)])
+
+
+@pytest.mark.parametrize("kind", ["decay", "training", "clipping", "norms"])
+def test_it_writes_the_figure_and_its_data(run, tmp_path, kind):
+    out = tmp_path / "figure.pdf"
+    done = call(kind, run, "-o", out)
+    assert done.exit_code == 0, done.output
+    assert out.read_bytes().startswith(b"%PDF")
+    assert done.stdout.split() == [str(out), str(out.with_suffix(".csv"))]
+    assert "run," in out.with_suffix(".csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["decy"], 2, "Did you mean 'decay'"),
+        (["decay", "--quantity", "input"], 1, "quantities=[..., 'input']"),
+        (["decay", "--quantity", "hiden"], 2, "hidden"),
+        (["decay", "--site", "lstm/l7"], 2, "lstm/l0"),
+        (["decay", "--style", "neurisp"], 2, "neurips"),
+        (["decay", "--step", "soon"], 2, "'first' or 'last'"),
+        (["norms", "--site", "lstm/l0"], 2, "does not apply"),
+        (["source_target"], 2, "measurement"),
+        (["gates"], 1, "quantities=[..., 'gates']"),
+    ],
+)
+def test_a_wrong_call_says_what_to_do_and_writes_nothing(run, tmp_path, args, code, words):
+    done = call(args[0], run, "-o", tmp_path / "figure.svg", *args[1:])
+    assert done.exit_code == code
+    assert words in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_lists_every_figure():
+    shown = call("--help").stdout
+    assert all(name in shown for name in plots.PLOTS)
+
+
+def test_options_reach_the_figure(run, tmp_path):
+    out = tmp_path / "f.svg"
+    assert call("decay", run, "-o", out, "--step", "first", "--quantity", "hidden", "--absolute").exit_code == 0
+    rows = out.with_suffix(".csv").read_text().splitlines()
+    assert rows[1].split(",")[2:4] == ["hidden", "0"]

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from gradscope.cli import main
+from tests.made_runs import make_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "lstm"
+    make_run(path, (-0.2,)).close()
+    return path
+
+
+def call(*args: object):
+    return CliRunner().invoke(main, ["report", *map(str, args)])
+
+
+def test_it_writes_the_page_and_says_the_answer(run, tmp_path):
+    done = call(run, "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "out" / "index.html").is_file()
+    assert "half-life" in done.stdout
+    assert str(tmp_path / "out" / "index.html") in done.stdout
+
+
+def test_json_is_all_there_is_on_stdout_and_a_met_verdict_exits_with_3(run, tmp_path):
+    done = call(run, "-o", tmp_path / "out", "--json", "--fail-on", "vanishing", "--fail-on", "exploding")
+    assert done.exit_code == 3
+    assert json.loads(done.stdout)["runs"][0]["sites"][0]["late"]["verdict"] == "vanishing"
+    assert "vanishing" in done.stderr
+
+
+def test_a_verdict_that_is_not_met_exits_with_0(run, tmp_path):
+    assert call(run, "-o", tmp_path / "out", "--fail-on", "exploding").exit_code == 0
+
+
+@pytest.mark.parametrize(("broken", "code"), [("missing", 1), ("taken", 2), ("verdict", 2)])
+def test_bad_input_is_refused_before_anything_is_written(run, tmp_path, broken, code):
+    out = tmp_path / "out"
+    args = [tmp_path / "no-run" if broken == "missing" else run, "-o", out]
+    if broken == "taken":
+        out.mkdir()
+        (out / "mine").write_text("x")
+    if broken == "verdict":
+        args += ["--fail-on", "vanishingly"]
+    done = call(*args)
+    assert done.exit_code == code
+    assert done.stderr
+    assert sorted(path.name for path in out.glob("*")) == (["mine"] if broken == "taken" else [])

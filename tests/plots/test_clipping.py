@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gradscope.errors import NotRecordedError, SettingError
+from gradscope.plots import clipping, comparison, norm_distribution, style, sweep_loss, sweep_metric, timescales, weight
+from tests.made_runs import make_run
+
+
+def test_the_share_clipped_is_the_share_of_norms_above_the_threshold(tmp_path):
+    run = make_run(tmp_path / "r", (-0.1,) * 10)
+    raw = run.clips()["norm_before"].to_numpy()
+    data = clipping.table([run], thresholds=[0.5, 2.0])
+    for row in data.itertuples():
+        scale = np.minimum(1, row.threshold / (raw + 1e-6))
+        assert row.clipped == pytest.approx(np.mean(scale < 1))
+        assert row.scale_p50 == pytest.approx(np.median(scale))
+    assert list(data["threshold"][data["used"]]) == [1.0]
+
+
+def test_thresholds_must_be_positive(tmp_path):
+    with pytest.raises(SettingError, match="positive"):
+        clipping.table([make_run(tmp_path / "r")], thresholds=[-1.0])
+
+
+def test_without_a_finite_norm_it_says_what_to_record(tmp_path):
+    with pytest.raises(NotRecordedError, match="clip_grad_norm_"):
+        clipping.table([make_run(tmp_path / "r", diverges_at=0)])
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    runs = []
+    for threshold in (None, 0.1, 5.0):
+        for seed in range(3):
+            gone = 20 if threshold is None and seed < 2 else None
+            path = tmp_path / f"clip-{threshold}-{seed}"
+            runs.append(make_run(path, (-0.1,) * 6, threshold=threshold, seed=seed, diverges_at=gone))
+    return runs
+
+
+def test_a_sweep_groups_runs_by_their_threshold_and_names_the_diverged(sweep):
+    data = sweep_loss.table(sweep)
+    assert sorted(set(data["threshold"])) == [0.1, 5.0, np.inf]
+    assert data.groupby("run")["diverged"].any().sum() == 2
+    with style.use("screen"):
+        ax = sweep_loss.draw(data)
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert names == ["0.1", "5", "none (2 of 3 diverged)"]
+
+
+def test_a_diverged_run_has_no_final_metric(sweep):
+    data = sweep_metric.table(sweep).set_index("run")
+    assert data["value"].isna().equals(data["diverged"])
+    assert data["diverged"].sum() == 2
+    kept = data["value"][~data["diverged"]]
+    np.testing.assert_allclose(kept, 2.3 * np.mean(np.exp(-np.arange(49, 51) / 30)), rtol=1e-12)
+
+
+def test_a_metric_nobody_logged_lists_those_that_were(sweep):
+    with pytest.raises(NotRecordedError, match=r"logged: grad_norm, loss"):
+        sweep_metric.table(sweep, metric="accuracy")
+
+
+def test_a_loss_logged_now_and_then_is_no_divergence(tmp_path):
+    from gradscope.schema import RunMeta, StepRow
+    from gradscope.store import RunWriter, open_run
+
+    writer = RunWriter(tmp_path / "r", RunMeta("", "0", "0", {}, {}))
+    for step in range(21):
+        writer.add_step(StepRow(step, 0.0, {"loss": 1.0} if step % 10 == 0 else {"other": 1.0}))
+    for step in range(21, 25):
+        writer.add_step(StepRow(step, 0.0, {"other": 1.0}))
+    writer.close()
+    assert not sweep_loss.table([open_run(tmp_path / "r")])["diverged"].any()
+
+
+def test_histograms_hold_every_finite_norm(sweep):
+    data = norm_distribution.table(sweep)
+    with style.use("screen"):
+        ax = norm_distribution.draw(data)
+    shares = [patch.get_data().values.sum() for patch in ax.patches]
+    kept = [np.isfinite(rows["norm"]).mean() for _, rows in data.groupby("threshold")]
+    np.testing.assert_allclose(shares, kept)
+
+
+def test_a_model_without_a_half_life_says_its_verdict(tmp_path):
+    data = comparison.table([make_run(tmp_path / "falls"), make_run(tmp_path / "stays", (-0.0001,) * 3)])
+    assert data["half_life"].notna().tolist() == [True, False]
+    with style.use("screen"):
+        ax = comparison.draw(data)
+    assert [text.get_text() for text in ax.texts] == ["none: preserved"]
+    assert data["half_life"][0] == pytest.approx(np.log10(2) / 0.1, rel=0.05)
+
+
+def test_timescales_come_from_the_forget_gate(tmp_path):
+    log = np.zeros((4, 8)) - 1.0
+    log[1] = -np.geomspace(0.01, 1, 8)
+    extra = {"gate_mean": np.exp(log), "gate_log_mean": log, "gate_low": np.zeros(4), "gate_high": np.zeros(4)}
+    data = timescales.table([make_run(tmp_path / "r", extra=extra)])
+    np.testing.assert_allclose(data["timescale"], 1 / np.geomspace(0.01, 1, 8))
+    with style.use("screen"):
+        ax = timescales.draw(data)
+    assert ax.patches[0].get_data().values.sum() == 8
+
+
+def test_an_rnn_has_no_timescales_and_says_so(tmp_path):
+    extra = {
+        "gate_mean": np.ones((1, 8)),
+        "gate_log_mean": np.zeros((1, 8)),
+        "gate_low": np.zeros(1),
+        "gate_high": np.zeros(1),
+    }
+    run = make_run(tmp_path / "r", cell="rnn_tanh", sites=("rnn/l0",), extra=extra)
+    with pytest.raises(NotRecordedError, match="retains"):
+        timescales.table([run])
+
+
+def test_bars_are_the_weight_contributions(tmp_path):
+    values = 10.0 ** -np.linspace(3, 0, 40)
+    data = weight.table([make_run(tmp_path / "r", extra={"weight": values})])
+    np.testing.assert_allclose(data["norm"], values)
+    with style.use("screen"):
+        ax = weight.draw(data)
+    tops = [bar.get_y() + bar.get_height() for bar in ax.patches]
+    np.testing.assert_allclose(tops, values)

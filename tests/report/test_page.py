@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from gradscope.report.page import loss, prose, table, text
+from gradscope.report.summary import clean
+from gradscope.report.svg import inline
+
+
+def test_text_is_escaped_and_control_characters_are_visible():
+    assert text("<a href='x'>\x00") == r"&lt;a href=&#x27;x&#x27;&gt;\x00"
+
+
+def test_numbers_do_not_break_at_their_minus_sign():
+    assert prose("is 3e-9 of that") == 'is <span class="n">3e-9</span> of that'
+
+
+def test_tables_refuse_rows_of_another_length():
+    with pytest.raises(ValueError, match="zip"):
+        table([("a", ""), ("b", "")], [["1"]])
+
+
+def test_a_diverged_loss_says_so():
+    assert loss(float("inf")) == "diverged"
+    assert loss(float("nan")) == "diverged"
+    assert loss(None) == "–"
+
+
+def test_json_has_no_number_that_is_not_finite():
+    assert clean({"a": (1.0, float("nan")), "b": [float("-inf")], "c": "\udc80"}) == {
+        "a": [1.0, None],
+        "b": [None],
+        "c": r"\udc80",
+    }
+
+
+def test_two_inlined_figures_share_no_id():
+    svg = (
+        b'<?xml version="1.0"?><svg xmlns="x" viewBox="0 0 72 36"><metadata>m</metadata><style>*{a:b}</style>'
+        b'<defs><path id="p1"/></defs><g clip-path="url(#p1)"><use xlink:href="#p1"/></g></svg>'
+    )
+    one, two = inline(svg, "figure-1", "One"), inline(svg, "figure-2", "Two & more")
+    ids = re.findall(r'\bid="([^"]+)"', one + two)
+    assert ids == ["figure-1", "figure-1-p1", "figure-2", "figure-2-p1"]
+    assert 'href="#figure-1-p1"' in one
+    assert "url(#figure-2-p1)" in two
+    assert "#figure-1 *{" in one
+    assert "metadata" not in one
+    assert 'aria-label="Two &amp; more"' in two
