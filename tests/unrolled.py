@@ -168,6 +168,12 @@ def expected(site: UnrolledSite, quantity: str) -> Tensor:
     return found[quantity]
 
 
+def _own_settings(module: nn.RNNBase) -> dict[str, Any]:
+    if isinstance(module, nn.RNN):
+        return {"nonlinearity": module.nonlinearity}
+    return {"proj_size": module.proj_size} if module.proj_size else {}
+
+
 def layer_by_layer(
     module: nn.RNNBase, x: Tensor | PackedSequence, lengths: Tensor | None = None
 ) -> tuple[Tensor, list[Tensor]]:
@@ -183,7 +189,7 @@ def layer_by_layer(
                 module.hidden_size,
                 bidirectional=module.bidirectional,
                 dtype=module.weight_hh_l0.dtype,
-                **({"nonlinearity": module.nonlinearity} if isinstance(module, nn.RNN) else {}),
+                **_own_settings(module),
             )
         state = module.state_dict()
         single.load_state_dict({n: state[n.replace("_l0", f"_l{layer}")] for n in single.state_dict()})
@@ -192,7 +198,8 @@ def layer_by_layer(
             break
         data = x.data if isinstance(x, PackedSequence) else x
         dropped = torch.dropout(data, module.dropout, module.training)
-        mask = (dropped != 0).double() / (1 - module.dropout)
+        # Its derivative is the mask, also where a ReLU has made the output 0.
+        mask = torch.autograd.grad(dropped.sum(), data, retain_graph=True)[0].double()
         if isinstance(x, PackedSequence):
             x = x._replace(data=dropped)
             masks.append(pad_packed_sequence(x._replace(data=mask))[0])

@@ -7,6 +7,7 @@ the layers one by one from the same state of the generator.
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,7 +22,13 @@ T, B, FEATURES, H = 7, 5, 3, 4
 LENGTHS = torch.tensor([4, 7, 1, 6, 2])
 QUANTITIES = ("hidden", "cell", "cell_carry", "gates", "input", "direct", "recurrent", "weight")
 TOLERANCE = {torch.float64: {"rtol": 1e-10, "atol": 1e-12}, torch.float32: {"rtol": 1e-4, "atol": 1e-5}}
-LAYERS: dict[str, Any] = {"RNN": nn.RNN, "LSTM": nn.LSTM, "GRU": nn.GRU}
+LAYERS: dict[str, Any] = {
+    "RNN": nn.RNN,
+    "RNN-relu": partial(nn.RNN, nonlinearity="relu"),
+    "LSTM": nn.LSTM,
+    "LSTM-proj": partial(nn.LSTM, proj_size=2),
+    "GRU": nn.GRU,
+}
 cells = pytest.mark.parametrize("cell", LAYERS)
 
 
