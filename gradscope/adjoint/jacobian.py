@@ -10,6 +10,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -132,9 +133,10 @@ class Linearization:
 def random_frame(batch: int, size: int, vectors: int, like: Tensor, seed: int) -> Tensor:
     """Return orthonormal vectors (B, S, k), the same for every sequence and on every device.
 
-    Random, so that none of them lies in a subspace that the recurrence never leaves.
+    Random, so that none of them lies in a subspace that the recurrence never leaves; and not from torch's generator,
+    for weights drawn with the same seed would then be aligned with it.
     """
-    start = torch.randn(size, vectors, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    start = torch.from_numpy(np.random.default_rng(seed).normal(size=(size, vectors)))
     return torch.linalg.qr(start)[0].to(like).expand(batch, -1, -1)
 
 

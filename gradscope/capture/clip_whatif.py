@@ -98,7 +98,7 @@ def clip_whatif(
     limits = _checked(thresholds, kind, samples)
     target, info = choose_site(model, site)
     if target.kind != "fused":
-        raise SettingError(f"{info.site!r} is called once per step; clip_whatif needs nn.RNN, nn.LSTM or nn.GRU.")
+        raise SettingError(f"{info.site!r} is a {info.module_class}; clip_whatif needs nn.RNN, nn.LSTM or nn.GRU.")
     with torch.enable_grad(), catching(target, samples) as caught:
         loss = closure()
     if not isinstance(loss, Tensor) or loss.numel() != 1:

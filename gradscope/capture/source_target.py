@@ -101,7 +101,7 @@ def source_target(
             raise SettingError(f"{name} must be a positive number or None, got {value}.")
     target, info = choose_site(model, site)
     if target.kind != "fused":
-        raise SettingError(f"{info.site!r} is called once per step; source_target needs nn.RNN, nn.LSTM or nn.GRU.")
+        raise SettingError(f"{info.site!r} is a {info.module_class}; source_target needs nn.RNN, nn.LSTM or nn.GRU.")
     with torch.enable_grad(), catching(target, samples) as caught:
         losses = _one_per_target(closure())
     watched = caught.one(info, "a source-target matrix")

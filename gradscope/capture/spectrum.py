@@ -85,7 +85,7 @@ def spectrum(
 
     One forward pass of the model gives the trajectory; everything else is closed-form products in float64 of one-step
     Jacobians of the joint state, with one QR factorisation per step, so values of e^−3000 keep their digits. The model
-    is not changed and needs no graph; it runs in the mode it is in, so call ``model.eval()`` first to leave dropout out.
+    is not changed and needs no graph; it runs in the mode it is in: ``model.eval()`` beforehand leaves dropout out.
 
     Parameters
     ----------
@@ -131,6 +131,11 @@ def spectrum(
     if samples is not None and samples < 1:
         raise SettingError(f"samples must be a positive number or None, got {samples}.")
     target, info = choose_site(model, site)
+    if target.mode not in CELLS:
+        raise SettingError(
+            f"{info.site!r}: no closed form of the Jacobian of {info.module_class} is known; torch's own layers and "
+            "cells have one."
+        )
     with torch.no_grad(), catching(target, samples) as caught:
         run_forward(model, x)
     with torch.no_grad():
@@ -172,11 +177,6 @@ def _linearized(target: Target, info: SiteInfo, caught: Caught, samples: int | N
         assert adjoints.trajectory is not None
         assert adjoints.weights is not None
         return Linearization.of(CELLS[target.mode], adjoints.trajectory, adjoints.weights), adjoints.order
-    if target.mode not in CELLS:
-        raise SettingError(
-            f"{info.site!r}: no closed form of the Jacobian of {info.module_class} is known; torch's own layers and "
-            "cells have one."
-        )
     return _linearized_cell(target, info, caught, samples)
 
 
