@@ -77,6 +77,8 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
             yield file
     except GradscopeError:
         raise
+    except PermissionError as error:
+        raise RunError(f"may not read {str(path)!r}: {error.strerror}.") from error
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, UnicodeError) as error:
         raise damaged(path, error) from error
 

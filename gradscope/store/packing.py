@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gradscope.errors import RunExistsError, RunNotFoundError
+from gradscope.errors import RunError
+from gradscope.store.exporting import already_there, refuse_existing
 from gradscope.store.run import open_run
 from gradscope.store.segment import build, write_durably
 
@@ -29,25 +30,20 @@ def pack(path: str | Path, out: str | Path) -> Path:
     RunExistsError
         There is something at ``out``.
     RunError
-        The run cannot be read.
+        The run cannot be read, or the disk refuses.
 
     See Also
     --------
     open_run : Reads either.
     """
     out = Path(out)
-    if out.exists() or out.is_symlink():
-        raise _exists(out)
-    if not out.absolute().parent.is_dir():
-        raise RunNotFoundError(f"there is no directory {str(out.parent)!r} to write {out.name!r} in.")
+    refuse_existing(out)
     with open_run(path) as run:
         content = build(run.parts, run.header)
     try:
         write_durably(out, content, exclusive=True)
     except FileExistsError:
-        raise _exists(out) from None
+        raise already_there(out) from None
+    except OSError as error:
+        raise RunError(f"cannot write {str(out)!r}: {error.strerror or error}. Nothing was left there.") from error
     return out
-
-
-def _exists(out: Path) -> RunExistsError:
-    return RunExistsError(f"{str(out)!r} exists already and is never overwritten. Choose another name or remove it.")

@@ -2,7 +2,7 @@ import pytest
 import xarray as xr
 
 from gradscope import open_run
-from gradscope.errors import RunExistsError, RunNotFoundError
+from gradscope.errors import RunError, RunExistsError, RunNotFoundError
 from gradscope.store import RunWriter, pack, validate
 from tests.store.conftest import META, SITES, record, site_record, write_run
 
@@ -50,7 +50,7 @@ def test_a_failed_pack_leaves_nothing(sealed, segment, tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.fsync", full)
     before = set(tmp_path.iterdir())
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(RunError, match="No space"):
         pack(sealed, tmp_path / "out.h5")
     assert set(tmp_path.iterdir()) == before
 

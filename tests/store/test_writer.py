@@ -62,7 +62,7 @@ def test_a_killed_process_loses_no_flushed_record(tmp_path):
             flushed = tmp_path / f"{trial}.flushed"
             try:
                 _wait_until(lambda flushed=flushed: flushed.exists() and flushed.read_text().endswith("\n"))
-                time.sleep(chance.uniform(0, 0.1))
+                time.sleep(chance.uniform(0, 0.05))
             finally:
                 os.kill(writing, signal.SIGKILL)
             _wait_until(lambda pid=writing: not _lives(pid))
@@ -85,7 +85,7 @@ def test_a_run_is_whole_whenever_it_is_read(tmp_path):
         try:
             noted = tmp_path / "run.flushed"
             _wait_until(lambda: noted.exists() and noted.read_text())
-            end = time.monotonic() + 2.0
+            end = time.monotonic() + 1.0
             while time.monotonic() < end:
                 steps = open_run(tmp_path / "run").records("lstm/l0")["step"].tolist()
                 assert steps == list(range(len(steps)))

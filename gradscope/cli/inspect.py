@@ -1,0 +1,54 @@
+"""``gradscope inspect``: what a run holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON, one object per run in a list.")
+def inspect(runs: tuple[Path, ...], as_json: bool) -> None:
+    """Show what a run holds: sites, quantities, records, what was missed and what was lost.
+
+    RUN is a run directory, also while it grows, or a packed file.
+    """
+    # Imported here: a mistyped option should not wait for HDF5.
+    from gradscope.store import describe, open_run
+
+    described = [describe(open_run(run)) for run in runs]
+    if as_json:
+        click.echo(json.dumps(described, indent=2))
+        return
+    click.echo("\n\n".join("\n".join(map(_printable, _lines(one))) for one in described))
+
+
+def _lines(run: dict[str, Any]) -> Iterator[str]:
+    yield f"{run['name']}  ({'sealed' if run['sealed'] else 'open: still growing, or its process died'})"
+    for label in ("created", "model", "torch", "attempts", "ranks"):
+        yield f"  {label + ':':<12}{run[label]}"
+    steps = run["recorded_steps"]
+    span = f" of steps {steps[0]} to {steps[1]}" if steps else ""
+    yield f"  {'records:':<12}{run['records']}{span}; {run['steps']} steps and {run['clips']} clipping calls logged"
+    yield f"  {'scalars:':<12}{', '.join(run['scalars']) or 'none'}"
+    yield "  sites:" if run["sites"] else "  sites:      none has a record"
+    for site in run["sites"]:
+        yield (
+            f"    {site['site']}  {site['cell']}, {site['records']} records of up to {site['sequences']} sequences, "
+            f"{site['longest']} steps: {', '.join(site['quantities'])}"
+        )
+    missed = [entry for entry in run["coverage"] if entry["status"] != "recorded"]
+    for entry in missed:
+        yield f"  {entry['status']}: {entry['site']} ({entry['count']} records): {entry['reason']}"
+    for reason, count in run["lost"].items():
+        yield f"  lost: {count}: {reason}"
+
+
+def _printable(line: str) -> str:
+    """A run may come from a stranger: its names must not steer the terminal."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)

@@ -1,0 +1,65 @@
+"""A run in one dictionary of plain values, for people and programs that want an overview."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gradscope.schema import CLIPS_GROUP, PARAMETERS_GROUP, STEPS_GROUP
+from gradscope.store.run import Run
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """What a run holds.
+
+    Parameters
+    ----------
+    run : Run
+
+    Returns
+    -------
+    dict
+        JSON throughout: name, path, state, model, settings, counts, ``sites`` (one object each), coverage, lost.
+    """
+    tables = {
+        group: [part.table(group) for part in run.parts] for group in (STEPS_GROUP, CLIPS_GROUP, PARAMETERS_GROUP)
+    }
+    recorded = [int(step) for table in tables[PARAMETERS_GROUP] for step in table.columns["step"]]
+    return {
+        "name": run.name,
+        "path": str(run.path),
+        "sealed": run.sealed,
+        "created": run.meta.created_at,
+        "gradscope": run.meta.gradscope_version,
+        "torch": run.meta.torch_version,
+        "model": _model(run.model),
+        "settings": run.settings,
+        "attempts": len({meta.attempt for meta in run.metas}),
+        "ranks": len({meta.rank for meta in run.metas}),
+        "records": run.n_records,
+        "recorded_steps": [min(recorded), max(recorded)] if recorded else None,
+        "steps": sum(map(len, tables[STEPS_GROUP])),
+        "clips": sum(map(len, tables[CLIPS_GROUP])),
+        "scalars": list(dict.fromkeys(name for table in tables[STEPS_GROUP] for name in table.names)),
+        "sites": [_site(run, site) for site in run.sites],
+        "coverage": [entry.to_json() for entry in run.coverage],
+        "lost": run.lost,
+    }
+
+
+def _model(model: dict[str, Any]) -> str:
+    count = model.get("parameters")
+    known = f", {count:,} parameters" if isinstance(count, int) else ""
+    return f"{model.get('class', 'unknown')}{known}"
+
+
+def _site(run: Run, site: str) -> dict[str, Any]:
+    lengths = run.lengths(site)
+    return {
+        "site": site,
+        "cell": run.site(site).cell or "unknown cell",
+        "curve": run.site(site).curve,
+        "records": len(lengths),
+        "sequences": int((run.rows(site) >= 0).sum(axis=1).max(initial=0)),
+        "longest": int(lengths.max(initial=0)),
+        "quantities": list(run.quantities(site)),
+    }

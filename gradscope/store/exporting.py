@@ -1,0 +1,133 @@
+"""A run as CSV files, for programs that read nothing else."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gradscope.errors import RunError, RunExistsError, RunNotFoundError, UnknownNameError
+from gradscope.schema import CLIPS_GROUP, DATASETS, PARAMETERS_GROUP, QUANTITIES, STEPS_GROUP
+from gradscope.store.layout import group_of
+from gradscope.store.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Tables of a run that belong to no site.
+RUN_TABLES = (STEPS_GROUP, CLIPS_GROUP, PARAMETERS_GROUP)
+#: Tables of one site.
+SITE_TABLES = ("norms", "records")
+
+
+def table(run: Run, name: str, site: str | None = None, quantity: str | None = None) -> pd.DataFrame:
+    """One table of a run by its name.
+
+    Parameters
+    ----------
+    run : Run
+    name : str
+        ``steps``, ``clips``, ``parameters``, ``norms`` or ``records``.
+    site : str, optional
+        For ``norms`` and ``records``; may be left out where there is only one.
+    quantity : str, optional
+        For ``norms``; by default the quantity whose decay describes the site.
+
+    Raises
+    ------
+    UnknownNameError, NotRecordedError, EmptyRunError
+    """
+    if name in RUN_TABLES:
+        frame: pd.DataFrame = getattr(run, name)()
+        return frame
+    if name not in SITE_TABLES:
+        raise UnknownNameError("table", name, (*RUN_TABLES, *SITE_TABLES))
+    run.require_records()
+    if site is None:
+        if len(run.sites) != 1:
+            raise UnknownNameError("site", "(none given)", run.sites)
+        site = run.sites[0]
+    return run.norms(site, quantity or run.site(site).curve) if name == "norms" else run.records(site)
+
+
+def export(run: Run, out: str | Path) -> list[Path]:
+    """Write every table of a run as CSV into a new directory, complete or not at all.
+
+    ::
+
+        steps.csv  clips.csv  parameters.csv
+        sites/<module path>/<suffix>/records.csv  cell.csv  hidden.csv ...   one tidy table per dataset
+
+    Whole tensors are left out: they stay in HDF5.
+
+    Parameters
+    ----------
+    run : Run
+    out : str or Path
+        Created.
+
+    Returns
+    -------
+    list of Path
+        The files, in the order above.
+
+    Raises
+    ------
+    RunExistsError
+        There is something at ``out``.
+    RunError
+        The disk refuses.
+    """
+    out = Path(out)
+    refuse_existing(out)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as scratch:
+            whole = Path(scratch) / "whole"
+            files = [path.relative_to(whole) for path in _write_all(run, whole)]
+            refuse_existing(out)
+            os.rename(whole, out)
+    except OSError as error:
+        raise RunError(f"cannot write {str(out)!r}: {error.strerror or error}. Nothing was left there.") from error
+    return [out / file for file in files]
+
+
+def refuse_existing(out: Path) -> None:
+    """Refuse to write where something is, or where there is no directory to write in.
+
+    Raises
+    ------
+    RunExistsError, RunNotFoundError
+    """
+    if out.exists() or out.is_symlink():
+        raise already_there(out)
+    if not out.absolute().parent.is_dir():
+        raise RunNotFoundError(f"there is no directory {str(out.parent)!r} to write {out.name!r} in.")
+
+
+def already_there(out: Path) -> RunExistsError:
+    """The error for an output that exists."""
+    return RunExistsError(f"{str(out)!r} exists already and is never overwritten. Choose another name or remove it.")
+
+
+def _write_all(run: Run, folder: Path) -> list[Path]:
+    written = [_write(getattr(run, name)(), folder / f"{name}.csv") for name in RUN_TABLES]
+    for site in run.sites:
+        # The group's name is escaped: no site can lead out of the directory.
+        home = folder / group_of(site)
+        written.append(_write(run.records(site), home / "records.csv"))
+        for dataset in _norm_datasets(run, site):
+            written.append(_write(run.norms(site, dataset), home / f"{dataset}.csv"))
+    return written
+
+
+def _norm_datasets(run: Run, site: str) -> list[str]:
+    recorded = {name for part in run.parts if site in part.sites() for name in part.datasets(site)}
+    norms = {name for quantity in QUANTITIES.values() for name in quantity.datasets}
+    return [name for name in DATASETS if name in recorded & norms]
+
+
+def _write(frame: pd.DataFrame, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(path, index=False, na_rep="nan")
+    return path
