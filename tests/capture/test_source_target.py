@@ -13,7 +13,7 @@ import gradscope
 from gradscope.errors import SettingError, UnknownNameError
 from tests.adjoint.linearized import jacobian_files
 from tests.golden_files import Golden
-from tests.unrolled import Unrolled, unroll
+from tests.unrolled import Unrolled, layer_by_layer, unroll
 
 DOUBLE = torch.float64
 
@@ -117,6 +117,19 @@ def test_losses_on_the_final_states_count() -> None:
     values = losses(unrolled.output, unrolled.h_n, unrolled.c_n)
     for quantity, norms in (("hidden", found.hidden_per_sequence), ("cell", found.cell_per_sequence)):
         np.testing.assert_allclose(norms, _expected(unrolled, values, "l0", quantity), rtol=1e-10, atol=1e-14)
+
+
+def test_dropout_between_layers_is_the_one_that_was_drawn() -> None:
+    module = nn.GRU(3, 4, num_layers=2, dropout=0.5, dtype=DOUBLE)
+    x = torch.randn(6, 2, 3, dtype=DOUBLE)
+    state = torch.get_rng_state()
+    found = gradscope.source_target(module, lambda: module(x)[0].pow(2).sum(2), site="model/l0")
+    torch.set_rng_state(state)
+    _, masks = layer_by_layer(module, x)
+    assert bool((masks[0] == 0).any())
+    unrolled = unroll(module, x, masks=masks)
+    expected = _expected(unrolled, unrolled.output.pow(2).sum((1, 2)), "l0", "hidden")
+    np.testing.assert_allclose(found.hidden_per_sequence, expected, rtol=1e-10, atol=1e-14)
 
 
 def test_packed_sequences_have_nan_beyond_their_end() -> None:
