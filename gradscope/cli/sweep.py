@@ -53,7 +53,7 @@ THRESHOLDS = CommaList("a positive threshold or 'none'", _threshold)
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True, help="Directory; an unfinished sweep goes on."
 )
-@click.option("--task", default="digits", show_default=True, help="digits, adding, temporal_order or copy.")
+@click.option("--task", default="digits", show_default=True, help="digits, adding, temporal_order, copy or sunspots.")
 @click.option("--length", type=LENGTHS, default=None, help="Sequence lengths  [default: the task's own]")
 @click.option("--cell", type=NAMES, default="rnn", show_default=True, help="rnn, rnn-relu, lstm, gru, peephole ...")
 @click.option(

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from gradscope.errors import SettingError, UnknownNameError
+from gradscope.lab.datasets import load_sunspots
 from gradscope.lab.tasks import TASKS, build_task
 
 
@@ -43,6 +45,25 @@ def test_digits_for_training_and_held_out_are_different_images():
 def test_a_shorter_digit_is_its_last_pixels():
     whole, last = build_task("digits"), build_task("digits", 16)
     assert torch.equal(last.held_out[0], whole.held_out[0][:, -16:])
+
+
+def test_no_held_out_month_of_the_sunspots_is_seen_in_training():
+    task, x, y = draw("sunspots", 12, count=20_000)
+    numbers = load_sunspots().numbers
+    first = 4 * len(numbers) // 5
+    mean, spread = numbers[:first].mean(), numbers[:first].std()
+    trained = (numbers[:first] - mean) / spread
+    held_out = (numbers[first:] - mean) / spread
+    np.testing.assert_allclose(y.unique().numpy(), np.unique(trained[12:].astype("f4")), rtol=1e-4, atol=1e-6)
+    inputs, targets = task.held_out
+    np.testing.assert_allclose(targets.numpy(), held_out[12:], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(inputs[5, :, 0].numpy(), held_out[5:17], rtol=1e-4, atol=1e-6)
+    assert x.shape == (20_000, 12, 1)
+
+
+def test_the_mean_of_the_sunspots_has_an_error_of_one():
+    task, _, y = draw("sunspots", count=50_000)
+    assert task.score(torch.zeros(len(y), 1), y) == pytest.approx(task.baseline_metric, rel=0.05)
 
 
 def test_adding_asks_for_the_sum_of_two_marked_numbers_one_in_each_half():
