@@ -16,6 +16,7 @@ from gradscope.errors import SettingError
 from gradscope.plots import marks, select, style
 from gradscope.plots.decay import line_names
 from gradscope.plots.norms import last_attempt
+from gradscope.plots.sweeps import diverged_from
 from gradscope.plots.text import label
 
 TITLE = "Models compared"
@@ -61,7 +62,10 @@ def _final(run: Any, metric: str) -> float:
     steps = last_attempt(run.steps())
     if metric not in steps or not len(steps):
         return float("nan")
-    value = steps.sort_values("step", kind="stable")[metric].dropna()
+    steps = steps.sort_values("step", kind="stable")
+    value = steps[metric].dropna()
+    if np.isfinite(diverged_from(run, steps["step"].to_numpy(), steps[metric].to_numpy(dtype=float))):
+        return float("nan")
     last = value.iloc[-max(1, len(value) // 20) :] if len(value) else value
     return float(last.mean()) if len(last) and np.isfinite(last).all() else float("nan")
 
@@ -85,7 +89,7 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
     ax.plot(value, y, "o", color=style.PALETTE[0], markersize=5, label=f"_{column}")
     _limits(ax, np.concatenate([value, low, high]) if column == "half_life" else value, logarithmic)
     for at in np.flatnonzero(~np.isfinite(value)):
-        said = f"none: {data['verdict'].iloc[at]}" if column == "half_life" else "not finite or unknown"
+        said = f"none: {data['verdict'].iloc[at]}" if column == "half_life" else "diverged or unknown"
         ax.text(
             0.03, float(at), said, transform=ax.get_yaxis_transform(), va="center", color=style.GREY, fontsize="small"
         )

@@ -58,9 +58,9 @@ def ticks(low: float, high: float) -> list[float]:
     first, last = int(np.ceil(low)), int(np.floor(high))
     step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 200) if (last - first) / s <= 6)
     exponents = [e for e in range(first, last + 1) if e % step == 0]
-    if len(exponents) >= 2:
+    if len(exponents) >= 3 or (len(exponents) == 2 and high - low > 1.9):
         return [10.0**e for e in exponents]
-    # Less than two powers of ten in view: label 2 and 5 as well.
+    # Hardly two powers of ten in view: label 2 and 5 as well.
     around = [m * 10.0**e for e in range(first - 1, last + 2) for m in (1, 2, 5)]
     around = [tick for tick in around if low <= np.log10(tick) <= high]
     if len(around) >= 2:
@@ -118,7 +118,6 @@ def at_edge(ax: Axes, x: ArrayLike, *, top: bool, color: Any, label: str) -> Non
         transform=ax.get_xaxis_transform(),
         clip_on=False,
         label=f"_{label}",
-        gid=label,
         zorder=4,
     )
 

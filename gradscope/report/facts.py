@@ -20,6 +20,8 @@ from gradscope.diagnostics.of_run import (
 )
 from gradscope.errors import EmptyRunError, NotRecordedError
 from gradscope.plots import select
+from gradscope.plots.norms import last_attempt
+from gradscope.plots.sweeps import diverged_from
 from gradscope.schema import Coverage, SiteInfo
 
 #: Keys under which a model's number of parameters may have been described.
@@ -30,8 +32,9 @@ _PARAMETER_COUNTS = ("parameters", "n_parameters", "parameter_count", "num_param
 class RunFacts:
     """Everything a report says of one run, except pictures.
 
-    ``silent`` maps sites without an answer to the reason; ``final_loss`` is None where no loss was logged, NaN or inf
-    where the run diverged; ``thresholds`` and ``suggestion`` are empty or None without recorded norms.
+    ``silent`` maps sites without an answer to the reason; ``final_loss`` is None where no loss was logged, NaN where
+    the run diverged, from ``diverged_at`` on; ``thresholds`` and ``suggestion`` are empty or None
+    without recorded norms.
     """
 
     name: str
@@ -48,6 +51,7 @@ class RunFacts:
     n_steps: int
     n_records: int
     final_loss: float | None
+    diverged_at: int | None
     parameters: int | None
 
     @property
@@ -83,7 +87,8 @@ def _of_run(name: str, run: Any) -> RunFacts:
             silent[site] = str(error)
     norms = raw_norms(run)
     has_norms = bool(np.isfinite(norms["norm"].to_numpy(dtype=float)).any())
-    steps = run.steps()
+    steps = last_attempt(run.steps())
+    diverged = _diverged_at(run, steps)
     return RunFacts(
         name=name,
         run=run,
@@ -98,9 +103,18 @@ def _of_run(name: str, run: Any) -> RunFacts:
         lost=dict(run.lost),
         n_steps=int(steps["step"].nunique()) if len(steps) else 0,
         n_records=int(run.n_records),
-        final_loss=_final_loss(steps),
+        final_loss=_final_loss(steps) if diverged is None else float("nan"),
+        diverged_at=diverged,
         parameters=_parameter_count(run.model),
     )
+
+
+def _diverged_at(run: Any, steps: pd.DataFrame) -> int | None:
+    steps = steps.sort_values("step", kind="stable")
+    loss = steps["loss"].to_numpy(dtype=float) if "loss" in steps else np.empty(0)
+    at = steps["step"].to_numpy(dtype=np.int64) if loss.size else np.empty(0, dtype=np.int64)
+    found = diverged_from(run, at, loss)
+    return int(found) if np.isfinite(found) else None
 
 
 def _final_loss(steps: pd.DataFrame) -> float | None:
@@ -111,8 +125,6 @@ def _final_loss(steps: pd.DataFrame) -> float | None:
     logged = np.flatnonzero(~np.isnan(loss))
     if not logged.size:
         return None
-    if np.isinf(loss[logged[-1]]):
-        return float(loss[logged[-1]])
     last = loss[logged[-max(1, logged.size // 20) :]]
     return float(np.mean(last[np.isfinite(last)]))
 

@@ -91,6 +91,8 @@ def _draw(wanted: Wanted, module: Any, data: pd.DataFrame, provenance: dict[str,
     title = wanted.title or module.TITLE
     with style.use("screen"):
         figure = figure_of(module, data, "screen")
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # once is enough for all formats, and they agree
         facts = {**provenance, "plot": wanted.plot, "options": wanted.options}
         files = {kind: render(figure, kind, title=title, provenance=facts, dpi=200) for kind in FORMATS}
     return Drawn(wanted.name, title, module.caption(data), files, data)

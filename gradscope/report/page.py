@@ -141,7 +141,7 @@ def _comparison_row(found: RunFacts, said: SiteAnswer) -> list[str]:
     count = "–" if found.parameters is None else f"{found.parameters:,}"
     return [
         text(found.name), site, count, loss(found.final_loss), rate, half,
-        correlation(fit.r2), lags, horizon, text(fit.verdict),
+        correlation(fit.r2) if math.isfinite(fit.r2) else "–", lags, horizon, text(fit.verdict),
     ]  # fmt: skip
 
 

@@ -5,7 +5,8 @@ Layout (keys sorted; a number that does not exist or is not finite is ``null``):
     {"schema": "gradscope-report", "schema_version": "1.0", "gradscope_version": ...,
      "figures": {name: {"caption", "files": [path, ...]}},
      "not_shown": {name: reason},
-     "runs": [{"name", "path", "created_at", "sealed", "records", "steps", "parameters", "final_loss", "settings",
+     "runs": [{"name", "path", "created_at", "sealed", "records", "steps", "parameters", "final_loss", "diverged_at",
+               "settings",
                "sites": [{"site", "cell", "quantity", "sentence", "caveat", "early": FIT, "late": FIT}],
                "silent": {site: reason}, "clipping": [{"sentence", ...}], "thresholds": [...], "suggestion": {...},
                "coverage": [{"site", "status", "reason", "count"}], "lost": {reason: count}}]}
@@ -70,6 +71,7 @@ def _run(found: RunFacts) -> dict[str, Any]:
         "steps": found.n_steps,
         "parameters": found.parameters,
         "final_loss": found.final_loss,
+        "diverged_at": found.diverged_at,
         "settings": found.run.settings,
         "sites": [_site(found, said) for said in found.answers],
         "silent": found.silent,

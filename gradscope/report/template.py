@@ -27,7 +27,7 @@ a { color: var(--link); }
 .verdict { font-weight: 600; }
 code, .name { font-family: ui-monospace, "SFMono-Regular", Menlo, "DejaVu Sans Mono", monospace; font-size: .9em; }
 .scroll { overflow-x: auto; margin: .8rem 0; }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .75rem .3rem 0; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top;
   white-space: nowrap; }
 th { font-weight: 600; border-bottom: 1.5px solid #888; vertical-align: bottom; }

@@ -63,7 +63,7 @@ def test_lags_that_read_zero_are_marked_not_drawn(tmp_path):
     data = decay.table([make_run(tmp_path / "r", (0,), norms=cliff)])
     with style.use("screen"):
         ax = decay.draw(data)
-    marked = next(line for line in ax.get_lines() if line.get_gid() == "zero or below normal")
+    marked = next(line for line in ax.get_lines() if line.get_label() == "_zero or below normal")
     assert list(marked.get_xdata()) == list(range(20, 30))
     assert np.isnan(ax.get_lines()[0].get_ydata()[20:]).all()
 
@@ -121,5 +121,5 @@ def test_a_norm_that_is_not_finite_is_a_cross_on_the_edge(tmp_path):
     data = norms.table([make_run(tmp_path / "r", diverges_at=15)])
     with style.use("screen"):
         ax = norms.draw(data)
-    crosses = next(line for line in ax.get_lines() if line.get_gid() == "not finite")
+    crosses = next(line for line in ax.get_lines() if line.get_label() == "_not finite")
     assert crosses.get_xdata().min() == 15

@@ -64,7 +64,7 @@ def test_lyapunov_exponents_are_sorted_and_destroyed_directions_marked():
     assert data["exponent"].tolist() == [0.5, -1.0, -np.inf]
     with style.use("screen"):
         ax = lyapunov.draw(data)
-    marked = next(line for line in ax.get_lines() if line.get_gid() == "destroyed")
+    marked = next(line for line in ax.get_lines() if line.get_label() == "_destroyed")
     assert list(marked.get_xdata()) == [3]
     with pytest.raises(SettingError, match="no exponents"):
         lyapunov.table({})

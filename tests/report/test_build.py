@@ -55,7 +55,7 @@ def report(tmp_path_factory):
     root = tmp_path_factory.mktemp("report")
     runs = [
         make_run(root / HOSTILE, (-0.2, -0.15), sites=("lstm<i>/l0",), lost={"disk <full>": 3}),
-        make_run(root / "gru", (-0.2, -0.001), cell="gru", sites=("gru/l0",), threshold=None, diverges_at=35),
+        make_run(root / "gru", (-0.2, -0.001), cell="gru", sites=("gru/l0",), threshold=None, diverges_at=7),
     ]
     return build_report(runs, root / "out"), runs
 
@@ -126,6 +126,8 @@ def test_the_summary_is_strict_sorted_json_with_the_fits_numbers(report):
     fit = answer(runs[0], "lstm<i>/l0").late
     assert late["rate"] == fit.rate
     assert late["half_life_interval"] == list(fit.half_life_interval)
+    assert [run["diverged_at"] for run in summary["runs"]] == [None, 7]
+    assert [run["final_loss"] is None for run in summary["runs"]] == [False, True]
     assert summary["runs"][0]["lost"] == {"disk <full>": 3}
 
 
