@@ -7,7 +7,6 @@ that step 0 is recorded.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import sys
@@ -85,6 +84,7 @@ class Launcher:
 
     def __init__(self, run_dir: Path, **settings: Any) -> None:
         self._run_dir, self._settings = run_dir, settings
+        self._started_in = Path.cwd()
         self._process = os.getpid()
         self._bystander = _Bystander()
         self._installed: tuple[Any, Any] | None = None
@@ -242,7 +242,8 @@ class Launcher:
 
     def _said(self) -> Iterator[str]:
         for outcome in self.outcomes:
-            yield f"{outcome.records} records of {outcome.steps} steps of {outcome.name} in {_shown(outcome.run_dir)}"
+            where = self._shown(outcome.run_dir)
+            yield f"{outcome.records} records of {outcome.steps} steps of {outcome.name} in {where}"
             if not outcome.records:
                 yield from outcome.reasons[:3] or ("no optimizer step followed a forward pass",)
             if outcome.later_steps:
@@ -254,6 +255,10 @@ class Launcher:
             yield "the script records itself with gradscope.record: left to it"
         elif not self.outcomes and not self.problems:
             yield f"nothing was recorded: {self._nothing()}"
+
+    def _shown(self, path: Path) -> str:
+        # As seen from the user's shell, wherever the script has gone since.
+        return str(path.relative_to(self._started_in)) if path.is_relative_to(self._started_in) else str(path)
 
     def _nothing(self) -> str:
         if not self._optimizers:
@@ -344,12 +349,6 @@ def _name(model: nn.Module) -> str:
     own = unwrapped(model)
     parts = [f"{name} ({type(child).__name__})" for name, child in own.named_children()]
     return " and ".join(parts) if isinstance(own, Models) else type(own).__name__
-
-
-def _shown(path: Path) -> str:
-    with contextlib.suppress(ValueError, OSError):
-        return str(path.relative_to(Path.cwd()))
-    return str(path)
 
 
 def _count_later_steps(optimizer: torch.optim.Optimizer, outcome: Outcome) -> None:

@@ -103,7 +103,7 @@ def run_script(script: str, arguments: Sequence[str], *, module: bool, finish: C
     interrupted: list[bool] = []
     atexit.register(_die_of_interrupt, interrupted, os.getpid())
     atexit.register(finish)  # for trainings in threads that outlive the script's last line
-    if not sys.flags.safe_path if hasattr(sys.flags, "safe_path") else True:
+    if not getattr(sys.flags, "safe_path", False):
         sys.path[0] = os.getcwd() if module else str(Path(os.path.realpath(script)).parent)
     sys.argv[:] = ["-m" if module else script, *arguments]
     try:

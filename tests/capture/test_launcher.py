@@ -19,13 +19,13 @@ from torch.optim import SGD, Adam
 import gradscope
 from gradscope.capture.launcher import Launcher
 
-B, T, I, H = 3, 6, 2, 4
+B, T, D, H = 3, 6, 2, 4
 
 
 class Tagger(nn.Module):
     def __init__(self):
         super().__init__()
-        self.lstm = nn.LSTM(I, H, batch_first=True)
+        self.lstm = nn.LSTM(D, H, batch_first=True)
         self.head = nn.Linear(H, 1)
 
     def forward(self, x):
@@ -35,7 +35,7 @@ class Tagger(nn.Module):
 class Encoder(nn.Module):
     def __init__(self):
         super().__init__()
-        self.gru = nn.GRU(I, H, batch_first=True)
+        self.gru = nn.GRU(D, H, batch_first=True)
 
     def forward(self, x):
         return self.gru(x)[1][0]
@@ -44,11 +44,11 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     def __init__(self):
         super().__init__()
-        self.cell = nn.GRUCell(I, H)
-        self.out = nn.Linear(H, I)
+        self.cell = nn.GRUCell(D, H)
+        self.out = nn.Linear(H, D)
 
     def forward(self, h):
-        x, made = h.new_zeros(h.shape[0], I), []
+        x, made = h.new_zeros(h.shape[0], D), []
         for _ in range(T):
             h = self.cell(x, h)
             x = self.out(h)
@@ -58,7 +58,7 @@ class Decoder(nn.Module):
 
 def train(model, optimizer, steps=3):
     for _ in range(steps):
-        loss = model(torch.randn(B, T, I)).pow(2).mean()
+        loss = model(torch.randn(B, T, D)).pow(2).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -119,16 +119,16 @@ def test_evaluation_first_begins_no_run_and_counts_no_step(launcher):
     model = Tagger()
     optimizer = Adam(model.parameters())
     with torch.no_grad():
-        model(torch.randn(B, T, I))
+        model(torch.randn(B, T, D))
     assert not launcher._run_dir.exists()
     train(model, optimizer, 2)
     assert record_steps(ended(launcher), "lstm/l0") == [0, 1]
 
 
 def test_a_bare_stack_with_dropout_is_recorded_from_its_very_first_call(launcher):
-    layer = nn.LSTM(I, H, 2, dropout=0.5)  # its masks are only known when the generator was seen before the call
+    layer = nn.LSTM(D, H, 2, dropout=0.5)  # its masks are only known when the generator was seen before the call
     optimizer = Adam(layer.parameters())
-    layer(torch.randn(T, B, I))[0].sum().backward()
+    layer(torch.randn(T, B, D))[0].sum().backward()
     optimizer.step()
     run = ended(launcher)
     assert record_steps(run, "model/l0") == [0]
@@ -138,7 +138,7 @@ def test_a_bare_stack_with_dropout_is_recorded_from_its_very_first_call(launcher
 def test_a_method_other_than_forward_still_has_the_whole_model_found(launcher):
     model = Tagger()
     optimizer = Adam(model.parameters())
-    model.head(model.lstm(torch.randn(B, T, I))[0]).sum().backward()
+    model.head(model.lstm(torch.randn(B, T, D))[0]).sum().backward()
     optimizer.step()
     assert ended(launcher).model["class"] == "Tagger"
 
@@ -163,7 +163,7 @@ def test_models_with_an_optimizer_each_share_a_run_and_its_steps_under_their_var
     both = [Adam(encoder.parameters(), lr=0.01), SGD(decoder.parameters(), lr=0.1)]
     totals = []
     for _ in range(4):
-        decoder(encoder(torch.randn(B, T, I))).pow(2).mean().backward()
+        decoder(encoder(torch.randn(B, T, D))).pow(2).mean().backward()
         grads = [p.grad for m in (encoder, decoder) for p in m.parameters()]
         totals.append(float(torch.stack([g.double().norm() for g in grads]).norm()))
         for optimizer in both:
@@ -234,7 +234,7 @@ def test_steps_after_a_later_training_has_begun_are_counted_and_said(launcher):
 def test_clipping_functions_imported_by_name_are_seen(launcher):
     model = Tagger()
     optimizer = Adam(model.parameters())
-    model(torch.randn(B, T, I)).sum().backward()
+    model(torch.randn(B, T, D)).sum().backward()
     clip_grad_norm_(model.parameters(), 0.25)
     clip_grad.clip_grad_value_(model.parameters(), 0.01)
     optimizer.step()
@@ -277,13 +277,13 @@ def test_a_forked_worker_does_not_write_into_the_run(launcher):
 )
 def test_when_nothing_was_recorded_it_says_what_was_looked_for(launcher, what, expected):
     if what == "no recurrence":
-        model = nn.Linear(I, 1)
+        model = nn.Linear(D, 1)
         train(model, SGD(model.parameters(), lr=0.1))
     elif what == "no training":
         model = Tagger()
         optimizer = SGD(model.parameters(), lr=0.1)
         with torch.no_grad():
-            model(torch.randn(B, T, I))
+            model(torch.randn(B, T, D))
         optimizer.zero_grad()
     (said,) = launcher.finish()
     assert said.startswith("nothing was recorded: ")
@@ -304,7 +304,7 @@ def test_an_unknown_site_is_said_at_the_end_and_never_raised_into_the_script(tmp
 def test_a_site_that_is_no_recurrent_layer_is_recorded_by_its_input(tmp_path):
     launcher = Launcher(tmp_path / "run", every=1, sites=["0"])
     launcher.install()
-    model = nn.Sequential(nn.Linear(I, H), nn.Linear(H, 1))
+    model = nn.Sequential(nn.Linear(D, H), nn.Linear(H, 1))
     train(model, SGD(model.parameters(), lr=0.1), 2)
     launcher.finish()
     assert record_steps(gradscope.open_run(tmp_path / "run"), "0") == [0, 1]
