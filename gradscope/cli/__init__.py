@@ -22,7 +22,6 @@ COMMANDS: dict[str, Entry] = {
     "validate": Entry("gradscope.cli.validate:validate", "Check that a run is whole and unaltered."),
     "pack": Entry("gradscope.cli.pack:pack", "Make one file of a run, to share."),
     "repair": Entry("gradscope.cli.repair:repair", "Recover what a damaged run still holds."),
-    "lab": Entry("gradscope.cli.lab:lab", "Experiments that come with gradscope."),
 }
 
 main = build_main(COMMANDS)
