@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
-from gradscope.errors import RunNotFoundError
+from gradscope.errors import RunError, RunNotFoundError
 from gradscope.schema import SITES_GROUP
 from gradscope.store.part import SITE_NAMES
 
@@ -62,6 +62,8 @@ def rank_directories(path: Path) -> list[RankDirectory]:
     RunNotFoundError
         There is nothing of a run in ``path``.
     """
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise RunError(f"may not read the directory {str(path)!r}: permission denied.")
     if attempt_dirs := _numbered(path, _ATTEMPT):
         found = [RankDirectory(a, r, d) for a, folder in attempt_dirs for r, d in _numbered(folder, _RANK)]
     elif rank_dirs := _numbered(path, _RANK):

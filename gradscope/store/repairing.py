@@ -62,6 +62,8 @@ def repair(path: str | Path) -> RepairReport:
     RunNotFoundError
     RunDamagedError
         A single file that cannot be read.
+    RunError
+        The disk refuses.
     """
     path = Path(path)
     report = RepairReport(path)
@@ -80,6 +82,10 @@ def repair(path: str | Path) -> RepairReport:
         held = lock_directory(rank.path)
         try:
             _repair_rank(rank, path, report)
+        except OSError as error:
+            raise RunError(
+                f"cannot write in {str(rank.path)!r}: {error.strerror or error}. Nothing was lost."
+            ) from error
         finally:
             held.close()
     return report

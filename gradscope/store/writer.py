@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Sequence
@@ -185,9 +187,17 @@ class RunWriter:
                 self.flush()
                 self._seal(closing=True)
             except BaseException:
+                self._count_waiting()
                 self._release(remove=False)
                 raise
             self._release(remove=True)
+
+    def _count_waiting(self) -> None:
+        """Say in the run what never reached it; that much may fit where the entries did not."""
+        if self._journal is not None and self._waiting:
+            self.add_lost(DROPPED, len(self._waiting))
+            with contextlib.suppress(OSError, sqlite3.Error):
+                self._journal.append([], self._info())
 
     def _release(self, *, remove: bool) -> None:
         assert self._journal is not None

@@ -4,7 +4,7 @@ from contextlib import closing
 import pytest
 
 from gradscope import open_run
-from gradscope.errors import RunDamagedError, RunNotFoundError
+from gradscope.errors import RunDamagedError, RunError, RunNotFoundError
 from gradscope.schema import Coverage
 from gradscope.store import RunWriter, pack, repair, validate
 from tests.store.conftest import META, SITES, record, write_run
@@ -95,6 +95,18 @@ def test_a_torn_database_keeps_what_lies_before_the_tear(tmp_path):
     run = open_run(tmp_path / "run")
     assert run.n_records == report.recovered
     assert run.sites == ("lstm/l0",)
+
+
+def test_a_disk_that_refuses_the_repair_loses_nothing(dead, monkeypatch):
+    def full(_descriptor):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(RunError, match=r"No space left on device\. Nothing was lost"):
+            repair(dead)
+    assert open_run(dead).n_records == 9
+    assert repair(dead).recovered == 4
 
 
 def test_leftovers_and_missing_checksums_are_put_right(sealed, segment):

@@ -248,6 +248,24 @@ def test_a_refusing_disk_loses_nothing_until_memory_is_bounded(tmp_path, monkeyp
     assert run.lost == {DROPPED: 50}
 
 
+def test_what_a_full_disk_refused_until_the_end_is_counted(tmp_path, monkeypatch):
+    writer = RunWriter(tmp_path / "run", META)
+    good = Journal.append
+
+    def no_room_for_entries(self, rows, info):
+        if rows:
+            raise sqlite3.OperationalError("database or disk is full")
+        good(self, rows, info)
+
+    monkeypatch.setattr(Journal, "append", no_room_for_entries)
+    for step in range(5):
+        writer.add_record(record(step))
+    with pytest.raises(sqlite3.OperationalError):
+        writer.close()
+    run = open_run(tmp_path / "run")
+    assert (run.n_records, run.lost) == (0, {DROPPED: 5})
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_worker_does_not_write(tmp_path):
     writer = RunWriter(tmp_path / "run", META)
