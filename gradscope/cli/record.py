@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from gradscope.cli.script import check_script, run_script, when_torch_is_imported
+from gradscope.cli.script import NoSuchModuleError, check_script, run_script, when_torch_is_imported
 from gradscope.errors import RunExistsError, SettingError, UnknownNameError
 from gradscope.schema import QUANTITIES
 
@@ -49,7 +49,12 @@ def record(
     run_dir = _run_dir(out, name, settings["restart"])
     watch = _Watch(run_dir, settings)
     when_torch_is_imported(watch.begin)
-    sys.exit(run_script(script, arguments, module=module, finish=watch.finish))
+    try:
+        status = run_script(script, arguments, module=module, finish=watch.finish)
+    except NoSuchModuleError:
+        watch.abandon()
+        raise
+    sys.exit(status)
 
 
 class _Watch:
@@ -72,6 +77,12 @@ class _Watch:
             self._launcher = launcher
         except Exception as error:
             self._failure = f"nothing was recorded: {type(error).__name__}: {error}"
+
+    def abandon(self) -> None:
+        """Take the launcher away without a word: no script has run."""
+        self._said = []
+        if self._launcher is not None:
+            self._launcher.finish()
 
     def finish(self) -> None:
         """Close the runs and say where they are, once."""

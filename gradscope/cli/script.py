@@ -25,6 +25,10 @@ from gradscope.errors import UsageError
 _kept: list[Any] = []
 
 
+class NoSuchModuleError(UsageError):
+    """There is no such module to run; of its own kind, for the script may raise any other error of gradscope."""
+
+
 class TorchImport:
     """A finder on ``sys.meta_path`` that calls ``then`` once torch has been imported."""
 
@@ -98,6 +102,11 @@ def run_script(script: str, arguments: Sequence[str], *, module: bool, finish: C
     -------
     int, str or None
         For ``sys.exit``.
+
+    Raises
+    ------
+    NoSuchModuleError
+        Before anything has run.
     """
     # Registered first, so called last: after the script's own exit functions.
     interrupted: list[bool] = []
@@ -114,7 +123,9 @@ def run_script(script: str, arguments: Sequence[str], *, module: bool, finish: C
         status: Any = None
     except SystemExit as leaving:
         status = leaving.code
-    except UsageError:
+    except NoSuchModuleError:
+        atexit.unregister(_die_of_interrupt)
+        atexit.unregister(finish)
         raise
     except BaseException as error:
         status = 1
@@ -147,7 +158,9 @@ def _module(name: str) -> tuple[types.ModuleType, types.CodeType]:
     get_code = getattr(spec.loader, "get_code", None) if spec is not None else None
     code = None if get_code is None else get_code(name)
     if spec is None or code is None:
-        raise UsageError(f"no module named {name!r} that could be run; it is looked for in {os.getcwd()} and sys.path.")
+        raise NoSuchModuleError(
+            f"no module named {name!r} that could be run; it is looked for in {os.getcwd()} and sys.path."
+        )
     main = types.ModuleType("__main__")
     vars(main).update(
         __file__=spec.origin,

@@ -74,6 +74,7 @@ SCRIPTS = {
         if __name__ == '__main__':
             main()
         """,
+    "an error of gradscope": "from gradscope.errors import SettingError; raise SettingError('in the script')",
     "syntax": "print('never'\nx = = 1\n",
     "hook": "import sys; sys.excepthook = lambda *_: print('my own hook'); 1 / 0",
     "exit functions": "import atexit; atexit.register(print, 'at the end'); raise SystemExit",
