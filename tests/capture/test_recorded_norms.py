@@ -163,9 +163,10 @@ def test_dropout_between_layers_is_exact_for_a_subset_of_the_rows(cell: str, tmp
         )
 
 
-def test_the_norms_of_a_run_are_those_of_a_snapshot(tmp_path: Path) -> None:
-    model = Model("LSTM", torch.float32, num_layers=2)
-    x, lengths = torch.randn(T, B, FEATURES), torch.randint(1, T + 1, (B,))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+def test_the_norms_of_a_run_are_those_of_a_snapshot(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = Model("LSTM", dtype, num_layers=2)
+    x, lengths = torch.randn(T, B, FEATURES, dtype=dtype), torch.randint(1, T + 1, (B,))
 
     def loss() -> Tensor:
         data, h_n = model(x, lengths)
@@ -178,7 +179,7 @@ def test_the_norms_of_a_run_are_those_of_a_snapshot(tmp_path: Path) -> None:
         assert len(table) == int(lengths.sum()), "one row per valid timestep"
         t = lengths.numpy()[table.sequence] - 1 - table.lag
         found = taken[site].cell.norm(dim=2).numpy()[t, table.sequence]
-        np.testing.assert_allclose(table.norm, found, rtol=1e-12)
+        np.testing.assert_allclose(table.norm, found, **TOLERANCE[dtype])
 
 
 def test_a_float32_run_of_400_steps_holds_no_false_zero(tmp_path: Path) -> None:
