@@ -15,8 +15,8 @@ def weight_contribution(adjoints: Adjoints) -> Tensor | None:
     """
     if adjoints.gates_hh is None or adjoints.trajectory is None:
         return None
-    delta = adjoints.order.apply(adjoints.gates_hh)
-    state = adjoints.order.apply(adjoints.trajectory.hidden_prev)
+    delta = adjoints.order.apply(adjoints.true(adjoints.gates_hh))
+    state = adjoints.order.apply(adjoints.trajectory.hidden_prev.to(delta.dtype))
     if delta.shape[1] > delta.shape[2]:
         squared = (delta.transpose(1, 2) @ state).pow(2).sum((1, 2))
     else:
@@ -35,10 +35,11 @@ def cell_path(adjoints: Adjoints) -> Tensor | None:
         return None
     _, forget, _, out = trajectory.activations.unbind(2)
     direct = adjoints.direct if weights is None or weights.w_hr is None else adjoints.direct @ weights.w_hr
-    path = direct * out * (1 - trajectory.cell.tanh().pow(2))
+    # In float64: the path may decay over more decades than float32 has.
+    path = direct.double() * out * (1 - trajectory.cell.double().tanh().pow(2))
     if adjoints.direct_cell is not None:
         path += adjoints.direct_cell
-    steps, keep = path.unbind(), forget.unbind()
+    steps, keep = path.unbind(), forget.double().unbind()
     for t in range(len(steps) - 1, 0, -1):
         steps[t - 1].addcmul_(steps[t], keep[t])
     return path

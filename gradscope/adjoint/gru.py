@@ -13,6 +13,7 @@ from torch import Tensor
 from gradscope.adjoint.order import Order
 from gradscope.adjoint.rnn import shifted
 from gradscope.adjoint.types import Adjoints, GateClip, Trajectory, Weights
+from gradscope.adjoint.walk import BLOCK, Walk
 
 
 class GRUCell:
@@ -36,20 +37,21 @@ class GRUCell:
         return Trajectory(hidden, hidden_prev, activations, candidate_hh=candidate_hh)
 
     @staticmethod
-    def _coefficients(trajectory: Trajectory) -> tuple[Tensor, Tensor]:
-        """Return δ^hh / a_t, (T, B, 3, H), and κ, (T, B, H)."""
+    def _coefficients(trajectory: Trajectory, block: slice) -> tuple[Tensor, Tensor]:
+        """Return δ^hh / a_t, (t, B, 3, H), and κ, (t, B, H), of a block of timesteps."""
         assert trajectory.activations is not None
         assert trajectory.candidate_hh is not None
-        r, z, n = trajectory.activations.unbind(2)
-        coefficient = torch.empty_like(trajectory.activations)
-        kappa = (1 - z) * (1 - n * n)
+        activations = trajectory.activations[block]
+        r, z, n = activations.unbind(2)
+        coefficient = torch.empty_like(activations)
+        kappa = (1 - z).mul_(1 - n * n)
         torch.mul(kappa, r, out=coefficient[:, :, 2])
-        torch.mul(coefficient[:, :, 2] * trajectory.candidate_hh, 1 - r, out=coefficient[:, :, 0])
-        torch.mul(trajectory.hidden_prev - n, z * (1 - z), out=coefficient[:, :, 1])
+        torch.mul(coefficient[:, :, 2] * trajectory.candidate_hh[block], 1 - r, out=coefficient[:, :, 0])
+        torch.mul(trajectory.hidden_prev[block] - n, (1 - z).mul_(z), out=coefficient[:, :, 1])
         return coefficient, kappa
 
     def local(self, trajectory: Trajectory, hidden: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor]:
-        coefficient, kappa = self._coefficients(trajectory)
+        coefficient, kappa = self._coefficients(trajectory, slice(None))
         gates_hh = coefficient * hidden[:, :, None]
         gates = gates_hh.clone()
         torch.mul(kappa, hidden, out=gates[:, :, 2])
@@ -63,51 +65,62 @@ class GRUCell:
         direct_cell: Tensor | None,
         order: Order,
         clip: GateClip | None = None,
+        keep_gates: bool = True,
     ) -> Adjoints:
         assert trajectory.activations is not None
-        r, z, _ = trajectory.activations.unbind(2)
-        coefficient, kappa = self._coefficients(trajectory)
-        hidden = direct.clone()
-        gates_hh = torch.empty_like(coefficient)
-        if clip is not None:
-            gates = self._reverse_clipped(hidden, gates_hh, coefficient, kappa, r, z, weights, clip)
-        else:
-            self._reverse(hidden, gates_hh, coefficient, z, weights)
-            gates = gates_hh.clone()
-            torch.mul(kappa, hidden, out=gates[:, :, 2])
-        return Adjoints(order, hidden, direct, trajectory, weights, gates.flatten(2), gates_hh.flatten(2))
+        walk = Walk(direct, trajectory.hidden.dtype)
+        gates_hh = torch.empty_like(trajectory.activations[: None if keep_gates else BLOCK])
+        gates = torch.empty_like(gates_hh) if keep_gates else None
+        for low, high in walk.blocks():
+            block = slice(low, high)
+            coefficient, kappa = self._coefficients(trajectory, block)
+            delta = gates_hh[block] if keep_gates else gates_hh[: high - low]
+            hidden, keep = walk.hidden[block], trajectory.activations[block, :, 1]
+            if clip is not None:
+                assert gates is not None
+                reset = trajectory.activations[block, :, 0]
+                _reverse_clipped(hidden, delta, gates[block], coefficient, kappa, reset, keep, weights, clip)
+            else:
+                _reverse(hidden, delta, coefficient, keep, weights)
+                if gates is not None:
+                    gates[block, :, :2] = delta[:, :, :2]
+                    torch.mul(kappa, hidden, out=gates[block, :, 2])
+            walk.leave(torch.addmm(hidden[0] * keep[0], delta[0].flatten(1), weights.w_hh))
+        if gates is None:
+            return Adjoints(order, walk.hidden, direct, trajectory, weights, scale=walk.scale)
+        flat, flat_hh = gates.flatten(2), gates_hh.flatten(2)
+        return Adjoints(order, walk.hidden, direct, trajectory, weights, flat, flat_hh, scale=walk.scale)
 
-    @staticmethod
-    def _reverse(hidden: Tensor, gates_hh: Tensor, coefficient: Tensor, z: Tensor, weights: Weights) -> None:
-        a, a_gate, delta = hidden.unbind(), hidden[:, :, None].unbind(), gates_hh.unbind()
-        delta_flat, c, keep = gates_hh.flatten(2).unbind(), coefficient.unbind(), z.unbind()
-        for t in range(len(a) - 1, -1, -1):
-            torch.mul(a_gate[t], c[t], out=delta[t])
-            if t:
-                a[t - 1].addcmul_(a[t], keep[t]).addmm_(delta_flat[t], weights.w_hh)
 
-    @staticmethod
-    def _reverse_clipped(
-        hidden: Tensor,
-        gates_hh: Tensor,
-        coefficient: Tensor,
-        kappa: Tensor,
-        r: Tensor,
-        z: Tensor,
-        weights: Weights,
-        clip: GateClip,
-    ) -> Tensor:
-        # The clip acts on the pre-activations, and the reset gate's adjoint passes through the candidate's.
-        gates = torch.empty_like(gates_hh)
-        ratio = torch.where(kappa != 0, coefficient[:, :, 0] / kappa, torch.zeros_like(kappa))
-        for t in range(len(hidden) - 1, -1, -1):
-            torch.mul(kappa[t], hidden[t], out=gates[t, :, 2])
-            clip(gates[t, :, 2])
-            torch.mul(gates[t, :, 2], ratio[t], out=gates[t, :, 0])
-            torch.mul(coefficient[t, :, 1], hidden[t], out=gates[t, :, 1])
-            clip(gates[t, :, :2])
-            gates_hh[t] = gates[t]
-            gates_hh[t, :, 2] *= r[t]
-            if t:
-                hidden[t - 1].addcmul_(hidden[t], z[t]).addmm_(gates_hh[t].flatten(1), weights.w_hh)
-        return gates
+def _reverse(hidden: Tensor, delta: Tensor, coefficient: Tensor, z: Tensor, weights: Weights) -> None:
+    a, a_gate, d, flat = hidden.unbind(), hidden[:, :, None].unbind(), delta.unbind(), delta.flatten(2).unbind()
+    c, keep = coefficient.unbind(), z.unbind()
+    for t in range(len(a) - 1, -1, -1):
+        torch.mul(a_gate[t], c[t], out=d[t])
+        if t:
+            a[t - 1].addcmul_(a[t], keep[t]).addmm_(flat[t], weights.w_hh)
+
+
+def _reverse_clipped(
+    hidden: Tensor,
+    gates_hh: Tensor,
+    gates: Tensor,
+    coefficient: Tensor,
+    kappa: Tensor,
+    r: Tensor,
+    z: Tensor,
+    weights: Weights,
+    clip: GateClip,
+) -> None:
+    # The clip acts on the pre-activations, and the reset gate's adjoint passes through the candidate's.
+    ratio = torch.where(kappa != 0, coefficient[:, :, 0] / kappa, torch.zeros_like(kappa))
+    for t in range(len(hidden) - 1, -1, -1):
+        torch.mul(kappa[t], hidden[t], out=gates[t, :, 2])
+        clip(gates[t, :, 2])
+        torch.mul(gates[t, :, 2], ratio[t], out=gates[t, :, 0])
+        torch.mul(coefficient[t, :, 1], hidden[t], out=gates[t, :, 1])
+        clip(gates[t, :, :2])
+        gates_hh[t] = gates[t]
+        gates_hh[t, :, 2] *= r[t]
+        if t:
+            hidden[t - 1].addcmul_(hidden[t], z[t]).addmm_(gates_hh[t].flatten(1), weights.w_hh)

@@ -13,6 +13,7 @@ from torch import Tensor
 from gradscope.adjoint.order import Order
 from gradscope.adjoint.rnn import shifted
 from gradscope.adjoint.types import Adjoints, GateClip, Trajectory, Weights
+from gradscope.adjoint.walk import BLOCK, Walk
 
 
 class LSTMCell:
@@ -52,30 +53,31 @@ class LSTMCell:
         return gates
 
     @staticmethod
-    def _coefficients(trajectory: Trajectory) -> tuple[Tensor, Tensor]:
-        """Return δ / (C, C, C, m), (T, B, 4, H), and o ⊙ (1 − tanh² c), (T, B, H)."""
+    def _coefficients(trajectory: Trajectory, block: slice) -> tuple[Tensor, Tensor]:
+        """Return δ / (C, C, C, m), (t, B, 4, H), and o ⊙ (1 − tanh² c), (t, B, H), of a block of timesteps."""
         assert trajectory.activations is not None
         assert trajectory.cell is not None
         assert trajectory.cell_prev is not None
-        i, f, g, o = trajectory.activations.unbind(2)
-        tanh_c = trajectory.cell.tanh()
-        coefficient = torch.empty_like(trajectory.activations)
-        torch.mul(g, i * (1 - i), out=coefficient[:, :, 0])
-        torch.mul(trajectory.cell_prev, f * (1 - f), out=coefficient[:, :, 1])
-        torch.mul(i, 1 - g * g, out=coefficient[:, :, 2])
-        torch.mul(tanh_c, o * (1 - o), out=coefficient[:, :, 3])
-        return coefficient, o * (1 - tanh_c * tanh_c)
+        activations = trajectory.activations[block]
+        i, f, g, o = activations.unbind(2)
+        tanh_c = trajectory.cell[block].tanh()
+        coefficient = torch.empty_like(activations)
+        torch.mul((1 - i).mul_(i), g, out=coefficient[:, :, 0])
+        torch.mul((1 - f).mul_(f), trajectory.cell_prev[block], out=coefficient[:, :, 1])
+        torch.addcmul(i, (i * g), g, value=-1, out=coefficient[:, :, 2])
+        torch.mul((1 - o).mul_(o), tanh_c, out=coefficient[:, :, 3])
+        return coefficient, torch.addcmul(o, o * tanh_c, tanh_c, value=-1)
 
     def local(self, trajectory: Trajectory, hidden: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor]:
         assert cell is not None
-        coefficient, _ = self._coefficients(trajectory)
+        coefficient, _ = self._coefficients(trajectory, slice(None))
         coefficient[:, :, :3] *= cell[:, :, None]
         coefficient[:, :, 3] *= hidden
         return coefficient.flatten(2), coefficient.flatten(2)
 
     def through_output(self, trajectory: Trajectory, hidden: Tensor) -> Tensor:
         """Return the part of ∂L/∂c_t that comes through h_t: total minus carry, (T, B, H)."""
-        return hidden * self._coefficients(trajectory)[1]
+        return hidden * self._coefficients(trajectory, slice(None))[1]
 
     def reverse(
         self,
@@ -85,41 +87,51 @@ class LSTMCell:
         direct_cell: Tensor | None,
         order: Order,
         clip: GateClip | None = None,
+        keep_gates: bool = True,
     ) -> Adjoints:
         gates, c = trajectory.activations, trajectory.cell
         assert gates is not None
         assert c is not None
-        coefficient, to_cell = self._coefficients(trajectory)
-        hidden = direct.clone()
-        carry = torch.zeros_like(c) if direct_cell is None else direct_cell.clone()
-        cell, delta = torch.empty_like(c), torch.empty_like(gates)
-        self._reverse(hidden, carry, cell, delta, to_cell, gates[:, :, 1], coefficient, weights, clip)
-        flat = delta.flatten(2)
-        return Adjoints(order, hidden, direct, trajectory, weights, flat, flat, cell, carry, direct_cell)
+        walk = Walk(direct, c.dtype, direct_cell, cell_size=c.shape[2])
+        assert walk.carry is not None
+        cell, delta = torch.empty_like(c), torch.empty_like(gates[: None if keep_gates else BLOCK])
+        for low, high in walk.blocks():
+            block = slice(low, high)
+            coefficient, to_cell = self._coefficients(trajectory, block)
+            here = delta[block] if keep_gates else delta[: high - low]
+            forget = gates[block, :, 1]
+            _reverse(
+                walk.hidden[block], walk.carry[block], cell[block], here, to_cell, forget, coefficient, weights, clip
+            )
+            walk.leave(here[0].flatten(1) @ weights.w_hh, cell[low] * forget[0])
+        flat = delta.flatten(2) if keep_gates else None
+        return Adjoints(
+            order, walk.hidden, direct, trajectory, weights, flat, flat, cell, walk.carry, direct_cell, scale=walk.scale
+        )
 
-    @staticmethod
-    def _reverse(
-        hidden: Tensor,
-        carry: Tensor,
-        cell: Tensor,
-        delta: Tensor,
-        to_cell: Tensor,
-        forget: Tensor,
-        coefficient: Tensor,
-        weights: Weights,
-        clip: GateClip | None,
-    ) -> None:
-        a, back, total, out, keep = hidden.unbind(), carry.unbind(), cell.unbind(), to_cell.unbind(), forget.unbind()
-        total_gate = cell[:, :, None].unbind()
-        delta_flat, delta_ifg, delta_o = delta.flatten(2).unbind(), delta[:, :, :3].unbind(), delta[:, :, 3].unbind()
-        c_ifg, c_o = coefficient[:, :, :3].unbind(), coefficient[:, :, 3].unbind()
-        for t in range(len(a) - 1, -1, -1):
-            m = a[t] if weights.w_hr is None else a[t] @ weights.w_hr
-            torch.addcmul(back[t], m, out[t], out=total[t])
-            torch.mul(total_gate[t], c_ifg[t], out=delta_ifg[t])
-            torch.mul(m, c_o[t], out=delta_o[t])
-            if clip is not None:
-                clip(delta_flat[t])
-            if t:
-                back[t - 1].addcmul_(total[t], keep[t])
-                a[t - 1].addmm_(delta_flat[t], weights.w_hh)
+
+def _reverse(
+    hidden: Tensor,
+    carry: Tensor,
+    cell: Tensor,
+    delta: Tensor,
+    to_cell: Tensor,
+    forget: Tensor,
+    coefficient: Tensor,
+    weights: Weights,
+    clip: GateClip | None,
+) -> None:
+    a, back, total, out, keep = hidden.unbind(), carry.unbind(), cell.unbind(), to_cell.unbind(), forget.unbind()
+    total_gate = cell[:, :, None].unbind()
+    delta_flat, delta_ifg, delta_o = delta.flatten(2).unbind(), delta[:, :, :3].unbind(), delta[:, :, 3].unbind()
+    c_ifg, c_o = coefficient[:, :, :3].unbind(), coefficient[:, :, 3].unbind()
+    for t in range(len(a) - 1, -1, -1):
+        m = a[t] if weights.w_hr is None else a[t] @ weights.w_hr
+        torch.addcmul(back[t], m, out[t], out=total[t])
+        torch.mul(total_gate[t], c_ifg[t], out=delta_ifg[t])
+        torch.mul(m, c_o[t], out=delta_o[t])
+        if clip is not None:
+            clip(delta_flat[t])
+        if t:
+            back[t - 1].addcmul_(total[t], keep[t])
+            a[t - 1].addmm_(delta_flat[t], weights.w_hh)

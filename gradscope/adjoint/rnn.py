@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradscope.adjoint.order import Order
 from gradscope.adjoint.types import Adjoints, GateClip, Trajectory, Weights
+from gradscope.adjoint.walk import BLOCK, Walk
 
 
 def shifted(states: Tensor, initial: Tensor) -> Tensor:
@@ -49,15 +50,21 @@ class ElmanCell:
         direct_cell: Tensor | None,
         order: Order,
         clip: GateClip | None = None,
+        keep_gates: bool = True,
     ) -> Adjoints:
-        slope = self._slope(trajectory.hidden)
-        hidden = direct.clone()
-        gates = torch.empty_like(hidden)
-        a, delta, slopes = hidden.unbind(), gates.unbind(), slope.unbind()
-        for t in range(len(a) - 1, -1, -1):
-            torch.mul(a[t], slopes[t], out=delta[t])
-            if clip is not None:
-                clip(delta[t])
-            if t:
-                a[t - 1].addmm_(delta[t], weights.w_hh)
-        return Adjoints(order, hidden, direct, trajectory, weights, gates, gates)
+        h = trajectory.hidden
+        walk = Walk(direct, h.dtype)
+        gates = torch.empty_like(h[: None if keep_gates else BLOCK])
+        for low, high in walk.blocks():
+            slope = self._slope(h[low:high]).unbind()
+            a = walk.hidden[low:high].unbind()
+            delta = (gates[low:high] if keep_gates else gates[: high - low]).unbind()
+            for t in range(high - low - 1, -1, -1):
+                torch.mul(a[t], slope[t], out=delta[t])
+                if clip is not None:
+                    clip(delta[t])
+                if t:
+                    a[t - 1].addmm_(delta[t], weights.w_hh)
+            walk.leave(delta[0] @ weights.w_hh)
+        kept = gates if keep_gates else None
+        return Adjoints(order, walk.hidden, direct, trajectory, weights, kept, kept, scale=walk.scale)

@@ -86,6 +86,7 @@ def stack_adjoints(
     dtype: torch.dtype = torch.float64,
     layers: Collection[int] | None = None,
     clip: GateClip | None = None,
+    keep_gates: bool = True,
 ) -> dict[tuple[int, int], Adjoints]:
     """Compute the adjoints at every site of a fused module.
 
@@ -93,11 +94,14 @@ def stack_adjoints(
     ----------
     call : StackCall
     dtype : torch.dtype
-        Arithmetic of the replay. In float64 an adjoint of 1e-60 is not mistaken for 0.
+        Arithmetic of the replay. Float64 gives the adjoints themselves; float32 is walked with a scale, so that 1e-60
+        is not mistaken for 0, and leaves it to be divided out (:meth:`Adjoints.true`).
     layers : collection of int, optional
         Layers whose adjoints are wanted; those above them are computed on the way.
     clip : callable, optional
-        Clips the pre-activation adjoint in place at every step (Graves 2013).
+        Clips the pre-activation adjoint in place at every step (Graves 2013); float64 only.
+    keep_gates : bool
+        Whether the gate adjoints are wanted, and what follows from them.
 
     Returns
     -------
@@ -113,20 +117,26 @@ def stack_adjoints(
         direct = torch.zeros_like(call.output) if call.grad_output is None else call.grad_output
         found: dict[tuple[int, int], Adjoints] = {}
         for layer in range(top, lowest - 1, -1):
-            sites = [
-                _site(call, layer, direction, inputs[layer].to(dtype), outputs[layer].to(dtype), direct, clip)
-                for direction in range(call.directions)
-            ]
+            x, output = inputs[layer].to(dtype), outputs[layer].to(dtype)
+            keep = keep_gates or layer > lowest
+            sites = [_site(call, layer, d, x, output, direct, clip, keep) for d in range(call.directions)]
             found.update({(layer, direction): site for direction, site in enumerate(sites) if layer in wanted})
             if layer > lowest:
-                direct = sum(site.order.apply(site.gates @ site.weights.w_ih) for site in sites)  # type: ignore
+                direct = sum(site.order.apply(site.true(site.input())) for site in sites)  # type: ignore
                 if call.masks is not None:
                     direct = direct * call.masks[layer - 1]
     return found
 
 
 def _site(
-    call: StackCall, layer: int, direction: int, x: Tensor, output: Tensor, direct: Tensor, clip: GateClip | None
+    call: StackCall,
+    layer: int,
+    direction: int,
+    x: Tensor,
+    output: Tensor,
+    direct: Tensor,
+    clip: GateClip | None,
+    keep_gates: bool,
 ) -> Adjoints:
     steps, batch = x.shape[:2]
     order = Order(steps, batch, call.lengths, reverse=direction == 1)
@@ -139,16 +149,17 @@ def _site(
     trajectory = cell.trajectory(
         order.apply(x).contiguous(), order.apply(output[:, :, columns]).contiguous(), call.h0[index], c0, weights
     )
-    from_above = order.apply(direct[:, :, columns]).clone(memory_format=torch.contiguous_format)
+    from_above = order.apply(direct[:, :, columns]).contiguous()
     if (mask := order.mask(from_above.dtype)) is not None:
-        from_above *= mask
+        from_above = from_above * mask
     if call.grad_hn is not None:
+        from_above = from_above.clone()
         order.inject_last(from_above, call.grad_hn[index])
     direct_cell = None
     if call.grad_cn is not None:
         direct_cell = torch.zeros_like(trajectory.activations[:, :, 0])  # type: ignore[index]
         order.inject_last(direct_cell, call.grad_cn[index])
-    return cell.reverse(trajectory, weights, from_above, direct_cell, order, clip)
+    return cell.reverse(trajectory, weights, from_above, direct_cell, order, clip, keep_gates)
 
 
 def _layer_inputs(call: StackCall, lowest: int) -> tuple[dict[int, Tensor], dict[int, Tensor]]:

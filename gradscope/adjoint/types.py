@@ -85,6 +85,9 @@ class Adjoints:
         What reached c_t from above: the gradient of c_n at the last processed step; None when there was none.
     input_gradient : Tensor of shape (T, B, I) or None
         ∂L/∂x_t where it was measured; computed from ``gates`` otherwise.
+    scale : Tensor of float64, shape (T, 1, 1), or None
+        What ``hidden``, ``gates``, ``gates_hh``, ``cell``, ``cell_carry`` and ``input()`` have been multiplied with;
+        None when they are the adjoints themselves. ``direct`` is never scaled.
     """
 
     order: Order
@@ -98,6 +101,11 @@ class Adjoints:
     cell_carry: Tensor | None = None
     direct_cell: Tensor | None = None
     input_gradient: Tensor | None = None
+    scale: Tensor | None = None
+
+    def true(self, x: Tensor) -> Tensor:
+        """Divide the scale out of one of the scaled tensors, in float64."""
+        return x if self.scale is None else x.double() / self.scale
 
     def input(self) -> Tensor | None:
         """Return ∂L/∂x_t through this site, (T, B, I): δ_t W_ih."""
@@ -106,8 +114,8 @@ class Adjoints:
         return self.gates @ self.weights.w_ih
 
     def recurrent(self) -> Tensor | None:
-        """Return the part of the adjoint of h_t that came through the recurrence, (T, B, P)."""
-        return None if self.hidden is None or self.direct is None else self.hidden - self.direct
+        """Return the part of the adjoint of h_t that came through the recurrence, (T, B, P), unscaled."""
+        return None if self.hidden is None or self.direct is None else self.true(self.hidden) - self.direct
 
 
 #: Clips ∂L/∂(pre-activation) inside the recurrence, in place (Graves 2013); None leaves it alone.
@@ -141,6 +149,11 @@ class Cell(Protocol):
         direct_cell: Tensor | None,
         order: Order,
         clip: GateClip | None = None,
+        keep_gates: bool = True,
     ) -> Adjoints:
-        """Run the recurrence backward in time from the direct gradients."""
+        """Run the recurrence backward in time from the direct gradients.
+
+        The arithmetic is that of the trajectory; float32 is walked with a scale. ``keep_gates=False`` spares the gate
+        adjoints where only those of the states are wanted.
+        """
         ...

@@ -22,7 +22,7 @@ from gradscope.capture import clipping, scaling
 from gradscope.capture.coverage import CoverageLedger
 from gradscope.capture.describe import describe_model, run_meta
 from gradscope.capture.ledger import StepLedger
-from gradscope.capture.reduction import site_record
+from gradscope.capture.reduction import NEEDS_GATES, site_record
 from gradscope.capture.rounds import Rounds
 from gradscope.capture.settings import Settings
 from gradscope.capture.sites import Target, unwrapped
@@ -47,7 +47,7 @@ class Recorder:
         Records handed to the run so far.
     """
 
-    dtype = torch.float64
+    precise = False
 
     def __init__(self, model: nn.Module, settings: Settings, targets: list[Target]) -> None:
         self.model, self.settings, self.targets = unwrapped(model), settings, targets
@@ -64,6 +64,7 @@ class Recorder:
         self._stepped: set[int] = set()
         self._coverage = CoverageLedger(targets)
         self._coverage_written = 0
+        self.keeps_gates = bool(NEEDS_GATES & set(settings.quantities))
         self._ledger = StepLedger(self.model, settings.optimizers, self._lost)
         self._watcher = Watcher(targets, self)
         self._writer = RunWriter(
@@ -269,7 +270,7 @@ class Recorder:
             self._infos[name] = replace(info, site=name, call=use)
             self._store(lambda: self._writer.set_sites(self._infos))
         self._sites[name] = site_record(
-            adjoints, self.settings.quantities, info.gates, rows, self.dtype, self.settings.tensors, carried
+            adjoints, self.settings.quantities, info.gates, rows, self.settings.tensors, carried
         )
 
     def missed(self, target: Target, reason: str) -> None:

@@ -23,6 +23,12 @@ TENSORS: dict[str, Callable[[Adjoints], Tensor | None]] = {
     "cell_path": cell_path,
 }
 
+#: Quantities that follow from the gate adjoints.
+NEEDS_GATES = {"gates", "input", "weight", "consistency"}
+
+# Quantities that come with the adjoints' own scale.
+_SCALED = {"hidden", "cell", "cell_carry", "input", "gates"}
+
 # Below this a sum of squares in float64 underflows, or is about to.
 _SQUARES_UNDERFLOW = 1e-140
 
@@ -53,13 +59,16 @@ def reduce_site(
         elif name == "activations":
             arrays.update(_activations(adjoints, gate_names))
         elif (values := TENSORS[name](adjoints)) is not None:
+            scale = adjoints.scale if name in _SCALED else None
+            per_gate = values.unflatten(2, (len(gate_names) or 1, -1)) if name == "gates" else values[:, :, None]
+            found = norms(per_gate) if scale is None else norms(per_gate) / scale
+            arrays[name] = adjoints.order.to_lag(found if name == "gates" else found[:, :, 0])
             if name == "gates":
-                gates = values.unflatten(2, (len(gate_names) or 1, -1))
-                arrays[name] = adjoints.order.to_lag(norms(gates)).transpose(1, 2)
-            else:
-                arrays[name] = adjoints.order.to_lag(norms(values))
+                arrays[name] = arrays[name].transpose(1, 2)
             if tensors and f"{name}_tensor" in DATASETS:
-                arrays[f"{name}_tensor"] = adjoints.order.to_lag(values).float()
+                arrays[f"{name}_tensor"] = adjoints.order.to_lag(
+                    adjoints.true(values) if scale is not None else values
+                ).float()
     return {name: array for name, array in arrays.items() if array is not None}
 
 
@@ -109,7 +118,6 @@ def site_record(
     quantities: Iterable[str],
     gate_names: tuple[str, ...],
     rows: Tensor,
-    dtype: torch.dtype,
     tensors: bool = False,
     carried: int = 0,
 ) -> SiteRecord:
@@ -123,7 +131,8 @@ def site_record(
     return SiteRecord(
         lengths=lengths,
         rows=rows.cpu().numpy().astype(np.int32),
-        smallest_normal=float(torch.finfo(dtype).smallest_normal),
+        # Float64 arithmetic, or float32 with a scale that reaches as far.
+        smallest_normal=float(torch.finfo(torch.float64).smallest_normal),
         arrays=arrays,
         nonfinite=_count_nonfinite(arrays, lengths),
         carried=carried,

@@ -120,7 +120,8 @@ class _Collector:
     """Keeps the adjoints of every site of one backward pass."""
 
     samples: int | None = None
-    dtype = torch.float64
+    precise = True
+    keeps_gates = True
 
     def __init__(self) -> None:
         self.sites: dict[str, SiteSnapshot] = {}

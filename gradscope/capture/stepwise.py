@@ -164,7 +164,7 @@ def _watch(chain: Chain, t: int, state: int, tensor: Tensor, take: _Rows, listen
 def _finish(chain: Chain, task: int, listener: Listener) -> None:
     try:
         with torch.no_grad():
-            adjoints = chain.adjoints(task, listener.dtype, listener.loss_scale())
+            adjoints = chain.adjoints(task, torch.float64, listener.loss_scale())
             for info in chain.target.sites:
                 listener.measured(chain.target, chain.use, info.site, adjoints, chain.rows, 0)
     except Exception as error:

@@ -28,7 +28,10 @@ class Listener(Protocol):
     """Who is told what was seen: the recorder, or a snapshot."""
 
     samples: int | None
-    dtype: torch.dtype
+    #: Whether adjoints are wanted in float64 throughout.
+    precise: bool
+    #: Whether gate adjoints, or what follows from them, are wanted.
+    keeps_gates: bool
 
     def opened(self, target: Target) -> int:
         """Count a forward call with a graph; return which use of the module in this step it is, from 1."""
@@ -203,14 +206,15 @@ class Watcher:
         watch(call, watched, finished, lambda error: self._listener.failed(target, error))
 
     def _deliver_whole(self, target: Target, use: int, call: LayerCall | InputTap, task: int) -> None:
-        adjoints = call.adjoints(task, self._listener.dtype, self._listener.loss_scale())
+        adjoints = call.adjoints(task, torch.float64, self._listener.loss_scale())
         for info in target.sites:
             self._listener.measured(target, use, info.site, adjoints, call.selection.rows, call.carried)
 
     def _deliver(self, target: Target, use: int, call: FusedCall, task: int) -> None:
         suffixes = {(info.layer, int(info.reverse)): info.site for info in target.sites}
         layers = {layer for layer, _ in suffixes}
-        found = call.adjoints(task, self._listener.dtype, layers, self._listener.loss_scale())
+        listener = self._listener
+        found = call.adjoints(task, layers, listener.loss_scale(), listener.precise, listener.keeps_gates)
         for place, site in suffixes.items():
             self._listener.measured(target, use, site, found[place], call.selection.rows, call.carried)
 
