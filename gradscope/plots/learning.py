@@ -1,0 +1,86 @@
+"""Training and held-out loss against step, over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from gradscope.plots import marks, style
+from gradscope.plots.norms import running_median, smoothing
+from gradscope.plots.text import label
+
+TITLE = "Training and held-out loss"
+NEEDS = "trainings of the lab"
+FROM_RUNS = False
+
+
+def table(
+    trained: Mapping[str, Sequence[Sequence[float]]], held_out: Mapping[str, Sequence[Mapping[int, float]]]
+) -> pd.DataFrame:
+    """One row per model, seed, kind of loss and step.
+
+    Parameters
+    ----------
+    trained : mapping
+        Model to the batch losses of each seed; smoothed by a running median.
+    held_out : mapping
+        Model to the held-out losses of each seed, step to loss.
+    """
+    frames = []
+    for model, seeds in trained.items():
+        for seed, losses in enumerate(seeds):
+            value = np.asarray(losses, dtype=np.float64)
+            smooth = running_median(value, smoothing(int(np.isfinite(value).sum())))
+            rows = {"step": np.arange(1, value.size + 1), "value": smooth}
+            frames.append(pd.DataFrame({"model": model, "kind": "training", "seed": seed, **rows}))
+        for seed, found in enumerate(held_out.get(model, ())):
+            rows = {"step": np.array(list(found)), "value": np.array(list(found.values()), dtype=float)}
+            frames.append(pd.DataFrame({"model": model, "kind": "held out", "seed": seed, **rows}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "screen", guess: float | None = None) -> Axes:
+    """Mean over seeds; solid: held out, with a band from the lowest to the highest seed; dotted: training.
+
+    Parameters
+    ----------
+    data : DataFrame
+        From :func:`table`.
+    ax : Axes, optional
+    guess : float, optional
+        Loss of who remembers nothing, as a line.
+    """
+    ax = style.axes(ax, style=style_name)
+    shown = []
+    for i, (model, rows) in enumerate(data.groupby("model", sort=False)):
+        look = style.look(i)
+        name = label(str(model), style.name_limit(ax))
+        for kind, of_kind in rows.groupby("kind", sort=False):
+            by_step = of_kind.groupby("step")["value"].agg(["mean", "min", "max"])
+            steps = by_step.index.to_numpy()
+            if kind == "training":
+                ax.plot(steps, by_step["mean"], color=look["color"], linestyle=":", linewidth=1.1, label=f"_{name}")
+            else:
+                ax.plot(steps, by_step["mean"], color=look["color"], marker=look["marker"], label=name)
+                marks.band(ax, steps, by_step["min"], by_step["max"], look["color"])
+            shown.append(by_step["mean"])
+    if guess is not None:
+        ax.axhline(guess, color=style.GREY, linewidth=0.9, linestyle=(0, (1, 2)))
+        shown.append(np.array([guess]))
+    marks.whole_x(ax, data["step"])
+    marks.log_y(ax, shown, decades=0.3)
+    ax.set_xlabel("training step")
+    ax.set_ylabel("loss")
+    style.legend(ax)
+    return ax
+
+
+def caption(data: pd.DataFrame) -> str:
+    """What the figure shows, in words."""
+    return (
+        f"Loss against training step, mean over {data['seed'].nunique()} seeds. Solid: held out, band from the lowest "
+        "to the highest seed; dotted: training batches, running median."
+    )
