@@ -69,8 +69,8 @@ class GRUCell:
     ) -> Adjoints:
         assert trajectory.activations is not None
         walk = Walk(direct, trajectory.hidden.dtype)
-        gates_hh = torch.empty_like(trajectory.activations[: None if keep_gates else BLOCK])
-        gates = torch.empty_like(gates_hh) if keep_gates else None
+        gates_hh = torch.zeros_like(trajectory.activations[: None if keep_gates else BLOCK])
+        gates = torch.zeros_like(gates_hh) if keep_gates else None
         for low, high in walk.blocks():
             block = slice(low, high)
             coefficient, kappa = self._coefficients(trajectory, block)
@@ -87,9 +87,11 @@ class GRUCell:
                     torch.mul(kappa, hidden, out=gates[block, :, 2])
             walk.leave(torch.addmm(hidden[0] * keep[0], delta[0].flatten(1), weights.w_hh))
         if gates is None:
-            return Adjoints(order, walk.hidden, direct, trajectory, weights, scale=walk.scale)
+            return Adjoints(order, walk.hidden, direct, trajectory, weights, scale=walk.scale, faded=walk.faded)
         flat, flat_hh = gates.flatten(2), gates_hh.flatten(2)
-        return Adjoints(order, walk.hidden, direct, trajectory, weights, flat, flat_hh, scale=walk.scale)
+        return Adjoints(
+            order, walk.hidden, direct, trajectory, weights, flat, flat_hh, scale=walk.scale, faded=walk.faded
+        )
 
 
 def _reverse(hidden: Tensor, delta: Tensor, coefficient: Tensor, z: Tensor, weights: Weights) -> None:

@@ -94,7 +94,7 @@ class LSTMCell:
         assert c is not None
         walk = Walk(direct, c.dtype, direct_cell, cell_size=c.shape[2])
         assert walk.carry is not None
-        cell, delta = torch.empty_like(c), torch.empty_like(gates[: None if keep_gates else BLOCK])
+        cell, delta = torch.zeros_like(c), torch.zeros_like(gates[: None if keep_gates else BLOCK])
         for low, high in walk.blocks():
             block = slice(low, high)
             coefficient, to_cell = self._coefficients(trajectory, block)
@@ -105,8 +105,9 @@ class LSTMCell:
             )
             walk.leave(here[0].flatten(1) @ weights.w_hh, cell[low] * forget[0])
         flat = delta.flatten(2) if keep_gates else None
+        states = {"cell": cell, "cell_carry": walk.carry, "direct_cell": direct_cell}
         return Adjoints(
-            order, walk.hidden, direct, trajectory, weights, flat, flat, cell, walk.carry, direct_cell, scale=walk.scale
+            order, walk.hidden, direct, trajectory, weights, flat, flat, **states, scale=walk.scale, faded=walk.faded
         )
 
 

@@ -54,7 +54,7 @@ class ElmanCell:
     ) -> Adjoints:
         h = trajectory.hidden
         walk = Walk(direct, h.dtype)
-        gates = torch.empty_like(h[: None if keep_gates else BLOCK])
+        gates = torch.zeros_like(h[: None if keep_gates else BLOCK])
         for low, high in walk.blocks():
             slope = self._slope(h[low:high]).unbind()
             a = walk.hidden[low:high].unbind()
@@ -67,4 +67,4 @@ class ElmanCell:
                     a[t - 1].addmm_(delta[t], weights.w_hh)
             walk.leave(delta[0] @ weights.w_hh)
         kept = gates if keep_gates else None
-        return Adjoints(order, walk.hidden, direct, trajectory, weights, kept, kept, scale=walk.scale)
+        return Adjoints(order, walk.hidden, direct, trajectory, weights, kept, kept, scale=walk.scale, faded=walk.faded)

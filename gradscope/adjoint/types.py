@@ -88,6 +88,8 @@ class Adjoints:
     scale : Tensor of float64, shape (T, 1, 1), or None
         What ``hidden``, ``gates``, ``gates_hh``, ``cell``, ``cell_carry`` and ``input()`` have been multiplied with;
         None when they are the adjoints themselves. ``direct`` is never scaled.
+    faded : list of bool or None
+        Processed steps whose adjoint is below 2^-1000 and held as 0.
     """
 
     order: Order
@@ -102,6 +104,7 @@ class Adjoints:
     direct_cell: Tensor | None = None
     input_gradient: Tensor | None = None
     scale: Tensor | None = None
+    faded: list[bool] | None = None
 
     def true(self, x: Tensor) -> Tensor:
         """Divide the scale out of one of the scaled tensors, in float64."""

@@ -19,6 +19,7 @@ BLOCK = 64
 # A direct gradient this much louder than the adjoint that walks towards it begins a block of its own.
 _JUMP = 2.0**40
 
+# A scale beyond this would not fit float64, and neither would the norms: 2^-1000 is 1e-301.
 _LARGEST_EXPONENT = 1000
 
 
@@ -31,6 +32,8 @@ class Walk:
         Adjoint of h_t, once a block has been walked.
     carry : Tensor of shape (T, B, H) or None
         Adjoint of c_t with h_t held fixed.
+    faded : list of bool
+        Steps the adjoint did not reach because it had fallen below 2^-1000: they hold 0, which it is not.
     """
 
     def __init__(
@@ -38,14 +41,18 @@ class Walk:
     ) -> None:
         self._sources = [direct, direct_cell] if cell_size else [direct]
         self.steps, batch = direct.shape[:2]
-        self.hidden = torch.empty(direct.shape, dtype=dtype, device=direct.device)
-        self.carry = torch.empty(self.steps, batch, cell_size, dtype=dtype, device=direct.device) if cell_size else None
+        # Zeros, because blocks that nothing reaches are not walked.
+        self.hidden = torch.zeros(direct.shape, dtype=dtype, device=direct.device)
+        self.carry = torch.zeros(self.steps, batch, cell_size, dtype=dtype, device=direct.device) if cell_size else None
+        self.faded = [False] * self.steps
         self._late: list[Tensor] = []
+        self._fading = False
         self._floating = dtype != torch.float64
         self._running = 1.0
         if self._floating:
             self._scales = [1.0] * self.steps
-            loud = [source.abs().flatten(1).amax(1) for source in self._sources if source is not None and batch]
+            present = [source.flatten(1) for source in self._sources if source is not None and batch]
+            loud = [torch.linalg.vector_norm(source, torch.inf, dim=1) for source in present]
             self._loudest = torch.stack(loud).amax(0).tolist() if loud else [0.0] * self.steps
 
     @property
@@ -62,6 +69,10 @@ class Walk:
             low = max(0, high - BLOCK)
             if self._floating:
                 low = self._rescale(low, high)
+            if self._floating and not self._late and not any(self._loudest[low:high]):
+                self.faded[low:high] = [self._fading] * (high - low)
+                high = low
+                continue
             self._fill(low, high)
             yield low, high
             high = low
@@ -74,8 +85,8 @@ class Walk:
         for buffer, direct in zip((self.hidden, self.carry), self._sources, strict=False):
             assert buffer is not None
             if direct is None or (self._floating and not any(self._loudest[low:high])):
-                buffer[low:high].zero_()
-            elif self._running == 1.0:
+                continue
+            if self._running == 1.0:
                 buffer[low:high] = direct[low:high]
             else:
                 # In float64: the direct gradient of a lower layer may be out of float32's range before it is scaled.
@@ -88,6 +99,9 @@ class Walk:
         """Choose the scale of the block that ends at ``high``; return where it begins."""
         arriving = max((float(tensor.abs().max()) for tensor in self._late if tensor.numel()), default=0.0)
         arriving /= self._running
+        if arriving < 2.0**-_LARGEST_EXPONENT:
+            self._fading |= arriving > 0
+            arriving, self._late = 0.0, []
         level = max(arriving, self._loudest[high - 1])
         for t in range(high - 2, low - 1, -1):
             if self._loudest[t] > level * _JUMP:

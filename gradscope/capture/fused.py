@@ -83,7 +83,10 @@ def _left_float32(adjoints: Adjoints) -> bool:
     if not np.isfinite(largest).all():
         return True
     reached = np.maximum.accumulate(largest[::-1], axis=0)[::-1] > 0
-    return bool((reached & (largest == 0)).any())
+    lost = reached & (largest == 0)
+    if adjoints.faded is not None:
+        lost[adjoints.faded] = False  # below what float64 holds, too
+    return bool(lost.any())
 
 
 def open_call(

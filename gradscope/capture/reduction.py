@@ -32,6 +32,9 @@ _SCALED = {"hidden", "cell", "cell_carry", "input", "gates"}
 # Below this a sum of squares in float64 underflows, or is about to.
 _SQUARES_UNDERFLOW = 1e-140
 
+# The smallest positive float64: marks a norm that is not 0 but below the normal numbers.
+_BELOW_NORMAL = 5e-324
+
 # A sigmoid gate outside [.05, .95], or a tanh candidate beyond ±.95, counts as saturated.
 _SATURATION = 0.05
 
@@ -39,7 +42,7 @@ _SATURATION = 0.05
 def norms(x: Tensor) -> Tensor:
     """Return the 2-norm over the last axis in float64, also where the squares would underflow."""
     plain = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)
-    if not bool((plain < _SQUARES_UNDERFLOW).any()):
+    if x.dtype != torch.float64 or not bool((plain < _SQUARES_UNDERFLOW).any()):
         return plain
     largest = x.abs().amax(-1, keepdim=True).double()
     scaled = torch.linalg.vector_norm(x.double() / torch.where(largest > 0, largest, 1.0), dim=-1)
@@ -61,7 +64,7 @@ def reduce_site(
         elif (values := TENSORS[name](adjoints)) is not None:
             scale = adjoints.scale if name in _SCALED else None
             per_gate = values.unflatten(2, (len(gate_names) or 1, -1)) if name == "gates" else values[:, :, None]
-            found = norms(per_gate) if scale is None else norms(per_gate) / scale
+            found = norms(per_gate) if scale is None else _unscaled(norms(per_gate), scale, adjoints.faded)
             arrays[name] = adjoints.order.to_lag(found if name == "gates" else found[:, :, 0])
             if name == "gates":
                 arrays[name] = arrays[name].transpose(1, 2)
@@ -70,6 +73,15 @@ def reduce_site(
                     adjoints.true(values) if scale is not None else values
                 ).float()
     return {name: array for name, array in arrays.items() if array is not None}
+
+
+def _unscaled(found: Tensor, scale: Tensor, faded: list[bool] | None) -> Tensor:
+    """Divide the scale out of norms (T, B, G); where the adjoint faded, the smallest number marks "below normal"."""
+    found = found / scale
+    if faded is not None and any(faded):
+        rows = torch.tensor(faded, device=found.device)[:, None, None]
+        found = torch.where(rows & (found == 0), _BELOW_NORMAL, found)
+    return found
 
 
 def _consistency(adjoints: Adjoints) -> Tensor | None:
