@@ -248,7 +248,8 @@ CLIP_KINDS = ("norm", "value", "adaptive", "timestep")
 class ClipEvent:
     """One clipping call.
 
-    ``kind`` is one of ``CLIP_KINDS``. ``norm_before`` and ``norm_after`` are total 2-norms (or the ``norm_type``
+    ``kind`` is one of ``CLIP_KINDS``. ``norm_type`` is NaN where a script's own call used another norm than the
+    2-norm. ``norm_before`` and ``norm_after`` are total 2-norms (or the ``norm_type``
     that was asked for); ``scale`` is their ratio as applied; ``cosine`` between raw and clipped gradient is NaN where
     it was not measured (it is 1 by construction for norm clipping); ``clipped`` is the share of elements (value),
     rows (adaptive) or the whole (norm: 0 or 1) that was changed.

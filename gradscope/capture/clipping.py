@@ -160,3 +160,35 @@ def value_clip_cosine(parameters: Iterable[Tensor], threshold: float) -> tuple[f
         elements += raw.numel()
     cosine = dot / (before * after) ** 0.5 if before > 0 and after > 0 else float("nan")
     return before**0.5, after**0.5, cosine, changed / elements if elements else 0.0
+
+
+@torch.no_grad()
+def clip_grad_adaptive_(
+    parameters: Iterable[Tensor], factor: float, eps: float = 1e-3
+) -> tuple[float, float, float, float]:
+    """Clip each gradient row relative to the norm of its weights (Brock et al. 2021), in place.
+
+    Returns
+    -------
+    norm_before, norm_after, cosine, clipped : float
+        Total 2-norms, the cosine between raw and clipped gradient, and the share of rows clipped.
+    """
+    before = after = dot = 0.0
+    changed = rows = 0
+    for parameter in parameters:
+        if parameter.grad is None:
+            continue
+        raw = parameter.grad.double().flatten(1) if parameter.dim() > 1 else parameter.grad.double().reshape(-1, 1)
+        weight = parameter.double().reshape(raw.shape)
+        norm = torch.linalg.vector_norm(raw, dim=1, keepdim=True)
+        limit = factor * torch.linalg.vector_norm(weight, dim=1, keepdim=True).clamp_min(eps)
+        scale = torch.where(norm > limit, limit / norm, torch.ones_like(norm))
+        parameter.grad.mul_(scale.to(parameter.grad.dtype).reshape(-1, *[1] * (parameter.dim() - 1)))
+        squared = norm.pow(2)
+        before += float(squared.sum())
+        after += float((squared * scale.pow(2)).sum())
+        dot += float((squared * scale).sum())
+        changed += int((norm > limit).sum())
+        rows += len(norm)
+    cosine = dot / (before * after) ** 0.5 if before > 0 and after > 0 else float("nan")
+    return before**0.5, after**0.5, cosine, changed / rows if rows else 0.0

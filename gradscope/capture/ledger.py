@@ -37,6 +37,8 @@ class StepLedger:
         self._ended: tuple[int, dict[str, Any]] | None = None
         self._clips: list[tuple[ClipEvent, Tensor | None]] = []
         self._norm_type = 2.0
+        #: The norm type of the clipping call under way, where it is known.
+        self.asked_norm_type: float | None = None
         self._logs_after_step = True
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
@@ -134,7 +136,10 @@ class StepLedger:
                     (ClipEvent(step, kind, threshold, norm, after, scale, cosine, clipped, 2.0, len(parameters)), None)
                 )
             return
-        if before is not None and total_norm is not None:
+        if self.asked_norm_type is not None:
+            self._norm_type = self.asked_norm_type
+        elif before is not None and total_norm is not None:
+            # The function that torch hands over to does not know; only a 2-norm can be told from the measurement.
             raw = math.hypot(*(norm for norm in before[0] if not math.isnan(norm)))
             same = math.isclose(raw, float(total_norm), rel_tol=1e-2) or not math.isfinite(raw)
             self._norm_type = 2.0 if same else math.nan
@@ -142,6 +147,14 @@ class StepLedger:
             step, kind, threshold, math.nan, math.nan, math.nan, 1.0, math.nan, self._norm_type, len(parameters)
         )
         self._clips.append((event, None if total_norm is None else total_norm.detach()))
+
+    def note_adaptive(self, threshold: float, effect: tuple[float, float, float, float], count: int, step: int) -> None:
+        """Note an adaptive clipping call: norm before and after, cosine, share of rows clipped."""
+        before, after, cosine, clipped = effect
+        scale = after / before if before else 1.0
+        self._clips.append(
+            (ClipEvent(step, "adaptive", threshold, before, after, scale, cosine, clipped, 2.0, count), None)
+        )
 
     def _concerns(self, parameters: list[Tensor]) -> bool:
         return any(id(parameter) in self._names for parameter in parameters)

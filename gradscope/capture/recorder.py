@@ -166,12 +166,29 @@ class Recorder:
             Total norm before clipping.
         """
         chosen = list(self._ledger.optimized if parameters is None else parameters)
-        return torch.nn.utils.clip_grad_norm_(chosen, max_norm, norm_type)
+        self._ledger.asked_norm_type = float(norm_type)
+        try:
+            return torch.nn.utils.clip_grad_norm_(chosen, max_norm, norm_type)
+        finally:
+            self._ledger.asked_norm_type = None
 
     def clip_grad_value_(self, clip_value: float, *, parameters: Sequence[Tensor] | None = None) -> None:
         """Clip as ``torch.nn.utils.clip_grad_value_`` does, over all optimized parameters, and measure it."""
         chosen = list(self._ledger.optimized if parameters is None else parameters)
         torch.nn.utils.clip_grad_value_(chosen, clip_value)
+
+    def clip_grad_adaptive_(
+        self, factor: float = 0.01, eps: float = 1e-3, *, parameters: Sequence[Tensor] | None = None
+    ) -> None:
+        """Clip every row of every gradient to ``factor`` times the norm of its weights, and measure it.
+
+        Adaptive gradient clipping (Brock et al. 2021): a row g_i is scaled to ``factor`` · max(‖w_i‖, ``eps``) where its
+        norm is larger. Rows are the first axis; a vector is taken element by element.
+        """
+        chosen = list(self._ledger.optimized if parameters is None else parameters)
+        effect = clipping.clip_grad_adaptive_(chosen, factor, eps)
+        with self._unharmed("clipping"):
+            self._ledger.note_adaptive(factor, effect, len(chosen), self.step_number)
 
     # -- steps -----------------------------------------------------------------------------------------------
 

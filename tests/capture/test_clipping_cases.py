@@ -179,3 +179,33 @@ def test_the_gradient_norms_of_a_recorded_step_are_those_before_clipping(dtype: 
     steps = run.steps().iloc[0]
     assert steps.grad_norm == pytest.approx(math.hypot(*raw.values()), rel=1e-12)
     assert steps.grad_norm_applied == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_norm_type_that_was_asked_for_is_recorded(tmp_path: Path) -> None:
+    def clip(recorder: Recorder, parameters: list[Tensor], c: float) -> None:
+        recorder.clip_grad_norm_(c, norm_type=math.inf, parameters=parameters)
+
+    left, event = _clipped(tmp_path, torch.float64, (3.0, 4.0), clip)
+    assert left.tolist() == pytest.approx([0.75, 1.0], rel=1e-5)
+    assert event.norm_type == math.inf
+    assert event.norm_before == 4.0
+
+
+def test_adaptive_clipping_acts_on_each_row_relative_to_its_weights(tmp_path: Path) -> None:
+    """Rows (3, 4) and (.03, .04) of weights (6, 8) and 0 at factor .1: limits 1 and .1 · 1e-3."""
+    torch.manual_seed(0)
+    model = TwoWeights(torch.float64)
+    model.rows = nn.Parameter(torch.tensor([[6.0, 8.0], [0.0, 0.0]], dtype=torch.float64))
+    with gradscope.record(model, tmp_path / "run", every=1) as recorder:
+        model(torch.randn(4, 2, 2, dtype=torch.float64)).backward()
+        model.rows.grad = torch.tensor([[3.0, 4.0], [0.03, 0.04]], dtype=torch.float64)
+        recorder.clip_grad_adaptive_(0.1, parameters=[model.rows])
+        recorder.step()
+    expected = [[0.6, 0.8], [6e-5, 8e-5]]
+    torch.testing.assert_close(model.rows.grad, torch.tensor(expected, dtype=torch.float64))
+    event = gradscope.open_run(tmp_path / "run").clips().iloc[0]
+    assert (event.kind, event.threshold, event.clipped) == ("adaptive", 0.1, 1.0)
+    raw, left = torch.tensor([3.0, 4.0, 0.03, 0.04]), torch.tensor([0.6, 0.8, 6e-5, 8e-5])
+    assert event.norm_before == pytest.approx(float(raw.norm()))
+    assert event.norm_after == pytest.approx(float(left.norm()))
+    assert event.cosine == pytest.approx(float(torch.cosine_similarity(raw, left, dim=0)))
