@@ -182,8 +182,8 @@ class Recorder:
     ) -> None:
         """Clip every row of every gradient to ``factor`` times the norm of its weights, and measure it.
 
-        Adaptive gradient clipping (Brock et al. 2021): a row g_i is scaled to ``factor`` · max(‖w_i‖, ``eps``) where its
-        norm is larger. Rows are the first axis; a vector is taken element by element.
+        Adaptive gradient clipping (Brock et al. 2021): a row g_i is scaled to ``factor`` · max(‖w_i‖, ``eps``) where
+        its norm is larger. Rows are the first axis; a vector is taken element by element.
         """
         chosen = list(self._ledger.optimized if parameters is None else parameters)
         effect = clipping.clip_grad_adaptive_(chosen, factor, eps)
