@@ -38,6 +38,7 @@ def plot(
     weight         contribution of each timestep to the weight gradient
     sweep_loss, sweep_metric, norm_distribution    runs at several thresholds
     source_target, spectrum, lyapunov              from Python only
+    evidence, learning                             from Python only
 
     RUN is a run directory or a packed file.
     """

@@ -89,6 +89,11 @@ class Answered:
         return False if high <= self.asked.low or low >= self.asked.high else None
 
     @property
+    def mean_words(self) -> str:
+        """The mean, to three figures."""
+        return number(self.mean)
+
+    @property
     def range_words(self) -> str:
         """What was asked, in words."""
         low, high = self.asked.low, self.asked.high
@@ -149,7 +154,7 @@ class Claim:
         heads = {True: "holds", False: "does not hold", None: "is open"}
         said = []
         for met, head in heads.items():
-            found = [answer.asked.where for answer in self.answers if answer.met is met]
+            found = [f"{a.asked.where} ({a.mean_words})" for a in self.answers if a.met is met]
             if found:
                 said.append(f"{head} {_listed(found)}")
         return f"{self.outcome.capitalize()}: it {'; it '.join(said)}."

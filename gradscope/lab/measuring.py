@@ -124,8 +124,8 @@ class Measured:
 
     def curve(self, when: str, site: str | None = None, quantity: str | None = None) -> Floats:
         """The curve of a site, by default of the one that describes the model; NaN throughout where unknown."""
-        site, quantity = site or self.main[0], quantity or self.main[1]
-        found = self.curves.get((when, site, quantity))
+        key = when, self.main[0] if site is None else site, self.main[1] if quantity is None else quantity
+        found = self.curves.get(key)
         return np.full(2, np.nan) if found is None else found
 
     def reach(self, when: str, site: str | None = None, quantity: str | None = None) -> float:

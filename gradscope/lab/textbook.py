@@ -32,6 +32,13 @@ def _reach(task: str, model: str, when: str, name: str = "", **bounds: float) ->
     return Asked(where, REACH, lambda r: r.values(task, model, lambda m: m.reach(when)), log=True, **bounds)
 
 
+def _over(a: float, b: float) -> float:
+    """a / b; a gradient may be exactly zero, and nothing is known of zero over zero."""
+    if b == 0:
+        return math.nan if a == 0 or math.isnan(a) else math.inf
+    return a / b
+
+
 def _pairs(results: Results, task: str, models: tuple[str, str], value: Value) -> list[tuple[float, float]]:
     one, other = (results.values(task, model, value) for model in models)
     return list(zip(one, other, strict=True))
@@ -39,7 +46,7 @@ def _pairs(results: Results, task: str, models: tuple[str, str], value: Value) -
 
 def _loss(task: str, models: tuple[str, str], below: float, name: str = "") -> Asked:
     def measure(results: Results) -> Sequence[float]:
-        return [a / b for a, b in _pairs(results, task, models, lambda m: m.held_out)]
+        return [_over(a, b) for a, b in _pairs(results, task, models, lambda m: m.held_out)]
 
     return Asked(" ".join(filter(None, [name, _ON[task]])), LOSS_RATIO, measure, high=below, log=True)
 
@@ -70,7 +77,7 @@ def _parameters(models: tuple[str, str], low: float, high: float, where: str, co
         def count(m: Measured) -> float:
             return m.core_parameters if core else m.parameters
 
-        return [a / b for a, b in _pairs(results, "sunspots", models, count)]
+        return [_over(a, b) for a, b in _pairs(results, "sunspots", models, count)]
 
     what = "parameters of the recurrent layer, ratio" if core else "parameters, ratio"
     return Asked(where, what, measure, low, high, log=True)
@@ -89,7 +96,7 @@ def _input_share(task: str, model: str, position: float, name: str) -> Asked:
 
 def _hidden_over_cell(model: str, name: str) -> Asked:
     def value(m: Measured) -> float:
-        return m.reach("start", quantity="hidden") / m.reach("start", quantity="cell")
+        return _over(m.reach("start", quantity="hidden"), m.reach("start", quantity="cell"))
 
     what = "reach of ∂L/∂h over reach of ∂L/∂c"
     return Asked(f"{name} on the digits", what, lambda r: r.values("digits", model, value), low=1 / 3, high=3)
@@ -132,7 +139,7 @@ def _clip_loss(threshold: float) -> Asked:
     def measure(results: Results) -> Sequence[float]:
         clipped = results.values("sunspots", "rnn-gain-2", lambda m: m.last_losses, threshold)
         free = results.values("sunspots", "rnn-gain-2", lambda m: m.last_losses, None)
-        return [a / b for a, b in zip(clipped, free, strict=True)]
+        return [_over(a, b) for a, b in zip(clipped, free, strict=True)]
 
     what = "training loss at the end over that without clipping, same seed"
     return Asked(f"at threshold {threshold:g}", what, measure, high=1.0, log=True)
@@ -142,7 +149,7 @@ def _clip_reach(threshold: float) -> Asked:
     def measure(results: Results) -> Sequence[float]:
         clipped = results.values("digits", "rnn", lambda m: m.reach("end"), threshold)
         free = results.values("digits", "rnn", lambda m: m.reach("end"), None)
-        return [a / b for a, b in zip(clipped, free, strict=True)]
+        return [_over(a, b) for a, b in zip(clipped, free, strict=True)]
 
     what = "reach after training over that without clipping, same seed"
     return Asked(f"by norm clipping at {threshold:g}", what, measure, low=10.0, log=True)

@@ -17,27 +17,23 @@ NEEDS = "trainings of the lab"
 FROM_RUNS = False
 
 
-def table(
-    trained: Mapping[str, Sequence[Sequence[float]]], held_out: Mapping[str, Sequence[Mapping[int, float]]]
-) -> pd.DataFrame:
+def table(trainings: Mapping[str, Sequence[tuple[Sequence[float], Mapping[int, float]]]]) -> pd.DataFrame:
     """One row per model, seed, kind of loss and step.
 
     Parameters
     ----------
-    trained : mapping
-        Model to the batch losses of each seed; smoothed by a running median.
-    held_out : mapping
-        Model to the held-out losses of each seed, step to loss.
+    trainings : mapping
+        Model to what each seed gave: its batch losses, to be smoothed by a running median, and its held-out losses,
+        step to loss.
     """
     frames = []
-    for model, seeds in trained.items():
-        for seed, losses in enumerate(seeds):
+    for model, seeds in trainings.items():
+        for seed, (losses, held_out) in enumerate(seeds):
             value = np.asarray(losses, dtype=np.float64)
             smooth = running_median(value, smoothing(int(np.isfinite(value).sum())))
             rows = {"step": np.arange(1, value.size + 1), "value": smooth}
             frames.append(pd.DataFrame({"model": model, "kind": "training", "seed": seed, **rows}))
-        for seed, found in enumerate(held_out.get(model, ())):
-            rows = {"step": np.array(list(found)), "value": np.array(list(found.values()), dtype=float)}
+            rows = {"step": np.array(list(held_out)), "value": np.array(list(held_out.values()), dtype=float)}
             frames.append(pd.DataFrame({"model": model, "kind": "held out", "seed": seed, **rows}))
     return pd.concat(frames, ignore_index=True)
 
@@ -66,7 +62,7 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
             else:
                 ax.plot(steps, by_step["mean"], color=look["color"], marker=look["marker"], label=name)
                 marks.band(ax, steps, by_step["min"], by_step["max"], look["color"])
-            shown.append(by_step["mean"])
+            shown += [by_step["mean"], by_step["min"], by_step["max"]]
     if guess is not None:
         ax.axhline(guess, color=style.GREY, linewidth=0.9, linestyle=(0, (1, 2)))
         shown.append(np.array([guess]))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gradscope.errors import RunExistsError, SettingError
 from gradscope.plots.figures import provenance
 from gradscope.plots.saving import csv_bytes
-from gradscope.report import figures, page, summary
+from gradscope.report import figures, page, story, summary
 from gradscope.report.facts import RunFacts, gather
 
 if TYPE_CHECKING:
@@ -48,7 +48,12 @@ class ReportPaths:
 
 
 def build_report(
-    runs: Sequence[Run], out: str | os.PathLike[str], *, title: str = "", sweep: bool = False
+    runs: Sequence[Run],
+    out: str | os.PathLike[str],
+    *,
+    title: str = "",
+    sweep: bool = False,
+    told: story.Story | None = None,
 ) -> ReportPaths:
     """Write a report of one or more runs: ``index.html``, ``figures/``, ``data/``, ``summary.json``.
 
@@ -65,6 +70,8 @@ def build_report(
         Heading of the page.
     sweep : bool
         The runs differ in their clipping threshold and seed only: show loss, final metric and norms by threshold.
+    told : Story, optional
+        Chapters to stand before the runs; see :mod:`gradscope.report.story`.
 
     Returns
     -------
@@ -84,8 +91,16 @@ def build_report(
         raise SettingError("no run to report: pass at least one.")
     check_free(out)
     facts = gather(runs)
+    chapters = [] if told is None else story.draw_all(told, provenance(runs))
     drawn, missing = figures.draw_all(runs, provenance(runs), sweep=sweep)
-    files = _contents(facts, drawn, missing, title)
+    files = _contents([*chapters, *drawn])
+    opening = "" if told is None else story.render(told, chapters)
+    html = page.render(facts, drawn, missing, title, opening, len(chapters) + 1)
+    files["index.html"] = html.encode("utf-8", "backslashreplace")
+    numbers = summary.summarise(facts, _listed([*chapters, *drawn]), missing)
+    if told is not None:
+        numbers["claims"] = summary.clean(story.numbers(told))
+    files["summary.json"] = summary.to_text(numbers).encode()
     _write(out, files)
     written = [out / name for name in files]
     return ReportPaths(
@@ -111,21 +126,24 @@ def check_free(out: Path) -> None:
         raise RunExistsError(f"{out} exists already; nothing is overwritten. Choose another directory or remove it.")
 
 
-def _contents(
-    facts: list[RunFacts], drawn: list[figures.Drawn], missing: dict[str, str], title: str
-) -> dict[str, bytes]:
-    """Every file of the report: relative name to bytes."""
+def _contents(drawn: Sequence[figures.Drawn]) -> dict[str, bytes]:
+    """The files of the figures: relative name to bytes."""
     files: dict[str, bytes] = {}
-    listed: dict[str, Any] = {}
     for figure in drawn:
-        names = [f"figures/{figure.name}.{kind}" for kind in figure.files]
-        files |= dict(zip(names, figure.files.values(), strict=True))
+        files |= {f"figures/{figure.name}.{kind}": content for kind, content in figure.files.items()}
         files[f"data/{figure.name}.csv"] = csv_bytes(figure.data)
-        listed[figure.name] = {"caption": figure.caption, "files": [*names, f"data/{figure.name}.csv"]}
-    numbers = summary.summarise(facts, listed, missing)
-    files["summary.json"] = summary.to_text(numbers).encode()
-    files["index.html"] = page.render(facts, drawn, missing, title).encode("utf-8", "backslashreplace")
     return files
+
+
+def _listed(drawn: Sequence[figures.Drawn]) -> dict[str, Any]:
+    """What the summary says of each figure."""
+    return {
+        figure.name: {
+            "caption": figure.caption,
+            "files": [*(f"figures/{figure.name}.{kind}" for kind in figure.files), f"data/{figure.name}.csv"],
+        }
+        for figure in drawn
+    }
 
 
 def _write(out: Path, files: dict[str, bytes]) -> None:

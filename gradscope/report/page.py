@@ -21,12 +21,20 @@ from gradscope.report.template import PAGE, READING, STYLE
 TITLE = "How far back does the gradient reach?"
 
 
-def render(facts: Sequence[RunFacts], drawn: Sequence[Drawn], missing: dict[str, str], title: str = "") -> str:
-    """The whole page."""
+def render(
+    facts: Sequence[RunFacts],
+    drawn: Sequence[Drawn],
+    missing: dict[str, str],
+    title: str = "",
+    opening: str = "",
+    first: int = 1,
+) -> str:
+    """The whole page; ``opening`` is HTML that stands before the runs, ``first`` the number of their first figure."""
     sections = [
-        answers(facts),
+        opening,
+        section("The recorded runs", answers(facts)) if opening else answers(facts),
         section("Comparison", comparison(facts)),
-        section("Figures", "".join(figure(one, i) for i, one in enumerate(drawn, 1))) if drawn else "",
+        section("Figures", "".join(figure(one, i) for i, one in enumerate(drawn, first))) if drawn else "",
         section("Clipping", clipping(facts)),
         section("How to read these numbers", READING),
         section("What was recorded", coverage(facts)),

@@ -9,7 +9,9 @@ Layout (keys sorted; a number that does not exist or is not finite is ``null``):
                "settings",
                "sites": [{"site", "cell", "quantity", "sentence", "caveat", "early": FIT, "late": FIT}],
                "silent": {site: reason}, "clipping": [{"sentence", ...}], "thresholds": [...], "suggestion": {...},
-               "coverage": [{"site", "status", "reason", "count"}], "lost": {reason: count}}]}
+               "coverage": [{"site", "status", "reason", "count"}], "lost": {reason: count}}],
+     "claims": [{"chapter", "statement", "outcome", "sentence",          (only where a story was told)
+                 "answers": [{"where", "what", "low", "high", "values", "mean", "interval", "met"}]}]}
 
     FIT = {"steps": [first, last], "rate" and "interval" (log10 per step), "r2", "half_life", "half_life_interval",
            "half_life_reason", "horizon", "horizon_fraction", "lag_range", "last_lag", "reach", "n_sequences",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -13,7 +15,31 @@ from gradscope.plots.saving import render
 from tests.made_runs import make_run
 
 FROM_RUNS = [name for name in plots.PLOTS if getattr(plots.load(name), "FROM_RUNS", True)]
+
+
+def claims(n: int) -> list[SimpleNamespace]:
+    """Statements with a ratio and a difference each, met, not met and open; a value of zero; long words."""
+    ratio = SimpleNamespace(where="at $initialisation_ on the digits " * 2, what="ratio", low=0.0, high=0.5, log=True)
+    plain = SimpleNamespace(where="after training", what="difference of rates", low=-np.inf, high=0.0, log=False)
+    values = [10.0**-i for i in range(min(n, 12))]
+    answers = [
+        SimpleNamespace(asked=ratio, values=values, mean=1e-3, interval=(1e-4, 1e-2), met=True),
+        SimpleNamespace(asked=plain, values=values, mean=0.3, interval=(0.1, 0.5), met=False),
+        SimpleNamespace(asked=replace_where(ratio, "zero"), values=[0.0] * 2, mean=0.0, interval=None, met=None),
+    ]
+    return [SimpleNamespace(statement=f"So it is, number {i}.", outcome="refined", answers=answers) for i in range(2)]
+
+
+def replace_where(asked: SimpleNamespace, where: str) -> SimpleNamespace:
+    return SimpleNamespace(**{**vars(asked), "where": where})
+
+
 FROM_ARRAYS = {
+    "evidence": lambda n: claims(n),
+    "learning": lambda n: {
+        "rnn": [(1 / np.arange(1, n + 1), {1: 1.0, n: 0.1}), (2 / np.arange(1, n + 1), {1: 2.0, n: 0.5})],
+        "a_$": [([np.nan] * n, {})],
+    },
     "source_target": lambda n: np.tril(10.0 ** -np.abs(np.subtract.outer(np.arange(n), np.arange(n)) * 0.1)),
     "spectrum": lambda n: 10.0 ** (-0.1 * np.arange(n)[:, None] * np.linspace(0, 2, 5)),
     "lyapunov": lambda n: {"a": -np.arange(n) / 4.0, "b_$": [-0.5] * n},
