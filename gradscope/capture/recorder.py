@@ -384,7 +384,7 @@ def record(
     samples : int or None
         Sequences of the batch to record, evenly spaced; sequences do not mix, so a subset is exact. None for all.
     quantities : str or sequence of str, optional
-        Of ``gradscope.schema.QUANTITIES``; ``hidden`` and ``cell`` by default, ``"all"`` for every one.
+        Of ``gradscope.schema.QUANTITIES``; ``hidden``, ``cell`` and ``direct`` by default, ``"all"`` for every one.
     sites : str or sequence of str, optional
         Sites, module paths or patterns; every recurrent layer by default. The path of any other module records the
         gradient of its input.
