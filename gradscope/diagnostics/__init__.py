@@ -11,7 +11,7 @@ from gradscope.diagnostics.clipping import ClipStatistics, clip_statistics, norm
 from gradscope.diagnostics.consistency import direction_consistency
 from gradscope.diagnostics.curve import DecayCurve, decay_curve
 from gradscope.diagnostics.decay import DecayFit, combine_fits, fit_decay
-from gradscope.diagnostics.difference import RateDifference, compare_rates
+from gradscope.diagnostics.difference import MeanDifference, compare_means, compare_rates
 from gradscope.diagnostics.gates import (
     Saturation,
     TimescaleSummary,
@@ -23,6 +23,7 @@ from gradscope.diagnostics.gates import (
 from gradscope.diagnostics.law import LawComparison, compare_laws
 from gradscope.diagnostics.lyapunov import LyapunovSpectrum, lyapunov_exponents
 from gradscope.diagnostics.noise import NoiseScale, noise_scale
+from gradscope.diagnostics.outcome import Outcome, findings, outcomes_by_threshold
 from gradscope.diagnostics.ratio import one_step_ratio
 from gradscope.diagnostics.registry import DIAGNOSTICS, Diagnostic
 from gradscope.diagnostics.spectrum import SpectrumBand, spectrum_band
@@ -44,8 +45,9 @@ __all__ = [
     "Diagnostic",
     "LawComparison",
     "LyapunovSpectrum",
+    "MeanDifference",
     "NoiseScale",
-    "RateDifference",
+    "Outcome",
     "Saturation",
     "SpectrumBand",
     "ThresholdEffect",
@@ -56,14 +58,17 @@ __all__ = [
     "clip_statistics",
     "combine_fits",
     "compare_laws",
+    "compare_means",
     "compare_rates",
     "decay_curve",
     "direction_consistency",
+    "findings",
     "fit_decay",
     "lyapunov_exponents",
     "noise_scale",
     "norm_scale",
     "one_step_ratio",
+    "outcomes_by_threshold",
     "running_share",
     "saturation",
     "spectrum_band",

@@ -1,4 +1,4 @@
-"""Whether two groups of runs decay at different rates."""
+"""Whether two groups of runs differ in their mean: in the rate of decay, or in any other number per run."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from gradscope.errors import SettingError
 
 
 @dataclass(frozen=True)
-class RateDifference:
-    """Mean rate of the first group minus that of the second, log10 per step.
+class MeanDifference:
+    """Mean of the first group minus that of the second.
 
     ``distinguishable`` is None where no interval can be given; ``reason`` then says why. Groups that cannot be told
     apart are not thereby equal: the interval says how large a difference the runs leave open.
@@ -27,7 +27,7 @@ class RateDifference:
     reason: str = ""
 
 
-def compare_rates(first: Sequence[DecayFit], second: Sequence[DecayFit], *, confidence: float = 0.95) -> RateDifference:
+def compare_rates(first: Sequence[DecayFit], second: Sequence[DecayFit], *, confidence: float = 0.95) -> MeanDifference:
     """Difference of decay rates between two groups of runs, with Welch's interval over runs.
 
     Parameters
@@ -41,19 +41,32 @@ def compare_rates(first: Sequence[DecayFit], second: Sequence[DecayFit], *, conf
     SettingError
         ``confidence`` out of range.
     """
+    return compare_means([fit.rate for fit in first], [fit.rate for fit in second], confidence=confidence)
+
+
+def compare_means(first: Sequence[float], second: Sequence[float], *, confidence: float = 0.95) -> MeanDifference:
+    """Difference of means between two groups of runs, with Welch's interval; see :func:`compare_rates`.
+
+    Values that are not finite are left out.
+
+    Raises
+    ------
+    SettingError
+        ``confidence`` out of range.
+    """
     if not 0 < confidence < 1:
         raise SettingError(f"confidence must lie between 0 and 1, got {confidence}.")
-    a, b = (np.array([fit.rate for fit in fits if np.isfinite(fit.rate)]) for fits in (first, second))
+    a, b = (np.array([value for value in group if np.isfinite(value)]) for group in (first, second))
     sizes = (int(a.size), int(b.size))
     if min(sizes) == 0:
-        return RateDifference(float("nan"), None, None, sizes, "no run with a rate on one side")
+        return MeanDifference(float("nan"), None, None, sizes, "no run with a number on one side")
     difference = float(a.mean() - b.mean())
     if min(sizes) < 2:
-        return RateDifference(difference, None, None, sizes, "at least two runs on each side are needed")
+        return MeanDifference(difference, None, None, sizes, "at least two runs on each side are needed")
     variances = np.array([a.var(ddof=1) / a.size, b.var(ddof=1) / b.size])
     if not variances.any():
-        return RateDifference(difference, (difference, difference), difference != 0, sizes)
+        return MeanDifference(difference, (difference, difference), difference != 0, sizes)
     freedom = variances.sum() ** 2 / np.sum(variances**2 / (np.array(sizes) - 1))
     arm = float(stdtrit(freedom, 0.5 + confidence / 2) * np.sqrt(variances.sum()))
     interval = (difference - arm, difference + arm)
-    return RateDifference(difference, interval, not interval[0] <= 0 <= interval[1], sizes)
+    return MeanDifference(difference, interval, not interval[0] <= 0 <= interval[1], sizes)

@@ -29,7 +29,7 @@ def test_rates_within_the_spread_of_seeds_are_not_told_apart():
 
 @pytest.mark.parametrize(
     ("first", "second", "reason"),
-    [([-0.2], [-0.1, -0.2], "at least two runs"), ([], [-0.1, -0.2], "no run with a rate")],
+    [([-0.2], [-0.1, -0.2], "at least two runs"), ([], [-0.1, -0.2], "no run with a number")],
 )
 def test_too_few_runs_give_no_interval(first, second, reason):
     result = compare_rates(fits(first), fits(second))
