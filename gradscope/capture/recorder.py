@@ -53,7 +53,6 @@ class Recorder:
         self.model, self.settings, self.targets = unwrapped(model), settings, targets
         self.samples = settings.samples
         self.step_number = 0
-        self._micro = 0
         self._sites: dict[str, SiteRecord] = {}
         self._finished: list[dict[str, SiteRecord]] = []
         self._uses: dict[str, int] = {}
@@ -212,7 +211,7 @@ class Recorder:
 
     def entering(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
         """Take a forward call that was under way when its step began to be recorded; as a forward pre-hook."""
-        return self._watcher._before_forward(module, args) if self.recording else None
+        return self._watcher.before_forward(module, args) if self.recording else None
 
     def _before_optimizer(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self.recording:
@@ -236,7 +235,6 @@ class Recorder:
                 self._store(lambda: self._writer.set_coverage(self._coverage.lines()))
         self._finished.clear()
         self._uses.clear()
-        self._micro = 0
         self._scale = 1.0
         self._watcher.forget()
         self._ledger.end_step(self.step_number, self.recording)
@@ -262,7 +260,6 @@ class Recorder:
         if self._sites:
             self._finished.append(self._sites)
             self._sites = {}
-            self._micro += 1
             self._uses.clear()
 
     # -- what the watcher reports ----------------------------------------------------------------------------

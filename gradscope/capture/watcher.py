@@ -91,7 +91,7 @@ class Watcher:
         self._quieten_compile()
         self._handles.append(register_module_forward_hook(_eager(self._after_forward), with_kwargs=True))
         if self._draws_masks or self._tapped:
-            self._handles.append(register_module_forward_pre_hook(_eager(self._before_forward)))
+            self._handles.append(register_module_forward_pre_hook(_eager(self.before_forward)))
 
     def _quieten_compile(self) -> None:
         """Keep torch.compile from warning of our global hook: on the compiled wrapper it does nothing."""
@@ -131,7 +131,7 @@ class Watcher:
         self._rng.clear()
         self._chains.clear()
 
-    def _before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if id(module) in self._draws_masks and module.training:
             self._rng[id(module)] = torch.get_rng_state()
         elif id(module) in self._tapped and torch.is_grad_enabled():
