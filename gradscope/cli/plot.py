@@ -37,7 +37,7 @@ def plot(
     timescales     how long each unit retains
     weight         contribution of each timestep to the weight gradient
     sweep_loss, sweep_metric, norm_distribution    runs at several thresholds
-    source_target, spectrum, lyapunov              from Python only
+    source_target, spectrum, lyapunov, whatif      from Python only
     evidence, learning                             from Python only
 
     RUN is a run directory or a packed file.

@@ -34,6 +34,7 @@ PLOTS: dict[str, str] = {
     "timescales": "gradscope.plots.timescales",
     "training": "gradscope.plots.training",
     "weight": "gradscope.plots.weight",
+    "whatif": "gradscope.plots.whatif",
 }
 
 __all__ = ["PLOTS", "load"]

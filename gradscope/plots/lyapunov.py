@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import ArrayLike
 
 from gradscope.errors import SettingError
 from gradscope.plots import marks, style
 from gradscope.plots.text import label
 
 TITLE = "Lyapunov spectrum"
-NEEDS = "a measurement on demand of the one-step Jacobians, drawn with gradscope.plots.lyapunov.draw(table(exponents))"
+NEEDS = "gradscope.spectrum(model, x), drawn with gradscope.plots.lyapunov.draw(table({name: measured}))"
 FROM_RUNS = False
 
 
-def table(spectra: Mapping[str, ArrayLike]) -> pd.DataFrame:
+def table(spectra: Mapping[str, Any]) -> pd.DataFrame:
     """One row per exponent.
 
     Parameters
     ----------
-    spectra : mapping of str to array_like, shape (k,)
-        Name of a model or run to its exponents, natural logarithm per step.
+    spectra : mapping of str to Spectrum or array_like, shape (k,)
+        Name of a model or run to what :func:`gradscope.spectrum` measured, or to its exponents (ln per step).
 
     Returns
     -------
@@ -39,7 +39,8 @@ def table(spectra: Mapping[str, ArrayLike]) -> pd.DataFrame:
     """
     frames = []
     for name, exponents in spectra.items():
-        values = np.sort(np.asarray(exponents, dtype=np.float64).ravel())[::-1]
+        values = np.asarray(getattr(exponents, "exponents", exponents), dtype=np.float64).ravel()
+        values = np.sort(values)[::-1]
         frames.append(pd.DataFrame({"run": name, "index": np.arange(values.size), "exponent": values}))
     if not frames or not any(len(frame) for frame in frames):
         raise SettingError("no exponents to draw: pass a mapping of names to exponents.")

@@ -42,6 +42,26 @@ def log_y(ax: Axes, values: Iterable[ArrayLike], *, decades: float = 1.0) -> Non
         ax.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
 
 
+def powers_y(ax: Axes, logs: Iterable[ArrayLike], *, decades: float = 1.0) -> None:
+    """Linear y axis around finite decadic logarithms, labelled as powers of ten: reaches beyond float64's range."""
+    flat = np.concatenate([np.asarray(v, dtype=np.float64).ravel() for v in logs])
+    flat = flat[np.isfinite(flat)]
+    low, high = (float(flat.min()), float(flat.max())) if flat.size else (-1.0, 0.0)
+    missing, pad = max(0.0, decades - (high - low)) / 2, 0.05 * max(high - low, decades)
+    low, high = low - missing - pad, high + missing + pad
+    ax.set_ylim(low, high)
+    step = _spacing(low, high)
+    at = [e for e in range(int(np.ceil(low)), int(np.floor(high)) + 1) if e % step == 0]
+    if len(at) > 1:
+        ax.set_yticks(at, ["1" if e == 0 else f"$10^{{{e}}}$" for e in at])
+    else:  # hardly a decade in view: label 2 and 5 as well
+        around = [(m, e) for e in range(int(np.floor(low)), int(np.ceil(high)) + 1) for m in (1, 2, 5)]
+        around = [(m, e) for m, e in around if low <= e + np.log10(m) <= high]
+        digits = all(abs(e) <= 3 for _, e in around)
+        names = [f"{m * 10.0**e:g}" if digits else rf"${m}\cdot10^{{{e}}}$" for m, e in around]
+        ax.set_yticks([e + float(np.log10(m)) for m, e in around], names)
+
+
 def log_x(ax: Axes, low: float, high: float) -> None:
     """Logarithmic x axis from ``low`` to ``high``, ticks labelled like those of :func:`log_y`."""
     ax.set_xscale("log")
@@ -56,7 +76,7 @@ def log_x(ax: Axes, low: float, high: float) -> None:
 def ticks(low: float, high: float) -> list[float]:
     """At most about seven positions, at powers whose spacing is 1, 2, 5, 10, 20 ... decades."""
     first, last = int(np.ceil(low)), int(np.floor(high))
-    step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 200) if (last - first) / s <= 6)
+    step = _spacing(low, high)
     exponents = [e for e in range(first, last + 1) if e % step == 0]
     if len(exponents) >= 3 or (len(exponents) == 2 and high - low > 1.9):
         return [10.0**e for e in exponents]
@@ -67,6 +87,12 @@ def ticks(low: float, high: float) -> list[float]:
         return around
     even = MaxNLocator(nbins=4).tick_values(10.0**low, 10.0**high)  # so narrow that a linear scale reads the same
     return [float(tick) for tick in even if low <= np.log10(max(tick, 1e-300)) <= high]
+
+
+def _spacing(low: float, high: float) -> int:
+    """Decades between two labels, so that about seven fit."""
+    whole = int(np.floor(high)) - int(np.ceil(low))
+    return next(m * 10**e for e in range(12) for m in (1, 2, 5) if whole / (m * 10**e) <= 6)
 
 
 def tick_labels(at: list[float]) -> list[str]:

@@ -2,46 +2,90 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from gradscope.diagnostics.spectrum import spectrum_band
 from gradscope.errors import SettingError
 from gradscope.plots import marks, style
 
 TITLE = "Singular values of the Jacobian against lag"
-NEEDS = "a measurement on demand of ∂s_T/∂s_t, drawn with gradscope.plots.spectrum.draw(table(singular_values))"
+NEEDS = "gradscope.spectrum(model, x), drawn with gradscope.plots.spectrum.draw(table(measured))"
 FROM_RUNS = False
 
-LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
+LEVELS = {"smallest": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "largest": 1.0}
+
+Floats = NDArray[np.float64]
 
 
-def table(singular_values: ArrayLike) -> pd.DataFrame:
-    """Quantiles over the singular values at each lag.
+def table(measured: Any, lags: ArrayLike | None = None) -> pd.DataFrame:
+    """Quantiles over the singular values at each lag, as logarithms: e^-3000 has no float64, its logarithm has.
 
     Parameters
     ----------
-    singular_values : array_like, shape (L, S) or (L, ..., S)
-        Of ∂s_T/∂s_t; row k is lag k. Axes between (sequences) are pooled.
+    measured : Spectrum or array_like
+        From :func:`gradscope.spectrum`, with its own lags; or singular values of ∂s_T/∂s_{T−lag}, shape (L, S) or
+        (L, ..., S). Axes between (sequences) are pooled; NaN (beyond a sequence) is left out.
+    lags : array_like of int, shape (L,), optional
+        Of an array; 0, 1, 2 ... when not given.
 
     Returns
     -------
     DataFrame
-        lag, ``smallest``, ``q25``, ``median``, ``q75``, ``largest``, ``effective_rank``.
+        lag; ``smallest``, ``q25``, ``median``, ``q75``, ``largest``: log10 of the nearest order statistic, ``-inf``
+        for an exact zero, NaN where no sequence reaches; ``effective_rank``: participation ratio of the squares,
+        median over sequences.
 
     Raises
     ------
     SettingError
-        Fewer than two axes.
+        Fewer than two axes, or lags of another number; repeated or negative lags.
     """
-    values = np.asarray(singular_values, dtype=np.float64)
-    if values.ndim < 2 or not values.size:
-        raise SettingError(f"singular values come as (lag, ..., value), got shape {values.shape}.")
-    band = spectrum_band(values, LEVELS)
-    columns = dict(zip(("smallest", "q25", "median", "q75", "largest"), band.quantiles.T, strict=True))
-    return pd.DataFrame({"lag": np.arange(len(values)), **columns, "effective_rank": band.effective_rank})
+    logs, at = _read(measured, lags)
+    logs, at = logs[np.argsort(at)], np.sort(at)
+    columns = dict(zip(LEVELS, _order_statistics(logs.reshape(len(logs), -1)).T / np.log(10), strict=True))
+    return pd.DataFrame({"lag": at, **columns, "effective_rank": _effective_rank(logs)})
+
+
+def _read(measured: Any, lags: ArrayLike | None) -> tuple[Floats, NDArray[np.int64]]:
+    """Natural logarithms (L, ..., S) and their lags."""
+    if hasattr(measured, "log_singular_values"):
+        logs, lags = np.asarray(measured.log_singular_values, dtype=np.float64), measured.lags
+    else:
+        with np.errstate(divide="ignore"):
+            logs = np.log(np.asarray(measured, dtype=np.float64))
+    if logs.ndim < 2 or not logs.size:
+        raise SettingError(f"singular values come as (lag, ..., value), got shape {logs.shape}.")
+    at = np.arange(len(logs)) if lags is None else np.asarray(lags, dtype=np.int64)
+    if at.shape != (len(logs),) or np.unique(at).size != at.size or at.min() < 0:
+        raise SettingError(f"one distinct lag per row: got lags of shape {at.shape} for {len(logs)} rows.")
+    return logs, at
+
+
+def _order_statistics(logs: Floats) -> Floats:
+    """The nearest order statistic per level, (L, 5): interpolating between -inf and a number means nothing."""
+    found = np.full((len(logs), len(LEVELS)), np.nan)
+    ordered = np.sort(logs, axis=1)  # NaN last
+    for row, values in enumerate(ordered):
+        n = int((~np.isnan(values)).sum())
+        if n:
+            found[row] = values[np.rint(np.array(list(LEVELS.values())) * (n - 1)).astype(int)]
+    return found
+
+
+def _effective_rank(logs: Floats) -> Floats:
+    """``(Σ σ²)² / Σ σ⁴``, from logarithms relative to the largest so that a vanished spectrum does not underflow."""
+    rows = logs.reshape(len(logs), -1, logs.shape[-1])
+    with np.errstate(invalid="ignore", under="ignore"):
+        relative = np.exp(2 * (rows - rows.max(axis=-1, keepdims=True)))
+        rank = relative.sum(-1) ** 2 / (relative**2).sum(-1)
+    median = np.full(len(rank), np.nan)
+    known = ~np.isnan(rank).all(axis=1)
+    median[known] = np.nanmedian(rank[known], axis=1)
+    return median
 
 
 def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "screen", legend: bool = True) -> Axes:
@@ -49,19 +93,21 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
     ax = style.axes(ax, style=style_name)
     marks.whole_x(ax, data["lag"])
     colour = style.PALETTE[0]
-    quantiles = ["smallest", "q25", "median", "q75", "largest"]
-    marks.log_y(ax, [data[name] for name in quantiles])
+    marks.powers_y(ax, [data[name] for name in LEVELS])
     floor = ax.get_ylim()[0]  # a zero has no place on the axis, the band still reaches down to it
     for low, high in (("smallest", "largest"), ("q25", "q75")):
         marks.band(ax, data["lag"], data[low].clip(lower=floor), data[high].clip(lower=floor), colour)
-    ax.plot(data["lag"], data["median"], color=colour, label="median")
-    ax.plot(data["lag"], data["largest"], color=colour, linewidth=0.8, linestyle="--", label="largest")
-    ax.plot(data["lag"], data["smallest"], color=colour, linewidth=0.8, linestyle=":", label="smallest")
-    ax.axhline(1.0, color=style.GREY, linewidth=0.8, linestyle=":", label="_preserved")
-    marks.at_edge(ax, data["lag"][data["smallest"] == 0], top=False, color=colour, label="zero")
-    marks.at_edge(ax, data["lag"][~np.isfinite(data["largest"])], top=True, color=colour, label="not finite")
+    marker = "o" if len(data) <= 24 else ""  # few chosen lags are points; what lies between was not measured
+    lines = {"median": (1.3, "-"), "largest": (0.8, (0, (5, 1.6))), "smallest": (0.8, (0, (1.2, 1.2)))}
+    for name, (width, dash) in lines.items():
+        drawn = data[name].where(np.isfinite(data[name]))
+        ax.plot(data["lag"], drawn, color=colour, linewidth=width, linestyle=dash, label=name, marker=marker)
+    ax.axhline(0.0, color=style.GREY, linewidth=0.8, linestyle=":", label="_preserved")
+    marks.at_edge(ax, data["lag"][np.isneginf(data["smallest"])], top=False, color=colour, label="zero")
+    lost = data["largest"].isna() | np.isposinf(data["largest"])
+    marks.at_edge(ax, data["lag"][lost], top=True, color=colour, label="not finite")
     ax.set_xlabel("lag (recurrent steps back from the last)")
-    ax.set_ylabel(r"singular values of $\partial s_T/\partial s_t$")
+    ax.set_ylabel(r"singular values of $\partial s_T/\partial s_{T-\mathrm{lag}}$")
     if legend:
         style.legend(ax)
     return ax
@@ -69,7 +115,10 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
 
 def caption(data: pd.DataFrame) -> str:
     """What the figure shows, in words."""
+    lags = data["lag"]
+    spaced = "" if len(data) == lags.max() - lags.min() + 1 else f" ({len(data)} of them)"
     return (
-        "Singular values of the Jacobian of the last joint state with respect to the joint state at each lag, 0 to "
-        f"{data['lag'].max()}: median, middle half (dark band), full range (light band). Triangles: exactly zero."
+        f"Singular values of the Jacobian of the last joint state with respect to that at each lag, {lags.min()} to "
+        f"{lags.max()}{spaced}: median, middle half (dark band), full range (light band), all sequences together. "
+        "Dotted: 1, a direction that is preserved. Triangles: exactly zero."
     )

@@ -39,7 +39,7 @@ def test_it_writes_the_figure_and_its_data(run, tmp_path, kind):
         (["decay", "--style", "neurisp"], 2, "neurips"),
         (["decay", "--step", "soon"], 2, "'first' or 'last'"),
         (["norms", "--site", "lstm/l0"], 2, "does not apply"),
-        (["source_target"], 2, "measurement"),
+        (["source_target"], 2, "gradscope.source_target("),
         (["gates"], 1, "quantities=[..., 'gates']"),
     ],
 )

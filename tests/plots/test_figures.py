@@ -17,6 +17,18 @@ from tests.made_runs import make_run
 FROM_RUNS = [name for name in plots.PLOTS if getattr(plots.load(name), "FROM_RUNS", True)]
 
 
+def clipped(n: int) -> SimpleNamespace:
+    """What ``gradscope.clip_whatif`` gives, for curves that fall by a tenth of a decade per lag."""
+    fall = 10.0 ** (-0.1 * np.arange(n))
+    thresholds = (np.inf, 1e-1, 1e-2)
+    curves = np.stack([np.broadcast_to(np.minimum(fall, c), (4, n)) for c in thresholds])
+    share = np.stack([(fall >= c).astype(float) for c in thresholds])
+    info = SimpleNamespace(site="lstm/l0", curve="cell")
+    return SimpleNamespace(
+        info=info, thresholds=thresholds, lags=np.arange(n), norms={"hidden": curves, "cell": curves / 2}, clipped=share
+    )
+
+
 def claims(n: int) -> list[SimpleNamespace]:
     """Statements with a ratio and a difference each, met, not met and open; a value of zero; long words."""
     ratio = SimpleNamespace(where="at $initialisation_ on the digits " * 2, what="ratio", low=0.0, high=0.5, log=True)
@@ -43,6 +55,7 @@ FROM_ARRAYS = {
     "source_target": lambda n: np.tril(10.0 ** -np.abs(np.subtract.outer(np.arange(n), np.arange(n)) * 0.1)),
     "spectrum": lambda n: 10.0 ** (-0.1 * np.arange(n)[:, None] * np.linspace(0, 2, 5)),
     "lyapunov": lambda n: {"a": -np.arange(n) / 4.0, "b_$": [-0.5] * n},
+    "whatif": lambda n: clipped(n),
 }
 
 
@@ -97,7 +110,7 @@ def drawn(name: str, data, preset: str) -> Figure:
     return figures.figure_of(plots.load(name), data, preset)
 
 
-FAST, SLOW = ("ordinary", "diverged", "hostile"), ("short", "long", "single", "zeros", "several")
+FAST, SLOW = ("ordinary", "diverged"), ("hostile", "short", "long", "single", "zeros", "several")
 
 
 @pytest.mark.parametrize("case", [*FAST, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)])
@@ -118,7 +131,7 @@ def test_every_figure_can_be_drawn_on_a_page_and_nothing_is_cut_off(name, case, 
         assert_whole(drawn(name, plots.load(name).table(cases(case)), "screen"))
 
 
-@pytest.mark.parametrize("size", [1, 3, 50, pytest.param(700, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [1, 50, *(pytest.param(size, marks=pytest.mark.slow) for size in (3, 700))])
 @pytest.mark.parametrize("name", FROM_ARRAYS)
 def test_every_figure_of_arrays_can_be_drawn_and_nothing_is_cut_off(name, size):
     data = plots.load(name).table(FROM_ARRAYS[name](size))
@@ -177,6 +190,7 @@ def test_an_axes_that_is_given_is_the_one_drawn_on(name, cases):
     assert tuple(figure.get_size_inches()) == (4, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["training", "norms", "gates"])
 def test_the_same_runs_give_the_same_bytes(name, cases):
     module = plots.load(name)

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
-from gradscope.errors import SettingError
-from gradscope.plots import gates, heatmap, lyapunov, source_target, spectrum, style
+from gradscope.plots import gates, heatmap, style
 from tests.made_runs import make_run
 
 
@@ -37,34 +35,3 @@ def test_gates_are_averaged_over_sequences_each_by_itself(tmp_path):
         ax = gates.draw(data)
     assert [label.get_text() for label in ax.get_yticklabels()] == list("ifgo")
     np.testing.assert_allclose(np.ma.getdata(ax.collections[-1].get_array()).reshape(4, 40), expected)
-
-
-def test_source_target_keeps_the_lower_triangle():
-    matrix = np.arange(9.0).reshape(3, 3)
-    data = source_target.table(matrix)
-    assert len(data) == 6
-    assert (data["source"] <= data["target"]).all()
-    assert data.set_index(["target", "source"])["norm"].loc[(2, 1)] == 7.0
-    with pytest.raises(SettingError, match=r"\(2, 3\)"):
-        source_target.table(np.ones((2, 3)))
-
-
-def test_spectrum_quantiles_are_those_of_the_singular_values():
-    values = np.random.default_rng(0).uniform(0.1, 2, (12, 3, 8))
-    data = spectrum.table(values)
-    np.testing.assert_allclose(data["median"], np.median(values.reshape(12, -1), axis=1))
-    np.testing.assert_allclose(data["largest"], values.max(axis=(1, 2)))
-    with style.use("screen"):
-        ax = spectrum.draw(data)
-    np.testing.assert_allclose(ax.get_lines()[0].get_ydata(), data["median"])
-
-
-def test_lyapunov_exponents_are_sorted_and_destroyed_directions_marked():
-    data = lyapunov.table({"a": [-1.0, 0.5, -np.inf]})
-    assert data["exponent"].tolist() == [0.5, -1.0, -np.inf]
-    with style.use("screen"):
-        ax = lyapunov.draw(data)
-    marked = next(line for line in ax.get_lines() if line.get_label() == "_destroyed")
-    assert list(marked.get_xdata()) == [3]
-    with pytest.raises(SettingError, match="no exponents"):
-        lyapunov.table({})

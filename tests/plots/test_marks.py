@@ -44,3 +44,14 @@ def test_a_single_whole_number_gets_its_own_tick():
         marks.whole_x(ax, [7])
     low, high = ax.get_xlim()
     assert [t for t in ax.get_xticks() if low <= t <= high] == [7]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(-1e5, 1e3), st.floats(0, 1e5))
+def test_an_axis_of_powers_has_two_to_nine_labels_however_far_it_reaches(low, span):
+    with style.use("screen"):
+        _, ax = style.figure("screen")
+        marks.powers_y(ax, [np.clip([low, low + span, -np.inf, np.nan], None, 300)])
+    low_limit, high_limit = ax.get_ylim()
+    assert low_limit <= min(low, 300) <= high_limit
+    assert 2 <= sum(low_limit <= t <= high_limit for t in ax.get_yticks()) <= 9

@@ -1,0 +1,116 @@
+"""Decay curves as they would be with the adjoint clipped at every timestep (Graves 2013), per threshold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from gradscope.diagnostics import decay_curve
+from gradscope.errors import SettingError, UnknownNameError
+from gradscope.plots import decay, marks, style
+
+TITLE = "Decay under per-timestep clipping of the adjoint"
+NEEDS = "gradscope.clip_whatif(model, closure, thresholds), drawn with gradscope.plots.whatif.draw(table(measured))"
+FROM_RUNS = False
+
+
+def table(measured: Any, *, quantity: str | None = None, coverage: float = 0.8) -> pd.DataFrame:
+    """One row per threshold and lag.
+
+    Parameters
+    ----------
+    measured : ClipWhatIf
+        From :func:`gradscope.clip_whatif`.
+    quantity : str, optional
+        ``hidden`` or ``cell``; by default what describes the memory of the site.
+    coverage : float
+        Share of sequences inside the band.
+
+    Returns
+    -------
+    DataFrame
+        threshold (inf: none), site, quantity; ``clipped``: share of the pre-activation adjoints at this lag that lie
+        on the threshold; then the columns of :func:`gradscope.plots.decay.table` from ``lag`` on.
+
+    Raises
+    ------
+    UnknownNameError, SettingError
+    """
+    if not 0 < coverage < 1:
+        raise SettingError(f"coverage must lie between 0 and 1, got {coverage}.")
+    name = quantity or measured.info.curve
+    if name not in measured.norms:
+        raise UnknownNameError("quantity", name, measured.norms)
+    frames = []
+    for threshold, norms, clipped in zip(measured.thresholds, measured.norms[name], measured.clipped, strict=True):
+        head = {"threshold": threshold, "site": measured.info.site, "quantity": name}
+        frame = decay.curve_frame(decay_curve(measured.lags, norms), head, coverage)
+        frame.insert(len(head), "clipped", 0.0 if np.isinf(threshold) else clipped)
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True).sort_values(["threshold", "lag"], ascending=[False, True])
+
+
+def draw(
+    data: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    share_ax: Axes | None = None,
+    style_name: str = "screen",
+    legend: bool = True,
+) -> Axes:
+    """One curve per threshold, the unclipped first; below it, on ``share_ax``, how much was clipped at each lag.
+
+    Parameters
+    ----------
+    data : DataFrame
+        From :func:`table`.
+    ax, share_ax : Axes, optional
+        Without ``ax`` a figure with both panels is made; with ``ax`` alone the share is left out.
+    """
+    if ax is None:
+        _, grid = style.figure(style_name, rows=2, aspect=0.75)
+        ax, share_ax = grid[0], grid[1]
+        ax.sharex(share_ax)
+        ax.tick_params(labelbottom=False)
+    lines = list(data.groupby("threshold", sort=False))
+    for each in [one for one in (ax, share_ax) if one is not None]:
+        marks.whole_x(each, data["lag"])
+    for i, (threshold, rows) in enumerate(lines):
+        _line(ax, share_ax, rows, i, "none" if np.isinf(threshold) else f"{threshold:.3g}", len(lines))
+    marks.log_y(ax, [data["norm"]])
+    for i, (_, rows) in enumerate(lines):
+        decay.edges(ax, rows, style.look(i)["color"])
+    ax.set_ylabel(decay.y_label([str(data["quantity"].iloc[0])], relative=False))
+    (share_ax or ax).set_xlabel("lag (recurrent steps back from the last)")
+    if share_ax is not None:
+        share_ax.set_ylim(-0.03, 1.03)
+        share_ax.set_ylabel("share clipped")
+    if legend:
+        named = [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")]
+        style.legend(ax, named, title="threshold on each pre-activation adjoint")
+    return ax
+
+
+def _line(ax: Axes, share_ax: Axes | None, rows: pd.DataFrame, i: int, name: str, n_lines: int) -> None:
+    look, lag = style.look(i), rows["lag"].to_numpy()
+    every = style.mark_every(lag.size, i)
+    ax.plot(lag, rows["norm"], label=name, markevery=every, **look)
+    if n_lines <= 3 and rows["n_sequences"].max() > 1:  # the curves lie close: more bands would hide them
+        marks.band(ax, lag, rows["low"], rows["high"], look["color"])
+    if share_ax is not None and name != "none":
+        share_ax.plot(lag, rows["clipped"], markevery=every, **look)
+
+
+def caption(data: pd.DataFrame) -> str:
+    """What the figure shows, in words."""
+    thresholds = [f"{t:.3g}" for t in dict.fromkeys(data["threshold"]) if np.isfinite(t)]
+    return (
+        f"Norm of the {decay.symbol_words(str(data['quantity'].iloc[0]))} at {data['site'].iloc[0]} against lag, lags "
+        f"{data['lag'].min()} to {data['lag'].max()}, geometric mean over up to {int(data['n_sequences'].max())} "
+        "sequences, recomputed with each gate's pre-activation adjoint clamped at every timestep (Graves 2013) to "
+        f"± {', '.join(thresholds) or 'nothing'}; below, the share of them that lies on the threshold. This is not the "
+        "clipping of parameter gradients, which leaves the curve as it is."
+    )
