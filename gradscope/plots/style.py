@@ -67,7 +67,9 @@ class Preset:
     serif: bool = True
 
 
-#: Widths measured from the class files: \textwidth or \columnwidth, at 72.27 points per inch.
+#: Text or column widths that the classes set and their instructions to authors state: ICLR and NeurIPS 33 picas,
+#: ICML 6.75 in with columns of 3.25 in, JMLR 6 in, IEEEtran 252 and 516 pt (72.27 to the inch; IEEE's own guide rounds
+#: up to 3.5 and 7.16 in), AAAI 7 in with a gutter of 0.375 in between two columns.
 PRESETS: dict[str, Preset] = {
     "aaai": Preset(3.3125, 8.0),  # one of two columns
     "iclr": Preset(5.5, 9.0),
