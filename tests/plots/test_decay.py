@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gradscope.plots import decay, norms, style, training
-from tests.made_runs import decaying, make_run
+from gradscope.schema import Record, RunMeta
+from gradscope.store import Run, RunWriter, open_run
+from tests.made_runs import decaying, make_run, site_info, site_record
 
 
 @pytest.fixture
@@ -86,12 +89,30 @@ def test_the_horizon_is_marked_where_the_curve_falls_below_it(tmp_path):
 
 
 def test_records_of_one_step_are_one_curve(tmp_path):
-    """Micro-batches of a step belong together; a restart's attempt replaces the step of the attempt before."""
-    from gradscope.store import open_run
+    """Micro-batches of a step belong together, as if they had been one batch."""
+    parts = [decaying(-0.2, 30, 3, seed=1), 100 * decaying(-0.1, 30, 2, seed=2)]
+    data = decay.table([_run_of(tmp_path / "r", parts)])
+    expected = np.exp(np.log(np.concatenate(parts)).mean(axis=0))
+    assert set(data["n_sequences"]) == {5}
+    np.testing.assert_allclose(data["norm"], expected, rtol=1e-12)
 
-    make_run(tmp_path / "r", (-0.2,), sequences=4).close()
-    data = decay.table([open_run(tmp_path / "r")])
-    assert set(data["n_sequences"]) == {4}
+
+def test_a_restart_replaces_the_step_of_the_attempt_before(tmp_path):
+    before, after = decaying(-0.2, 30, 3, seed=1), decaying(-0.1, 30, 2, seed=2)
+    _run_of(tmp_path / "r", [before]).close()
+    data = decay.table([_run_of(tmp_path / "r", [after], restart=True)])
+    assert set(data["n_sequences"]) == {2}
+    np.testing.assert_allclose(data["norm"], np.exp(np.log(after).mean(axis=0)), rtol=1e-12)
+
+
+def _run_of(path: Path, parts: list[np.ndarray], *, restart: bool = False) -> Run:
+    """A run whose step 0 has one record per part."""
+    writer = RunWriter(path, RunMeta("", "0", "0", {}, {}), restart=restart)
+    writer.set_sites({"rnn/l0": site_info("rnn/l0", "rnn_tanh")})
+    for micro, values in enumerate(parts):
+        writer.add_record(Record(0, micro, 0.0, {"rnn/l0": site_record({"hidden": values}, *values.shape)}))
+    writer.close()
+    return open_run(path)
 
 
 def test_training_shows_first_and_last_record_and_darkens(tmp_path):
