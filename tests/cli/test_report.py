@@ -16,6 +16,12 @@ def run(tmp_path_factory):
     return path
 
 
+@pytest.fixture
+def without_figures(monkeypatch):
+    """Drawing takes seconds, and the numbers do not come from the figures."""
+    monkeypatch.setattr("gradscope.report.figures.draw_all", lambda *_, **__: ([], {}))
+
+
 def call(*args: object):
     return CliRunner().invoke(main, ["report", *map(str, args)])
 
@@ -28,6 +34,7 @@ def test_it_writes_the_page_and_says_the_answer(run, tmp_path):
     assert str(tmp_path / "out" / "index.html") in done.stdout
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_json_is_all_there_is_on_stdout_and_a_met_verdict_exits_with_3(run, tmp_path):
     done = call(run, "-o", tmp_path / "out", "--json", "--fail-on", "vanishing", "--fail-on", "exploding")
     assert done.exit_code == 3
@@ -35,6 +42,7 @@ def test_json_is_all_there_is_on_stdout_and_a_met_verdict_exits_with_3(run, tmp_
     assert "vanishing" in done.stderr
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_verdict_that_is_not_met_exits_with_0(run, tmp_path):
     assert call(run, "-o", tmp_path / "out", "--fail-on", "exploding").exit_code == 0
 

@@ -29,13 +29,14 @@ def test_without_a_finite_norm_it_says_what_to_record(tmp_path):
         clipping.table([make_run(tmp_path / "r", diverges_at=0)])
 
 
-@pytest.fixture
-def sweep(tmp_path):
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    root = tmp_path_factory.mktemp("sweep")
     runs = []
     for threshold in (None, 0.1, 5.0):
         for seed in range(3):
             gone = 20 if threshold is None and seed < 2 else None
-            path = tmp_path / f"clip-{threshold}-{seed}"
+            path = root / f"clip-{threshold}-{seed}"
             runs.append(make_run(path, (-0.1,) * 6, threshold=threshold, seed=seed, diverges_at=gone))
     return runs
 
