@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from gradscope.lab.chapters import Lecture
+    from gradscope.lab.telling import Story
     from gradscope.report import ReportPaths
 
 
@@ -60,7 +60,7 @@ def lecture(out: Path, seed: int, quick: bool, jobs: int | None) -> None:
     click.echo(_findings(told, paths))
 
 
-def _findings(told: Lecture, paths: ReportPaths) -> str:
+def _findings(told: Story, paths: ReportPaths) -> str:
     """One line per statement, then where to look."""
     lines = [f"{claim.outcome:<13}{claim.statement}" for claim in told.claims]
     return "\n".join([*lines, "", f"The page:  {paths.index}", f"Numbers:   {paths.summary}"])

@@ -3,43 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from gradscope.lab import pictures
-from gradscope.lab.claims import Answered, Asked, Claim, number
+from gradscope.lab.claims import Answered, Asked, number
 from gradscope.lab.lecture import DIGITS, SUNSPOTS
 from gradscope.lab.measuring import Measured, Results
-from gradscope.lab.pictures import Picture
+from gradscope.lab.telling import Chapter, Story
 from gradscope.lab.textbook import TEXTBOOK
-
-
-@dataclass(frozen=True, eq=False)
-class Chapter:
-    """Paragraphs, then tables (caption and data), claims and pictures."""
-
-    title: str
-    text: tuple[str, ...]
-    tables: tuple[tuple[str, pd.DataFrame], ...] = ()
-    claims: tuple[Claim, ...] = ()
-    pictures: tuple[Picture, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Lecture:
-    """Opening paragraphs and chapters."""
-
-    opening: tuple[str, ...]
-    chapters: tuple[Chapter, ...]
-
-    @property
-    def claims(self) -> list[Claim]:
-        """Every claim, in order."""
-        return [claim for chapter in self.chapters for claim in chapter.claims]
-
 
 _TITLES = {
     "window": "A window, or a recurrence",
@@ -97,7 +72,7 @@ _TEXT = {
 }
 
 
-def tell(results: Results, runs: Sequence[Any] = (), *, brief: bool = False) -> Lecture:
+def tell(results: Results, runs: Sequence[Any] = (), *, brief: bool = False) -> Story:
     """Put the textbook to the measurements.
 
     Parameters
@@ -116,7 +91,7 @@ def tell(results: Results, runs: Sequence[Any] = (), *, brief: bool = False) -> 
         chapters.append(Chapter(_TITLES[key], _TEXT[key], (), claims, shown))
     if brief:
         chapters = [replace(chapter, pictures=chapter.pictures[:1]) for chapter in chapters]
-    return Lecture(_opening(results), tuple(chapters))
+    return Story(_opening(results), tuple(chapters))
 
 
 def _opening(results: Results) -> tuple[str, ...]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from gradscope.diagnostics import decay_curve
 from gradscope.lab.claims import Claim
 from gradscope.lab.lecture import EXPLODING_CLIPS
 from gradscope.lab.measuring import CLIP_FRACTIONS, Results
+from gradscope.lab.telling import Picture
 from gradscope.plots import decay, evidence, learning
 from gradscope.plots import gates as gates_plot
 from gradscope.plots import timescales as timescales_plot
@@ -24,18 +24,6 @@ _FAMILIES = {
     "plain": ("window", "rnn", "rnn-orthogonal", "irnn", "rnn-stacked", "rnn-bidirectional"),
     "gated": ("lstm", "lstm-forget1", "lstm-chrono", "peephole", "coupled", "gru", "mingru", "lru"),
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Picture:
-    """A figure: ``plot`` is the name of a module of :mod:`gradscope.plots`, ``data`` what it draws."""
-
-    name: str
-    plot: str
-    title: str
-    caption: str
-    data: pd.DataFrame
-    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def zoo(results: Results) -> list[Picture]:

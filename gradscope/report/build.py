@@ -54,6 +54,7 @@ def build_report(
     title: str = "",
     sweep: bool = False,
     told: story.Story | None = None,
+    shown: Sequence[str] | None = None,
 ) -> ReportPaths:
     """Write a report of one or more runs: ``index.html``, ``figures/``, ``data/``, ``summary.json``.
 
@@ -72,6 +73,8 @@ def build_report(
         The runs differ in their clipping threshold and seed only: show loss, final metric and norms by threshold.
     told : Story, optional
         Chapters to stand before the runs; see :mod:`gradscope.report.story`.
+    shown : sequence of str, optional
+        File names of the figures to draw, such as ``["comparison", "norms"]``; by default all that the data allow.
 
     Returns
     -------
@@ -92,13 +95,14 @@ def build_report(
     check_free(out)
     facts = gather(runs)
     chapters = [] if told is None else story.draw_all(told, provenance(runs))
-    drawn, missing = figures.draw_all(runs, provenance(runs), sweep=sweep)
+    drawn, missing = figures.draw_all(runs, provenance(runs), sweep=sweep, shown=shown)
     files = _contents([*chapters, *drawn])
     opening = "" if told is None else story.render(told, chapters)
     html = page.render(facts, drawn, missing, title, opening, len(chapters) + 1)
     files["index.html"] = html.encode("utf-8", "backslashreplace")
     numbers = summary.summarise(facts, _listed([*chapters, *drawn]), missing)
     if told is not None:
+        numbers["told"] = summary.clean(story.words(told))
         numbers["claims"] = summary.clean(story.numbers(told))
     files["summary.json"] = summary.to_text(numbers).encode()
     _write(out, files)

@@ -70,13 +70,13 @@ SWEEP = (
 
 
 def draw_all(
-    runs: Sequence[Any], provenance: dict[str, Any], *, sweep: bool = False
+    runs: Sequence[Any], provenance: dict[str, Any], *, sweep: bool = False, shown: Sequence[str] | None = None
 ) -> tuple[list[Drawn], dict[str, str]]:
-    """Every figure the runs' data allow, and for the others (by title) what to record."""
+    """Every figure (of those ``shown``) the runs' data allow, and for the others (by title) what to record."""
     drawn, missing = [], {}
     for wanted in (*SWEEP, *WANTED) if sweep else WANTED:
         module = plots.load(wanted.plot)
-        if not wanted.when(runs):
+        if not wanted.when(runs) or (shown is not None and wanted.name not in shown):
             continue
         try:
             data = module.table(runs, **wanted.options)

@@ -146,6 +146,12 @@ def _claim(claim: Any) -> str:
     )
 
 
+def words(story: Story) -> list[dict[str, Any]]:
+    """The text for ``summary.json``: the opening, then each chapter."""
+    opening: list[dict[str, Any]] = [{"title": "", "text": list(story.opening)}]
+    return opening + [{"title": chapter.title, "text": list(chapter.text)} for chapter in story.chapters]
+
+
 def numbers(story: Story) -> list[dict[str, Any]]:
     """The claims for ``summary.json``."""
     return [

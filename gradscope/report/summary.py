@@ -10,6 +10,7 @@ Layout (keys sorted; a number that does not exist or is not finite is ``null``):
                "sites": [{"site", "cell", "quantity", "sentence", "caveat", "early": FIT, "late": FIT}],
                "silent": {site: reason}, "clipping": [{"sentence", ...}], "thresholds": [...], "suggestion": {...},
                "coverage": [{"site", "status", "reason", "count"}], "lost": {reason: count}}],
+     "told": [{"title", "text": [...]}],                                 (only where a story was told)
      "claims": [{"chapter", "statement", "outcome", "sentence",          (only where a story was told)
                  "answers": [{"where", "what", "low", "high", "values", "mean", "interval", "met"}]}]}
 
