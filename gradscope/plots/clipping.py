@@ -91,7 +91,7 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
     for i, (name, rows) in enumerate(runs):
         colour = style.PALETTE[i % len(style.PALETTE)]
         every = style.mark_every(len(rows), i, 6)
-        marker = style.MARKERS[i % len(style.MARKERS)] if len(runs) > 1 else ""
+        marker = style.MARKERS[(i + i // len(style.PALETTE)) % len(style.MARKERS)] if len(runs) > 1 else ""
         named = label(str(name), style.name_limit(ax))
         solid: dict[str, Any] = {"linestyle": "-", "marker": marker, "markevery": every, "label": named}
         ax.plot(rows["threshold"], rows["clipped"], color=colour, **solid)
@@ -115,7 +115,7 @@ def _axes_of(ax: Axes, data: pd.DataFrame) -> None:
     ax.set_ylim(-0.03, 1.05)
     ax.set_yticks([0, 0.25, 0.5, 0.75, 1])
     ax.set_xlabel("threshold of norm clipping")
-    ax.set_ylabel("share of steps, scale")
+    ax.set_ylabel("share of steps, scale" if data["run"].nunique() <= style.MAX_BANDS else "share of steps")
 
 
 def _handles(ax: Axes, runs: list[Any], data: pd.DataFrame) -> list[Any]:

@@ -128,8 +128,9 @@ def one_panel(data: pd.DataFrame) -> None:
 
 def caption(data: pd.DataFrame) -> str:
     """What the figure shows, in words."""
+    lost = "; white: below the smallest normal number" if data["norm"].isna().any() else ""
     return (
         f"Norm of the adjoint of each gate's pre-activation against lag (0 to {data['lag'].max()}), geometric mean "
         f"over up to {int(data['n_sequences'].max())} sequences, step {data['step'].max()}. Colours span at most "
-        "12 decades. Grey: exactly zero; red: not finite."
+        f"12 decades. Grey: exactly zero; red: not finite{lost}."
     )

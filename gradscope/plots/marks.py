@@ -120,7 +120,7 @@ def whole_x(ax: Axes, values: ArrayLike) -> None:
     # As many labels as the panel's width has room for.
     size = style.size_of(ax)[0] * ax.get_position(original=True).width
     ax.xaxis.set_major_locator(
-        MaxNLocator(nbins=int(np.clip(size * 1.8, 4, 7)), steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
+        MaxNLocator(nbins=int(np.clip(size * 2.6, 4, 8)), steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
     )
 
 

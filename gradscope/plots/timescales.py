@@ -67,7 +67,8 @@ def draw(
     tau = data["timescale"].to_numpy()
     finite = tau[np.isfinite(tau) & (tau > 0)]
     length = float(data["length"].max())
-    low, high = (finite.min(), max(finite.max(), length)) if finite.size else (0.1, max(length, 1.0))
+    ends = [finite.min(), finite.max()] if finite.size else [1.0]
+    low, high = min(*ends, length), max(*ends, length)  # a short sequence may lie left of every timescale
     edges = np.geomspace(low / 1.3, high * 1.3, bins + 1)
     for i, (_, rows) in enumerate(lines):
         look = style.look(i)
@@ -80,9 +81,10 @@ def draw(
         if fill:
             ax.stairs(counts, edges, color=look["color"], fill=True, alpha=0.14, label="_")
     ax.axvline(length, color=style.GREY, linestyle=":", linewidth=1.1)
+    inwards = 1 if length < np.sqrt(edges[0] * edges[-1]) else -1
     ax.annotate(
-        "sequence length", (length, 1.0), xycoords=ax.get_xaxis_transform(), ha="right", va="top", rotation=90,
-        fontsize="small", color=style.GREY, xytext=(-2, -2), textcoords="offset points",
+        "sequence length", (length, 1.0), xycoords=ax.get_xaxis_transform(), ha="left" if inwards > 0 else "right",
+        va="top", rotation=90, fontsize="small", color=style.GREY, xytext=(2 * inwards, -2), textcoords="offset points",
     )  # fmt: skip
     marks.log_x(ax, edges[0], edges[-1])
     ax.set_ylim(bottom=0)

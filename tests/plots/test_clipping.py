@@ -126,3 +126,17 @@ def test_bars_are_the_weight_contributions(tmp_path):
         ax = weight.draw(data)
     tops = [bar.get_y() + bar.get_height() for bar in ax.patches]
     np.testing.assert_allclose(tops, values)
+
+
+@pytest.mark.parametrize("lags", [3, 5000])
+def test_the_sequence_length_is_in_view_beside_the_timescales(tmp_path, lags):
+    gates = {"gate_mean": np.ones((4, 8)), "gate_low": np.zeros(4), "gate_high": np.zeros(4)}
+    extra = {**gates, "gate_log_mean": np.full((4, 8), -0.05)}
+    data = timescales.table([make_run(tmp_path / "r", (-0.1,), lags=lags, extra=extra)])
+    with style.use("icml"):
+        ax = timescales.draw(data, style_name="icml")
+        ax.figure.draw_without_rendering()
+    low, high = ax.get_xlim()
+    assert low < lags < high
+    box, inside = ax.texts[0].get_window_extent(), ax.get_window_extent()
+    assert inside.x0 <= box.x0 < box.x1 <= inside.x1
