@@ -68,6 +68,9 @@ _TEXT = {
         "(Graves 2013) bounds each element of the adjoint inside the recurrence: another operator.",
         "The two figures of per-timestep clipping use the same fractions of the adjoint's size at lag 0, once where "
         "the gradient explodes and once where it vanishes.",
+        "Two settings of this chapter were chosen after a first measurement, which left its questions without an interval. On "
+        "the digits the rate of SGD is 0.01: at 0.05 the RNN without clipping saturates, its gradient is exactly zero, "
+        "and a ratio to it means nothing. And a training that diverges counts as a loss of 10. What is asked stayed.",
     ),
 }
 
@@ -109,7 +112,11 @@ def _opening(results: Results) -> tuple[str, ...]:
 
 
 def _zoo(results: Results) -> Chapter:
-    tables = tuple(_zoo_table(results, task, models) for task, models in (("sunspots", SUNSPOTS), ("digits", DIGITS)))
+    tables = tuple(
+        table(results, task, models)
+        for task, models in (("sunspots", SUNSPOTS), ("digits", DIGITS))
+        for table in (_sizes_and_losses, _rates_and_reach)
+    )
     text = (
         "All networks are trained alike: Adam at 0.003, batches of 32, norm clipping at 1, weights and batches fixed "
         "by the seed. The curve of a network is ∂L/∂h of its lowest recurrent layer, ∂L/∂c where it has a cell state, "
@@ -119,29 +126,42 @@ def _zoo(results: Results) -> Chapter:
     return Chapter("The zoo", text, tables, (), tuple(pictures.zoo(results)))
 
 
-def _zoo_table(results: Results, task: str, models: Sequence[str]) -> tuple[str, pd.DataFrame]:
+def _sizes_and_losses(results: Results, task: str, models: Sequence[str]) -> tuple[str, pd.DataFrame]:
     rows = []
-    metric = {"sunspots": "held-out loss", "digits": "held-out accuracy"}[task]
     for model in models:
         found = results.of(task, model)
-        rows.append(
-            {
-                "network": model,
-                "parameters": f"{found[0].parameters:,}",
-                "of the recurrence": f"{found[0].core_parameters:,}" if found[0].core_parameters else "–",
-                "rate at initialisation": _spread(found, lambda m: m.rate("start")),
-                "rate after training": _spread(found, lambda m: m.rate("end")),
-                "reach at initialisation": _spread(found, lambda m: m.reach("start"), log=True),
-                "reach after training": _spread(found, lambda m: m.reach("end"), log=True),
-                metric: _spread(found, lambda m: m.metric),
-                "training loss": _spread(found, lambda m: m.train_loss),
-            }
-        )
-    caption = (
-        f"On the {task}, mean and, below it, 95 % interval over {len(results.of(task, models[0]))} seeds. Rate: log10 "
-        "per step. A dash: no number in at least one seed."
-    )
-    return caption, pd.DataFrame(rows)
+        row = {
+            "network": model,
+            "parameters": f"{found[0].parameters:,}",
+            "of the recurrence": f"{found[0].core_parameters:,}" if found[0].core_parameters else "–",
+            "training loss": _spread(found, lambda m: m.train_loss),
+            "held-out loss": _spread(found, lambda m: m.held_out),
+            "gap": _spread(found, lambda m: m.held_out - m.train_loss),
+        }
+        if task == "digits":
+            row["held-out accuracy"] = _spread(found, lambda m: m.metric)
+        rows.append(row)
+    return f"Sizes and losses on the {task}; {_seeds(results, task, models)}", pd.DataFrame(rows)
+
+
+def _rates_and_reach(results: Results, task: str, models: Sequence[str]) -> tuple[str, pd.DataFrame]:
+    rows = []
+    for model in models:
+        found = results.of(task, model)
+        row = {
+            "network": model,
+            "rate at initialisation": _spread(found, lambda m: m.rate("start")),
+            "rate after training": _spread(found, lambda m: m.rate("end")),
+            "reach at initialisation": _spread(found, lambda m: m.reach("start"), log=True),
+            "reach after training": _spread(found, lambda m: m.reach("end"), log=True),
+        }
+        rows.append(row)
+    caption = f"Rate (log10 per step) and reach on the {task}; {_seeds(results, task, models)}"
+    return f"{caption} A dash: no number in at least one seed.", pd.DataFrame(rows)
+
+
+def _seeds(results: Results, task: str, models: Sequence[str]) -> str:
+    return f"mean and, below it, 95 % interval over {len(results.of(task, models[0]))} seeds."
 
 
 def _spread(found: Sequence[Measured], value: Callable[[Measured], float], log: bool = False) -> str:
