@@ -15,7 +15,7 @@ from gradscope.plots import marks, style
 from gradscope.plots.text import label
 
 TITLE = "Lyapunov spectrum"
-NEEDS = "gradscope.spectrum(model, x), drawn with gradscope.plots.lyapunov.draw(table({name: measured}))"
+NEEDS = "the model itself: gradscope.spectrum(model, x), drawn by gradscope.plots.lyapunov"
 FROM_RUNS = False
 
 

@@ -13,7 +13,7 @@ from gradscope.errors import NotRecordedError, SettingError, UnknownNameError
 from gradscope.plots import heatmap, style
 
 TITLE = "Gradient from each target to each source step"
-NEEDS = "gradscope.source_target(model, closure), drawn with gradscope.plots.source_target.draw(table(measured))"
+NEEDS = "the model itself: gradscope.source_target(model, closure), drawn by gradscope.plots.source_target"
 FROM_RUNS = False
 
 QUANTITIES = ("hidden", "cell")

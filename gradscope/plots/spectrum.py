@@ -13,7 +13,7 @@ from gradscope.errors import SettingError
 from gradscope.plots import marks, style
 
 TITLE = "Singular values of the Jacobian against lag"
-NEEDS = "gradscope.spectrum(model, x), drawn with gradscope.plots.spectrum.draw(table(measured))"
+NEEDS = "the model itself: gradscope.spectrum(model, x), drawn by gradscope.plots.spectrum"
 FROM_RUNS = False
 
 LEVELS = {"smallest": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "largest": 1.0}

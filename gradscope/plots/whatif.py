@@ -13,7 +13,7 @@ from gradscope.errors import SettingError, UnknownNameError
 from gradscope.plots import decay, marks, style
 
 TITLE = "Decay under per-timestep clipping of the adjoint"
-NEEDS = "gradscope.clip_whatif(model, closure, thresholds), drawn with gradscope.plots.whatif.draw(table(measured))"
+NEEDS = "the model itself: gradscope.clip_whatif(model, closure, thresholds), drawn by gradscope.plots.whatif"
 FROM_RUNS = False
 
 

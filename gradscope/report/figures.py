@@ -68,6 +68,9 @@ SWEEP = (
     Wanted("norm_distribution", "norm_distribution"),
 )
 
+#: Not from a recording, whatever it holds: the page says how to measure them.
+MEASURED = ("source_target", "spectrum", "lyapunov", "whatif")
+
 
 def draw_all(
     runs: Sequence[Any], provenance: dict[str, Any], *, sweep: bool = False, shown: Sequence[str] | None = None
@@ -84,6 +87,8 @@ def draw_all(
             missing[wanted.title or module.TITLE] = module.NEEDS
             continue
         drawn.append(_draw(wanted, module, data, provenance))
+    if shown is None:
+        missing |= {module.TITLE: module.NEEDS for module in map(plots.load, MEASURED)}
     return drawn, missing
 
 

@@ -110,7 +110,9 @@ def test_every_figure_has_its_files_its_data_and_its_caption(report, page):
 
 def test_what_is_not_shown_says_what_to_record(page):
     text = "".join(page.text)
-    assert "quantities=[..., 'gates']" in text[text.index("Not shown") :]
+    rest = text[text.index("Not shown") :]
+    assert "quantities=[..., 'gates']" in rest
+    assert "Lyapunov spectrum needs the model itself: gradscope.spectrum(model, x)" in rest
 
 
 def test_the_summary_is_strict_sorted_json_with_the_fits_numbers(report):
