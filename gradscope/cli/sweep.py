@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,55 +60,83 @@ THRESHOLDS = CommaList("a positive threshold or 'none'", _threshold)
 @click.option("--length", type=LENGTHS, default=None, help="Sequence lengths  [default: the task's own]")
 @click.option("--cell", type=NAMES, default="rnn", show_default=True, help="rnn, rnn-relu, lstm, gru, peephole ...")
 @click.option(
-    "--init", type=NAMES, default="default", show_default=True, help="default, orthogonal, forget1, chrono ..."
+    "--init", type=NAMES, default=None, help="default, orthogonal, forget1, chrono ...  [default: the task's]"
 )
 @click.option("--clip", type=THRESHOLDS, default="none", show_default=True, help="Norm thresholds, e.g. none,0.1,1.")
-@click.option("--seed", type=SEEDS, default="0", show_default=True, help="Of weights and batches.")
-@click.option("--hidden", type=int, default=64, show_default=True, help="Units of a layer.")
-@click.option("--steps", type=int, default=300, show_default=True)
+@click.option("--seed", type=SEEDS, default="0,1,2,3,4", show_default=True, help="Of weights and batches.")
+@click.option("--hidden", type=int, default=None, help="Units of a layer  [default: 64; 50 for temporal_order]")
+@click.option("--steps", type=int, default=None, help="Optimizer steps  [default: 600]")
 @click.option("--batch", type=int, default=64, show_default=True)
-@click.option("--optimizer", type=click.Choice(["adam", "sgd"]), default="adam", show_default=True)
-@click.option("--lr", type=float, default=None, help="Learning rate  [default: 0.003 for adam, 0.1 for sgd]")
-@click.option("--every", type=int, default=10, show_default=True, help="Record one step in so many.")
+@click.option(
+    "--optimizer", type=click.Choice(["adam", "sgd"]), help="[default: sgd where thresholds are compared, else adam]"
+)
+@click.option("--lr", type=float, default=None, help="Learning rate  [default: adam 0.003; sgd the task's own]")
+@click.option("--every", type=int, default=20, show_default=True, help="Record one step in so many.")
 @click.option("--samples", type=int, default=8, show_default=True, help="Sequences of a batch to record.")
-@click.option("--jobs", type=int, default=1, show_default=True, help="Trainings at once.")
+@click.option("--jobs", type=int, default=None, help="Trainings at once  [default: 2, or 1 on one core]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON list, a row per training.")
-def sweep(out: Path, length: tuple[int, ...] | None, jobs: int, as_json: bool, **axes: Any) -> None:
-    """Train cell x init x length x clip threshold x seed, each recorded; resumable.
+def sweep(out: Path, jobs: int | None, as_json: bool, **asked: Any) -> None:
+    """Train cell x init x length x clip threshold x seed, each recorded; then report. Resumable.
 
     Axes take comma-separated values. Cut off, the same command goes on where it stopped; more values on an axis add to
-    what is there. With Adam a threshold changes little, for Adam divides by the gradient's own size: compare thresholds
-    with --optimizer sgd.
+    what is there. The two experiments on clipping, each in a few minutes on two cores:
 
-        gradscope sweep -o clipping --optimizer sgd --clip none,0.05,0.5,5 --seed 0,1,2 --jobs 2
+        gradscope sweep -o clip-digits --task digits --clip none,0.1,0.5,1,5
+
+        gradscope sweep -o clip-order --task temporal_order --clip none,0.1,0.5,1,5
+
+    Thresholds are compared under plain SGD unless asked otherwise: Adam divides a gradient by its own size, which
+    undoes most of what clipping does.
     """
-    from gradscope.lab.grid import Grid
+    from gradscope.lab.grid import grid_for
     from gradscope.lab.sweep import run_sweep, summary_table
-    from gradscope.lab.train import TrainSettings
 
-    rate = axes["lr"] if axes["lr"] is not None else (0.003 if axes["optimizer"] == "adam" else 0.1)
-    grid = Grid(
-        task=axes["task"],
-        lengths=length or (None,),
-        cells=axes["cell"],
-        inits=axes["init"],
-        clips=axes["clip"],
-        seeds=axes["seed"],
-        hidden_size=axes["hidden"],
-        settings=TrainSettings(axes["steps"], axes["batch"], axes["optimizer"], rate),
-        every=axes["every"],
-        samples=axes["samples"],
+    grid = grid_for(
+        asked["task"],
+        lengths=asked["length"] or (None,),
+        cells=asked["cell"],
+        inits=asked["init"],
+        clips=asked["clip"],
+        seeds=asked["seed"],
+        hidden_size=asked["hidden"],
+        steps=asked["steps"],
+        batch_size=asked["batch"],
+        optimizer=asked["optimizer"],
+        learning_rate=asked["lr"],
+        every=asked["every"],
+        samples=asked["samples"],
     )
     for cell, init in grid.left_out():
         click.echo(f"left out: init {init} is not meant for {cell}", err=True)
-    table = run_sweep(grid, out, jobs=jobs)
+    table = run_sweep(grid, out, jobs=min(2, os.cpu_count() or 1) if jobs is None else jobs)
+    found = _report(table, out)
     if as_json:
         click.echo(json.dumps(json.loads(table.to_json(orient="records")), indent=1))
         return
     click.echo(_shown(summary_table(table)))
-    click.echo(
-        f"\nEvery training: {out / 'results.csv'}\nTheir figures:  gradscope report {out / 'runs'}/* -o {out}-report"
-    )
+    click.echo(f"\n{found}Every training: {out / 'results.csv'}")
+
+
+def _report(table: pd.DataFrame, out: Path) -> str:
+    """Write the report of the trainings in the table, in place of an earlier one; say what was found, and where."""
+    from gradscope.lab.sweep_story import tell_sweep
+    from gradscope.report import build_report
+    from gradscope.store import open_run
+
+    directory = out / "report"
+    with ExitStack() as stack:
+        there = [name for name in table["name"] if (out / "runs" / name).is_dir()]
+        runs = {name: stack.enter_context(open_run(out / "runs" / name)) for name in there}
+        if not runs:  # nothing recurrent was trained
+            return ""
+        click.echo("writing the report", err=True)
+        told = tell_sweep(table, runs)
+        shutil.rmtree(directory, ignore_errors=True)
+        compared = "Clipping thresholds" if table["clip"].nunique(dropna=False) > 1 else "Trainings"
+        title = f"{compared} on the task {table['task'].iloc[0]}"
+        paths = build_report(list(runs.values()), directory, title=title, told=told, shown=())
+    found = "\n\n".join("\n".join([chapter.title, *chapter.text]) for chapter in told.chapters)
+    return f"{found}\n\nThe page:       {paths.index}\n"
 
 
 def _shown(summary: pd.DataFrame) -> str:

@@ -77,7 +77,7 @@ def outcomes_by_threshold(
 
 
 def findings(outcomes: Sequence[Outcome], measured: str, *, higher_is_better: bool, at: float = 0.95) -> list[str]:
-    """What was found, in sentences: each threshold's values, then which thresholds the seeds can tell from none.
+    """What was found, in sentences: which thresholds the runs can tell from none, then each threshold's values.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ def findings(outcomes: Sequence[Outcome], measured: str, *, higher_is_better: bo
     compared = [outcome for outcome in outcomes if outcome.versus is not None]
     if not compared:
         return said
-    said.append(_verdict(compared, higher_is_better))
+    said.insert(0, _verdict(compared, higher_is_better))
     known = [
         f"{_threshold(outcome)}: {_difference(outcome.versus.difference, outcome.versus.interval)}"
         for outcome in compared

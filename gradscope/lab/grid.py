@@ -118,5 +118,60 @@ class Grid:
                 raise UnknownNameError("init", init, INITS)
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """With what a task is trained when nothing else is asked for; ``learning_rate`` is that of plain SGD."""
+
+    init: str
+    hidden_size: int
+    steps: int
+    learning_rate: float
+
+
+#: Rates at which a plain RNN learns with clipping and mostly does not without.
+RECIPES = {
+    # 50 units, rate .01: Pascanu, Mikolov & Bengio 2013. At the default initialisation the gradient vanishes long
+    # before it reaches the first symbol, and no threshold matters.
+    "temporal_order": Recipe("orthogonal", 50, 600, 0.01),
+}
+_OTHER = Recipe("default", 64, 600, 0.1)
+_ADAM_RATE = 3e-3
+
+
+def grid_for(
+    task: str,
+    *,
+    cells: Sequence[str] = ("rnn",),
+    inits: Sequence[str] | None = None,
+    clips: Sequence[float | None] = (None,),
+    hidden_size: int | None = None,
+    steps: int | None = None,
+    batch_size: int = 64,
+    optimizer: str | None = None,
+    learning_rate: float | None = None,
+    **others: Any,
+) -> Grid:
+    """A grid with the task's own settings where none are given.
+
+    Without ``optimizer``, SGD where thresholds are compared, else Adam: Adam divides a gradient by its own size, which
+    undoes most of what clipping does. ``others`` are further fields of :class:`Grid`.
+    """
+    recipe = RECIPES.get(task, _OTHER)
+    if inits is None:
+        inits = (recipe.init,) if all(cell in CELLS and _fits(cell, recipe.init) for cell in cells) else ("default",)
+    optimizer = optimizer or ("sgd" if len(clips) > 1 else "adam")
+    own_rate = _ADAM_RATE if optimizer == "adam" else recipe.learning_rate
+    rate = own_rate if learning_rate is None else learning_rate
+    return Grid(
+        task=task,
+        cells=cells,
+        inits=inits,
+        clips=clips,
+        hidden_size=recipe.hidden_size if hidden_size is None else hidden_size,
+        settings=TrainSettings(recipe.steps if steps is None else steps, batch_size, optimizer, rate),
+        **others,
+    )
+
+
 def _fits(cell: str, init: str) -> bool:
     return init == "default" or cell in INITS[init].cells

@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -26,6 +26,9 @@ from gradscope.lab.models import assemble
 from gradscope.lab.tasks import build_task
 from gradscope.lab.train import train
 from gradscope.store.locking import is_being_written, lock_directory
+
+if TYPE_CHECKING:
+    from gradscope.diagnostics import DecayFit
 
 # One row per trial; the axes first.
 AXES = ("task", "length", "cell", "init", "clip")
@@ -117,8 +120,12 @@ def result_table(out: Path, names: Sequence[str] | None = None) -> pd.DataFrame:
 
 
 def summary_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean and spread over seeds of the held-out value, per point of the grid, and how many seeds diverged."""
-    groups = table.groupby([*AXES, "metric"], dropna=False, sort=False)
+    """Mean and spread over seeds of the held-out value, per point of the grid, and how many seeds diverged.
+
+    A seed that diverged counts for neither mean nor spread.
+    """
+    kept = table.assign(value=table["value"].where(table["diverged"].isna()))
+    groups = kept.groupby([*AXES, "metric"], dropna=False, sort=False)
     summary = groups.agg(
         seeds=("seed", "size"),
         diverged=("diverged", "count"),
@@ -203,12 +210,17 @@ def _decay(run_dir: Path) -> dict[str, Any]:
                 "quantity": said.quantity,
                 "rate_early": _number(said.early.rate),
                 "rate_late": _number(said.late.rate),
-                "reach_early": _number(said.early.reach),
-                "reach_late": _number(said.late.reach),
+                "reach_early": _reach(said.early),
+                "reach_late": _reach(said.late),
                 "verdict_late": said.late.verdict,
             }
             for said in found
         }
+
+
+def _reach(fit: DecayFit) -> float | None:
+    # A curve that ends in zeros has its last usable lag before them; what reaches the furthest lag is nothing.
+    return 0.0 if fit.lost_from is not None else _number(fit.reach)
 
 
 def _number(value: float | None) -> float | None:

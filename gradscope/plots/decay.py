@@ -114,6 +114,7 @@ def draw(
     style_name: str = "screen",
     relative: bool = True,
     horizon: float | None = None,
+    lowest: float | None = None,
     legend: bool = True,
 ) -> Axes:
     """One line per run and site on a logarithmic axis, with a band over sequences.
@@ -128,6 +129,8 @@ def draw(
         Divide each curve by its first usable value, so that runs with different losses compare.
     horizon : float, optional
         A fraction; marks the first lag where a curve falls below it.
+    lowest : float, optional
+        Where the axis ends; a curve that falls further leaves it.
 
     Notes
     -----
@@ -143,7 +146,7 @@ def draw(
     shown = []
     for i, (_, rows) in enumerate(lines):
         shown += _line(ax, rows, i, label(names[i], style.name_limit(ax)), relative, len(lines))
-    marks.log_y(ax, shown)
+    marks.log_y(ax, shown if lowest is None else [np.maximum(values, lowest) for values in shown])
     for i, (_, rows) in enumerate(lines):
         edges(ax, rows, style.look(i)["color"])
     if horizon is not None:

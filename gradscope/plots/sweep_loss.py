@@ -85,10 +85,15 @@ def caption(data: pd.DataFrame) -> str:
     """What the figure shows, in words."""
     per = data.groupby("threshold")["run"].nunique()
     gone = data[data["diverged"]]["run"].nunique()
+    over = (
+        "a running median of each run"
+        if per.max() == 1
+        else f"{_span(per)} runs each: median over runs of a running median, band from lowest to highest run"
+    )
+    crosses = f"Crosses: {gone} of {per.sum()} runs diverged there." if gone else "No run diverged."
     return (
         f"{_upper(str(data['metric'].iloc[0]))} against training step for {len(per)} thresholds of norm clipping "
-        f"(none: no clipping), {_span(per)} runs each: median over runs of a running median, band from lowest to "
-        f"highest run. Crosses: {gone} of {per.sum()} runs diverged there."
+        f"(none: no clipping), {over}. {crosses}"
     )
 
 

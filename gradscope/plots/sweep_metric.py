@@ -74,8 +74,13 @@ def _spread(n: int) -> np.ndarray:
 
 def caption(data: pd.DataFrame) -> str:
     """What the figure shows, in words."""
+    gone = int(data["diverged"].sum())
     return (
-        f"{label(str(data['metric'].iloc[0]))} at the end of training (mean of the last twentieth of the steps) "
+        f"{_upper(str(data['metric'].iloc[0]))} at the end of training (mean of the last twentieth of the steps) "
         f"against the threshold of norm clipping (none: no clipping), one point per run ({len(data)} runs), bar: "
-        f"median. Crosses: runs that diverged ({int(data['diverged'].sum())})."
+        f"median. {f'Crosses: runs that diverged ({gone}).' if gone else 'No run diverged.'}"
     )
+
+
+def _upper(text: str) -> str:
+    return label(text[:1].upper() + text[1:])

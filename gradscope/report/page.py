@@ -18,6 +18,9 @@ from gradscope.report.figures import Drawn
 from gradscope.report.svg import inline
 from gradscope.report.template import PAGE, READING, STYLE
 
+#: More runs than this are counted, not named, under the title.
+_MAX_NAMED = 12
+
 TITLE = "How far back does the gradient reach?"
 
 
@@ -41,13 +44,14 @@ def render(
         section("Not shown", not_shown(missing)) if missing else "",
         section("Settings and versions", settings(facts)),
     ]
-    names = ", ".join(text(found.name) for found in facts)
+    few = len(facts) <= _MAX_NAMED
+    names = f": {', '.join(text(found.name) for found in facts)}" if few else ""
     count = "1 run" if len(facts) == 1 else f"{len(facts)} runs"
     return PAGE.substitute(
         version=escape(__version__),
         title=text(title or TITLE),
         style=STYLE,
-        byline=f"{count}: {names}. Written by gradscope {escape(__version__)}; the numbers are in "
+        byline=f"{count}{names}. Written by gradscope {escape(__version__)}; the numbers are in "
         '<a href="summary.json">summary.json</a>, the figures in <code>figures/</code>, the data behind them in '
         "<code>data/</code>.",
         body="\n".join(filter(None, sections)),

@@ -7,14 +7,15 @@ from click.testing import CliRunner
 
 from gradscope.cli import main
 
-SMALL = ["--task", "adding", "--length", "8", "--steps", "3", "--batch", "8", "--hidden", "4"]
+SMALL = ["--task", "adding", "--length", "8", "--steps", "3", "--batch", "8", "--hidden", "4", "--jobs", "1"]
 
 
 def sweep(*arguments):
     return CliRunner().invoke(main, ["sweep", *SMALL, *map(str, arguments)])
 
 
-def test_the_table_has_one_line_per_point_and_json_one_row_per_training(tmp_path):
+def test_the_table_has_one_line_per_point_and_json_one_row_per_training(tmp_path, monkeypatch):
+    monkeypatch.setattr("gradscope.cli.sweep._report", lambda *_: "")
     out = tmp_path / "out"
     arguments = ["-o", out, "--cell", "rnn,lstm", "--init", "default,forget1", "--clip", "none,0.5", "--seed", "0,1"]
     result = sweep(*arguments)
@@ -30,6 +31,34 @@ def test_the_table_has_one_line_per_point_and_json_one_row_per_training(tmp_path
     rows = json.loads(sweep(*arguments, "--json").stdout)
     assert len(rows) == 3 * 2 * 2
     assert {row["clip"] for row in rows} == {None, 0.5}
+
+
+def test_it_ends_with_what_was_found_and_a_report_that_says_so_too(tmp_path):
+    out = tmp_path / "out"
+    arguments = ["-o", out, "--clip", "none,0.5", "--seed", "0,1", "--every", "2"]
+    result = sweep(*arguments)
+    assert result.exit_code == 0, result.output
+    found = [line for line in result.stdout.splitlines() if "cannot be told from no clipping" in line]
+    told = json.loads((out / "report" / "summary.json").read_text())["told"]
+    assert found
+    assert found[0] in told[1]["text"]
+    assert found[0].split(";")[0] in (out / "report" / "index.html").read_text()
+    figures = {path.stem for path in (out / "report" / "figures").iterdir()}
+    assert figures == {"sweep_loss", "sweep_metric", "norm_distribution", "sweep_decay"}
+
+
+@pytest.mark.slow
+def test_a_sweep_that_grew_has_its_report_replaced(tmp_path):
+    arguments = ["-o", tmp_path / "out", "--clip", "none,0.5", "--every", "2"]
+    for seeds, runs in (("0", 2), ("0,1", 4)):
+        assert sweep(*arguments, "--seed", seeds).exit_code == 0
+        assert len(json.loads((tmp_path / "out" / "report" / "summary.json").read_text())["runs"]) == runs
+
+
+def test_trainings_without_a_recurrence_end_without_a_report(tmp_path):
+    result = sweep("-o", tmp_path / "out", "--cell", "window", "--seed", "0")
+    assert result.exit_code == 0, result.output
+    assert not (tmp_path / "out" / "report").exists()
 
 
 @pytest.mark.parametrize(

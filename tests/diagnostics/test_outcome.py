@@ -24,7 +24,7 @@ def said(groups, diverged=(), better=True):
 
 
 def test_each_threshold_is_told_with_the_range_over_its_runs():
-    first, last, *_ = said({INF: FREE, 0.5: CLIPPED})
+    _, first, last, *_ = said({INF: FREE, 0.5: CLIPPED})
     assert first == "With threshold 0.5, held-out accuracy ended at 0.66–0.73 (mean 0.70) over 4 runs."
     assert last.startswith("Without clipping, held-out accuracy ended at 0.08–0.14")
 
@@ -59,12 +59,12 @@ def test_diverged_runs_are_counted_and_left_out_of_the_means():
 
 def test_where_all_diverge_it_says_so():
     words = said({0.5: CLIPPED, INF: FREE}, diverged={4, 5, 6, 7})
-    assert words[1] == "Without clipping, all 4 runs diverged."
-    assert "no run with a number on one side" in words[2]
+    assert words[2] == "Without clipping, all 4 runs diverged."
+    assert "no run with a number on one side" in words[0]
 
 
 def test_one_run_each_gives_no_comparison():
-    assert "cannot be compared" in said({INF: [0.1], 0.5: [0.7]})[2]
+    assert "cannot be compared" in said({INF: [0.1], 0.5: [0.7]})[0]
 
 
 def test_without_unclipped_runs_nothing_is_compared():
