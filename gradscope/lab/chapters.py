@@ -68,9 +68,10 @@ _TEXT = {
         "(Graves 2013) bounds each element of the adjoint inside the recurrence: another operator.",
         "The two figures of per-timestep clipping use the same fractions of the adjoint's size at lag 0, once where "
         "the gradient explodes and once where it vanishes.",
-        "Two settings of this chapter were chosen after a first measurement, which left its questions without an interval. On "
-        "the digits the rate of SGD is 0.01: at 0.05 the RNN without clipping saturates, its gradient is exactly zero, "
-        "and a ratio to it means nothing. And a training that diverges counts as a loss of 10. What is asked stayed.",
+        "Two settings of this chapter were chosen after a first measurement, which left its questions without an "
+        "interval. On the digits the rate of SGD is 0.01: at 0.05 the RNN without clipping saturates, its gradient is "
+        "exactly zero, and a ratio to it means nothing. And a training that diverges counts as a loss of 10. The "
+        "numbers that are asked for stayed as they were.",
     ),
 }
 
