@@ -17,6 +17,7 @@ def test_the_demo_ends_with_a_report_and_says_where(tmp_path):
     assert (out / "report" / "index.html").stat().st_size > 10_000
     names = [plan.name for plan in demo.plans()]
     assert [line.split()[0] for line in result.stdout.splitlines()[2 : 2 + len(names)]] == names
+    assert "the gradient vanishes in all three cells" in result.stdout
     for name in names:
         with open_run(out / "runs" / name) as run:
             assert run.records("recurrent/l0")["step"].min() == 0
