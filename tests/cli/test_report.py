@@ -26,6 +26,7 @@ def call(*args: object):
     return CliRunner().invoke(main, ["report", *map(str, args)])
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_it_writes_the_page_and_says_the_answer(run, tmp_path):
     done = call(run, "-o", tmp_path / "out")
     assert done.exit_code == 0, done.output

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from gradscope.plots import marks, style
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.floats(-300, 300), st.floats(0, 300))
 def test_a_log_axis_has_two_to_nine_labels_inside_its_limits(low, span):
     values = 10.0 ** np.array([low, min(low + span, 300)])
@@ -46,7 +46,7 @@ def test_a_single_whole_number_gets_its_own_tick():
     assert [t for t in ax.get_xticks() if low <= t <= high] == [7]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.floats(-1e5, 1e3), st.floats(0, 1e5))
 def test_an_axis_of_powers_has_two_to_nine_labels_however_far_it_reaches(low, span):
     with style.use("screen"):

@@ -36,7 +36,7 @@ def told(tmp_path_factory):
         claims=[claim("It <is>.", "confirmed", True), claim("It was.", "undetermined", None)], pictures=[picture],
     )  # fmt: skip
     story = SimpleNamespace(opening=["Once."], chapters=[chapter])
-    return build_report([run], root / "out", told=story)
+    return build_report([run], root / "out", told=story, shown=("decay",))
 
 
 def test_chapters_stand_before_the_runs_with_every_name_escaped(told):
