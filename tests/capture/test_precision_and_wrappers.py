@@ -127,6 +127,18 @@ def test_data_parallel_is_recorded_under_the_models_own_names(tmp_path: Path) ->
     np.testing.assert_allclose(run.array("rnn/l0", "hidden")[0], expected, rtol=1e-4)
 
 
+def test_a_replica_of_data_parallel_is_named_in_coverage(tmp_path: Path) -> None:
+    """On several devices DataParallel runs copies of the layer, which belong to no module of the model."""
+    model = _reader()
+    with gradscope.record(model, tmp_path / "run", every=1) as recorder:
+        replica = model.rnn._replicate_for_data_parallel()
+        replica(_x())[0].sum().backward()
+        recorder.step()
+    (line,) = gradscope.open_run(recorder.run_dir).coverage
+    assert line.status == "missing"
+    assert "replica of DataParallel; use DistributedDataParallel" in line.reason
+
+
 DDP = """
     import torch, gradscope
     from torch import nn
