@@ -2,7 +2,7 @@
 
 from gradscope.adjoint.contributions import cell_path, consistency, weight_contribution
 from gradscope.adjoint.order import Order
-from gradscope.adjoint.stack import CELLS, StackCall, stack_adjoints
+from gradscope.adjoint.stack import CELLS, Kept, StackCall, earlier_adjoints, stack_adjoints
 from gradscope.adjoint.types import Adjoints, Cell, GateClip, Trajectory, Weights
 
 __all__ = [
@@ -10,12 +10,14 @@ __all__ = [
     "Adjoints",
     "Cell",
     "GateClip",
+    "Kept",
     "Order",
     "StackCall",
     "Trajectory",
     "Weights",
     "cell_path",
     "consistency",
+    "earlier_adjoints",
     "stack_adjoints",
     "weight_contribution",
 ]

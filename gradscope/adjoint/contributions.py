@@ -13,7 +13,7 @@ def weight_contribution(adjoints: Adjoints) -> Tensor | None:
 
     The matrix is never formed: its squared norm is Σ_{b,b'} (δ_b·δ_b')(h_b·h_b'), O(B² H) (Pascanu et al. 2013, eq. 5).
     """
-    if adjoints.gates_hh is None or adjoints.trajectory is None:
+    if adjoints.gates_hh is None or adjoints.trajectory is None or adjoints.trajectory.hidden_prev is None:
         return None
     delta = adjoints.order.apply(adjoints.true(adjoints.gates_hh))
     state = adjoints.order.apply(adjoints.trajectory.hidden_prev.to(delta.dtype))

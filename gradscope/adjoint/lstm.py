@@ -13,7 +13,7 @@ from torch import Tensor
 from gradscope.adjoint.order import Order
 from gradscope.adjoint.rnn import shifted
 from gradscope.adjoint.types import Adjoints, GateClip, Trajectory, Weights
-from gradscope.adjoint.walk import BLOCK, Walk
+from gradscope.adjoint.walk import Walk
 
 
 class LSTMCell:
@@ -21,27 +21,40 @@ class LSTMCell:
 
     gate_names: tuple[str, ...] = ("i", "f", "g", "o")
 
-    def trajectory(self, x: Tensor, hidden: Tensor, h0: Tensor, c0: Tensor | None, weights: Weights) -> Trajectory:
+    def trajectory(
+        self,
+        x: Tensor,
+        hidden: Tensor,
+        h0: Tensor,
+        c0: Tensor | None,
+        weights: Weights,
+        whole: bool = True,
+    ) -> Trajectory:
         assert c0 is not None
         previous = shifted(hidden, h0)
-        gates = self._gates(x, previous, weights, c0.shape[1])
-        cell = gates[:, :, 0] * gates[:, :, 2]
-        forget, c, before = gates[:, :, 1].unbind(), cell.unbind(), c0
-        for t in range(len(c)):
-            c[t].addcmul_(forget[t], before)
-            before = c[t]
-        return Trajectory(hidden, previous, gates, cell, shifted(cell, c0))
+        return self.of_gates(self.gates(x, previous, weights, c0.shape[1]), hidden, previous, c0)
+
+    @staticmethod
+    def of_gates(gates: Tensor, hidden: Tensor, hidden_prev: Tensor | None, c0: Tensor) -> Trajectory:
+        """Return the trajectory that has these gate activations, (T, B, 4, H)."""
+        cells = c0.new_empty(len(gates) + 1, *c0.shape)
+        cells[0] = c0
+        torch.mul(gates[:, :, 0], gates[:, :, 2], out=cells[1:])
+        forget, c = gates[:, :, 1].unbind(), cells.unbind()
+        for t in range(len(gates)):
+            c[t + 1].addcmul_(forget[t], c[t])
+        return Trajectory(hidden, hidden_prev, gates, cells[1:], cells[:-1])
 
     def at(
         self, x: Tensor, hidden: Tensor, hidden_prev: Tensor, cell_prev: Tensor | None, weights: Weights
     ) -> Trajectory:
         assert cell_prev is not None
-        gates = self._gates(x, hidden_prev, weights, cell_prev.shape[2])
+        gates = self.gates(x, hidden_prev, weights, cell_prev.shape[2])
         i, f, g, _ = gates.unbind(2)
         return Trajectory(hidden, hidden_prev, gates, f * cell_prev + i * g, cell_prev)
 
     @staticmethod
-    def _gates(x: Tensor, hidden_prev: Tensor, weights: Weights, size: int) -> Tensor:
+    def gates(x: Tensor, hidden_prev: Tensor, weights: Weights, size: int) -> Tensor:
         """Return the gate activations, (T, B, 4, H)."""
         bias = None if weights.b_ih is None or weights.b_hh is None else weights.b_ih + weights.b_hh
         gates = torch.nn.functional.linear(x, weights.w_ih, bias)
@@ -53,31 +66,40 @@ class LSTMCell:
         return gates
 
     @staticmethod
-    def _coefficients(trajectory: Trajectory, block: slice) -> tuple[Tensor, Tensor]:
-        """Return δ / (C, C, C, m), (t, B, 4, H), and o ⊙ (1 − tanh² c), (t, B, H), of a block of timesteps."""
+    def _coefficients(trajectory: Trajectory, block: slice, out: Tensor, to_cell: Tensor) -> None:
+        """Fill ``out`` (t, B, 5, H) with f and δ / (C, C, C, m), ``to_cell`` (t, B, H) with o ⊙ (1 − tanh² c)."""
         assert trajectory.activations is not None
         assert trajectory.cell is not None
         assert trajectory.cell_prev is not None
-        activations = trajectory.activations[block]
-        i, f, g, o = activations.unbind(2)
-        tanh_c = trajectory.cell[block].tanh()
-        coefficient = torch.empty_like(activations)
-        torch.mul((1 - i).mul_(i), g, out=coefficient[:, :, 0])
-        torch.mul((1 - f).mul_(f), trajectory.cell_prev[block], out=coefficient[:, :, 1])
-        torch.addcmul(i, (i * g), g, value=-1, out=coefficient[:, :, 2])
-        torch.mul((1 - o).mul_(o), tanh_c, out=coefficient[:, :, 3])
-        return coefficient, torch.addcmul(o, o * tanh_c, tanh_c, value=-1)
+        i, f, g, o = trajectory.activations[block].unbind(2)
+        keep, to_i, to_f, to_g, to_o = out.unbind(2)
+        tanh_c = torch.tanh(trajectory.cell[block], out=to_cell)
+        keep.copy_(f)
+        torch.mul(i, g, out=to_i)
+        torch.addcmul(i, to_i, g, value=-1, out=to_g)
+        torch.addcmul(to_i, to_i, i, value=-1, out=to_i)
+        torch.mul(torch.addcmul(f, f, f, value=-1, out=to_f), trajectory.cell_prev[block], out=to_f)
+        torch.mul(torch.addcmul(o, o, o, value=-1, out=to_o), tanh_c, out=to_o)
+        torch.addcmul(o, o * tanh_c, tanh_c, value=-1, out=to_cell)
+
+    def _all_coefficients(self, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
+        assert trajectory.cell is not None
+        steps, batch, size = trajectory.cell.shape
+        out, to_cell = trajectory.cell.new_empty(steps, batch, 5, size), torch.empty_like(trajectory.cell)
+        self._coefficients(trajectory, slice(None), out, to_cell)
+        return out[:, :, 1:], to_cell
 
     def local(self, trajectory: Trajectory, hidden: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor]:
         assert cell is not None
-        coefficient, _ = self._coefficients(trajectory, slice(None))
+        coefficient, _ = self._all_coefficients(trajectory)
         coefficient[:, :, :3] *= cell[:, :, None]
         coefficient[:, :, 3] *= hidden
-        return coefficient.flatten(2), coefficient.flatten(2)
+        gates = coefficient.flatten(2)
+        return gates, gates
 
     def through_output(self, trajectory: Trajectory, hidden: Tensor) -> Tensor:
         """Return the part of ∂L/∂c_t that comes through h_t: total minus carry, (T, B, H)."""
-        return hidden * self._coefficients(trajectory, slice(None))[1]
+        return hidden * self._all_coefficients(trajectory)[1]
 
     def reverse(
         self,
@@ -88,51 +110,58 @@ class LSTMCell:
         order: Order,
         clip: GateClip | None = None,
         keep_gates: bool = True,
+        last: Tensor | None = None,
     ) -> Adjoints:
-        gates, c = trajectory.activations, trajectory.cell
-        assert gates is not None
+        c = trajectory.cell
         assert c is not None
-        walk = Walk(direct, c.dtype, direct_cell, cell_size=c.shape[2])
-        assert walk.carry is not None
-        cell, delta = torch.zeros_like(c), torch.zeros_like(gates[: None if keep_gates else BLOCK])
-        for low, high in walk.blocks():
-            block = slice(low, high)
-            coefficient, to_cell = self._coefficients(trajectory, block)
-            here = delta[block] if keep_gates else delta[: high - low]
-            forget = gates[block, :, 1]
-            _reverse(
-                walk.hidden[block], walk.carry[block], cell[block], here, to_cell, forget, coefficient, weights, clip
-            )
-            walk.leave(here[0].flatten(1) @ weights.w_hh, cell[low] * forget[0])
-        flat = delta.flatten(2) if keep_gates else None
-        states = {"cell": cell, "cell_carry": walk.carry, "direct_cell": direct_cell}
+        walk = Walk(direct, c.dtype, direct_cell, cell_size=c.shape[2], last=last)
+        assert walk.carry_in is not None
+        lanes = _Lanes(walk, c.shape[2])
+        cell, carry = torch.empty_like(c), torch.empty_like(c)
+        gates = c.new_empty(*c.shape[:2], 4, c.shape[2]) if keep_gates else None
+        for block in walk.blocks(cell, carry, gates):
+            steps = block.stop - block.start
+            self._coefficients(trajectory, block, lanes.coefficient[:steps], lanes.to_cell[:steps])
+            lanes.reverse(walk, block, weights, clip)
+            walk.leave(lanes.delta[0] @ weights.w_hh, lanes.carried[0])
+            cell[block] = lanes.total[:steps]
+            carry[block.stop - 1] = walk.carry_in
+            carry[block.start : block.stop - 1] = lanes.product[1:steps, :, 0]
+            if gates is not None:
+                gates[block] = lanes.product[:steps, :, 1:]
+        flat = None if gates is None else gates.flatten(2)
+        states = {"cell": cell, "cell_carry": carry, "direct_cell": direct_cell}
         return Adjoints(
             order, walk.hidden, direct, trajectory, weights, flat, flat, **states, scale=walk.scale, faded=walk.faded
         )
 
 
-def _reverse(
-    hidden: Tensor,
-    carry: Tensor,
-    cell: Tensor,
-    delta: Tensor,
-    to_cell: Tensor,
-    forget: Tensor,
-    coefficient: Tensor,
-    weights: Weights,
-    clip: GateClip | None,
-) -> None:
-    a, back, total, out, keep = hidden.unbind(), carry.unbind(), cell.unbind(), to_cell.unbind(), forget.unbind()
-    total_gate = cell[:, :, None].unbind()
-    delta_flat, delta_ifg, delta_o = delta.flatten(2).unbind(), delta[:, :, :3].unbind(), delta[:, :, 3].unbind()
-    c_ifg, c_o = coefficient[:, :, :3].unbind(), coefficient[:, :, 3].unbind()
-    for t in range(len(a) - 1, -1, -1):
-        m = a[t] if weights.w_hr is None else a[t] @ weights.w_hr
-        torch.addcmul(back[t], m, out[t], out=total[t])
-        torch.mul(total_gate[t], c_ifg[t], out=delta_ifg[t])
-        torch.mul(m, c_o[t], out=delta_o[t])
-        if clip is not None:
-            clip(delta_flat[t])
-        if t:
-            back[t - 1].addcmul_(total[t], keep[t])
-            a[t - 1].addmm_(delta_flat[t], weights.w_hh)
+class _Lanes:
+    """The buffers of a block, a view per timestep, and the walk through them."""
+
+    def __init__(self, walk: Walk, size: int) -> None:
+        # f stands beside the coefficients of i, f, g: one product with C gives the carry and their adjoints.
+        self.coefficient, self.product = walk.buffer(5, size), walk.buffer(5, size)
+        self.to_cell, self.total = walk.buffer(size), walk.buffer(size)
+        self.a, self.total_t, self.to_cell_t = walk.a.unbind(), self.total.unbind(), self.to_cell.unbind()
+        self.total_gate = self.total[:, :, None].unbind()
+        self.by_cell, self.by_hidden = (self.coefficient[:, :, part].unbind() for part in (slice(4), 4))
+        self.from_cell, self.from_hidden = (self.product[:, :, part].unbind() for part in (slice(4), 4))
+        self.carried = self.product[:, :, 0].unbind()
+        self.delta = self.product[:, :, 1:].flatten(2).unbind()
+
+    def reverse(self, walk: Walk, block: slice, weights: Weights, clip: GateClip | None) -> None:
+        carry = walk.carry_in
+        assert carry is not None
+        for t in range(block.stop - block.start - 1, -1, -1):
+            m = self.a[t] if weights.w_hr is None else self.a[t] @ weights.w_hr
+            torch.addcmul(carry, m, self.to_cell_t[t], out=self.total_t[t])
+            torch.mul(self.total_gate[t], self.by_cell[t], out=self.from_cell[t])
+            torch.mul(m, self.by_hidden[t], out=self.from_hidden[t])
+            if clip is not None:
+                clip(self.delta[t])
+            carry = self.carried[t]
+            if t:
+                if (above := walk.cell_from_above(block.start + t - 1)) is not None:
+                    carry += above
+                self.a[t - 1].addmm_(self.delta[t], weights.w_hh)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradscope.adjoint.order import Order
 from gradscope.adjoint.types import Adjoints, GateClip, Trajectory, Weights
-from gradscope.adjoint.walk import BLOCK, Walk
+from gradscope.adjoint.walk import Walk
 
 
 def shifted(states: Tensor, initial: Tensor) -> Tensor:
@@ -27,8 +27,16 @@ class ElmanCell:
     def __init__(self, relu: bool) -> None:
         self.relu = relu
 
-    def trajectory(self, x: Tensor, hidden: Tensor, h0: Tensor, c0: Tensor | None, weights: Weights) -> Trajectory:
-        return self.at(x, hidden, shifted(hidden, h0), None, weights)
+    def trajectory(
+        self,
+        x: Tensor,
+        hidden: Tensor,
+        h0: Tensor,
+        c0: Tensor | None,
+        weights: Weights,
+        whole: bool = True,
+    ) -> Trajectory:
+        return Trajectory(hidden, shifted(hidden, h0) if whole else None, activations=hidden[:, :, None])
 
     def at(
         self, x: Tensor, hidden: Tensor, hidden_prev: Tensor, cell_prev: Tensor | None, weights: Weights
@@ -51,20 +59,25 @@ class ElmanCell:
         order: Order,
         clip: GateClip | None = None,
         keep_gates: bool = True,
+        last: Tensor | None = None,
     ) -> Adjoints:
         h = trajectory.hidden
-        walk = Walk(direct, h.dtype)
-        gates = torch.zeros_like(h[: None if keep_gates else BLOCK])
-        for low, high in walk.blocks():
-            slope = self._slope(h[low:high]).unbind()
-            a = walk.hidden[low:high].unbind()
-            delta = (gates[low:high] if keep_gates else gates[: high - low]).unbind()
-            for t in range(high - low - 1, -1, -1):
-                torch.mul(a[t], slope[t], out=delta[t])
+        walk = Walk(direct, h.dtype, last=last)
+        gates = torch.empty_like(h) if keep_gates else None
+        slope, delta = walk.buffer(h.shape[2]), walk.buffer(h.shape[2])
+        a_t, slope_t, delta_t = walk.a.unbind(), slope.unbind(), delta.unbind()
+        for block in walk.blocks(gates):
+            steps = block.stop - block.start
+            slope[:steps] = self._slope(h[block])
+            for t in range(steps - 1, -1, -1):
+                torch.mul(a_t[t], slope_t[t], out=delta_t[t])
                 if clip is not None:
-                    clip(delta[t])
+                    clip(delta_t[t])
                 if t:
-                    a[t - 1].addmm_(delta[t], weights.w_hh)
-            walk.leave(delta[0] @ weights.w_hh)
-        kept = gates if keep_gates else None
-        return Adjoints(order, walk.hidden, direct, trajectory, weights, kept, kept, scale=walk.scale, faded=walk.faded)
+                    a_t[t - 1].addmm_(delta_t[t], weights.w_hh)
+            walk.leave(delta_t[0] @ weights.w_hh)
+            if gates is not None:
+                gates[block] = delta[:steps]
+        return Adjoints(
+            order, walk.hidden, direct, trajectory, weights, gates, gates, scale=walk.scale, faded=walk.faded
+        )

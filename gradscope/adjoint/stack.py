@@ -15,8 +15,8 @@ from torch import Tensor
 from gradscope.adjoint.gru import GRUCell
 from gradscope.adjoint.lstm import LSTMCell
 from gradscope.adjoint.order import Order
-from gradscope.adjoint.rnn import ElmanCell
-from gradscope.adjoint.types import Adjoints, Cell, GateClip, Weights
+from gradscope.adjoint.rnn import ElmanCell, shifted
+from gradscope.adjoint.types import Adjoints, Cell, GateClip, Trajectory, Weights
 
 #: The equations of each ``nn.RNNBase.mode``.
 CELLS: dict[str, Cell] = {
@@ -27,6 +27,22 @@ CELLS: dict[str, Cell] = {
 }
 
 _KERNELS = {"RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu", "GRU": "gru", "LSTM": "lstm"}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What an LSTM kernel kept of one layer and direction, so that it need not be computed again.
+
+    Attributes
+    ----------
+    output : Tensor, shape (T, B, H)
+        In input time order.
+    gates : Tensor, shape (T, B, 4, H)
+        Gate activations, in processing order.
+    """
+
+    output: Tensor
+    gates: Tensor
 
 
 @dataclass(frozen=True)
@@ -51,6 +67,8 @@ class StackCall:
         Dropout multipliers between layer l and l+1, as they were drawn; None without dropout.
     grad_output, grad_hn, grad_cn : Tensor or None
         Direct gradients, shaped like ``output``, ``h0`` and ``c0``; None where no gradient arrived.
+    kept : tuple of tuple of Kept, or None
+        ``kept[layer][direction]``, in the type of the kernel; None where layers and gates are to be computed again.
     """
 
     mode: str
@@ -64,6 +82,7 @@ class StackCall:
     grad_output: Tensor | None = None
     grad_hn: Tensor | None = None
     grad_cn: Tensor | None = None
+    kept: tuple[tuple[Kept, ...], ...] | None = None
 
     @property
     def directions(self) -> int:
@@ -79,6 +98,10 @@ class StackCall:
         weights = tuple(tuple(w.to(dtype) for w in layer) for layer in self.weights)
         masks = None if self.masks is None else tuple(mask.to(dtype) for mask in self.masks)
         return replace(self, weights=weights, masks=masks, **cast)
+
+    def again(self) -> StackCall:
+        """Return the call without what the kernel kept: everything is to be computed from input and output."""
+        return replace(self, kept=None)
 
 
 def stack_adjoints(
@@ -112,12 +135,13 @@ def stack_adjoints(
     wanted = range(top + 1) if layers is None else layers
     lowest = min(wanted, default=top + 1)
     with torch.no_grad():
-        inputs, outputs = _layer_inputs(call, lowest)
+        inputs, outputs = _layer_inputs(call)
         call = call.to(dtype)
         direct = torch.zeros_like(call.output) if call.grad_output is None else call.grad_output
         found: dict[tuple[int, int], Adjoints] = {}
         for layer in range(top, lowest - 1, -1):
-            x, output = inputs[layer].to(dtype), outputs[layer].to(dtype)
+            x, output = inputs[layer], outputs[layer].to(dtype)
+            x = None if x is None else x.to(dtype)
             keep = keep_gates or layer > lowest
             sites = [_site(call, layer, d, x, output, direct, clip, keep) for d in range(call.directions)]
             found.update({(layer, direction): site for direction, site in enumerate(sites) if layer in wanted})
@@ -132,23 +156,16 @@ def _site(
     call: StackCall,
     layer: int,
     direction: int,
-    x: Tensor,
+    x: Tensor | None,
     output: Tensor,
     direct: Tensor,
     clip: GateClip | None,
     keep_gates: bool,
 ) -> Adjoints:
-    steps, batch = x.shape[:2]
-    order = Order(steps, batch, call.lengths, reverse=direction == 1)
-    weights = call.weights[layer][direction]
-    index = layer * call.directions + direction
-    size = call.h0.shape[2]
-    columns = slice(direction * size, (direction + 1) * size)
-    cell = CELLS[call.mode]
-    c0 = None if call.c0 is None else call.c0[index]
-    trajectory = cell.trajectory(
-        order.apply(x).contiguous(), order.apply(output[:, :, columns]).contiguous(), call.h0[index], c0, weights
-    )
+    trajectory = _trajectory(call, layer, direction, x, output, whole=keep_gates)
+    order = _order(call, direction)
+    cell, weights = CELLS[call.mode], call.weights[layer][direction]
+    index, columns = _place(call, layer, direction)
     from_above = order.apply(direct[:, :, columns]).contiguous()
     if (mask := order.mask(from_above.dtype)) is not None:
         from_above = from_above * mask
@@ -157,21 +174,96 @@ def _site(
         order.inject_last(from_above, call.grad_hn[index])
     direct_cell = None
     if call.grad_cn is not None:
-        direct_cell = torch.zeros_like(trajectory.activations[:, :, 0])  # type: ignore[index]
+        direct_cell = torch.zeros_like(trajectory.cell)  # type: ignore[arg-type]
         order.inject_last(direct_cell, call.grad_cn[index])
     return cell.reverse(trajectory, weights, from_above, direct_cell, order, clip, keep_gates)
 
 
-def _layer_inputs(call: StackCall, lowest: int) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """Return the input and output of every layer from ``lowest`` up, recomputing those inside the stack."""
+def _order(call: StackCall, direction: int) -> Order:
+    steps, batch = call.output.shape[:2]
+    return Order(steps, batch, call.lengths, reverse=direction == 1)
+
+
+def _place(call: StackCall, layer: int, direction: int) -> tuple[int, slice]:
+    """Return where a site stands in the states, and in the columns of its layer's output."""
+    size = call.h0.shape[2]
+    return layer * call.directions + direction, slice(direction * size, (direction + 1) * size)
+
+
+def _trajectory(
+    call: StackCall,
+    layer: int,
+    direction: int,
+    x: Tensor | None,
+    output: Tensor,
+    whole: bool,
+    steps: int | None = None,
+) -> Trajectory:
+    """Return the forward pass of a site, or its first processed ``steps``, gates computed again if need be."""
+    order, (index, columns) = _order(call, direction), _place(call, layer, direction)
+    h0, c0 = call.h0[index], None if call.c0 is None else call.c0[index]
+    hidden = order.apply(output[:, :, columns])[:steps].contiguous()
+    if x is None:
+        assert call.kept is not None
+        assert c0 is not None
+        previous = shifted(hidden, h0) if whole else None
+        return LSTMCell.of_gates(call.kept[layer][direction].gates, hidden, previous, c0)
+    x = order.apply(x)[:steps].contiguous()
+    return CELLS[call.mode].trajectory(x, hidden, h0, c0, call.weights[layer][direction], whole)
+
+
+def earlier_adjoints(
+    call: StackCall, direction: int, known: Adjoints, since: int, dtype: torch.dtype = torch.float64
+) -> Adjoints:
+    """Complete the adjoints of a single layer from those at its last steps.
+
+    Parameters
+    ----------
+    call : StackCall
+        Of one layer.
+    direction : int
+    known : Adjoints
+        ``hidden`` is right at the processed steps from ``since`` on, and is filled in place before; ``direct`` is right
+        everywhere.
+    since : int
+    dtype : torch.dtype
+        Arithmetic of the steps before.
+    """
+    assert known.hidden is not None
+    assert known.direct is not None
+    steps, order = since + 1, known.order
+    with torch.no_grad():
+        call = replace(call, grad_output=None, grad_hn=None, grad_cn=None).to(dtype)
+        trajectory = _trajectory(call, 0, direction, call.input, call.output, whole=False, steps=steps)
+        weights, first = call.weights[0][direction], Order(steps, order.batch, None, order.reverse)
+        last = known.hidden[since]
+        cell = CELLS[call.mode]
+        before = cell.reverse(trajectory, weights, known.direct[:steps], None, first, keep_gates=False, last=last)
+        assert before.hidden is not None
+        known.hidden[:since] = before.hidden[:since]
+        scale = None
+        if before.scale is not None:
+            scale = torch.cat((before.scale[:since], before.scale.new_ones(order.steps - since, 1, 1)))
+        faded = [*(before.faded or [False] * steps)[:since], *[False] * (order.steps - since)]
+    return replace(known, scale=scale, faded=faded)
+
+
+def _layer_inputs(call: StackCall) -> tuple[dict[int, Tensor | None], dict[int, Tensor]]:
+    """Return the input and output of every layer, recomputing those inside the stack.
+
+    An input is only good for the gates: None where the kernel kept those.
+    """
     top = len(call.weights) - 1
+    if call.kept is not None:
+        kept = [torch.cat([site.output for site in layer], dim=2) for layer in call.kept[:-1]]
+        return dict.fromkeys(range(top + 1)), dict(enumerate([*kept, call.output]))
     inputs, outputs = {0: call.input}, {top: call.output}
     for layer in range(top):
         parts = [_run_layer(call, layer, direction, inputs[layer]) for direction in range(call.directions)]
         outputs[layer] = torch.cat(parts, dim=2)
         masked = outputs[layer] if call.masks is None else outputs[layer] * call.masks[layer].to(parts[0].dtype)
         inputs[layer + 1] = masked
-    return inputs, outputs
+    return {**inputs}, outputs
 
 
 def _run_layer(call: StackCall, layer: int, direction: int, x: Tensor) -> Tensor:

@@ -45,21 +45,25 @@ class Trajectory:
 
     Attributes
     ----------
-    hidden, hidden_prev : Tensor, shape (T, B, P)
-        h_t and the state it was computed from.
+    hidden : Tensor, shape (T, B, P)
+    hidden_prev : Tensor of shape (T, B, P) or None
+        The state h_t was computed from; None where nothing was to be done with it.
     activations : Tensor of shape (T, B, G, H) or None
         Gate activations in PyTorch's order; for an RNN h itself.
     cell, cell_prev : Tensor of shape (T, B, H) or None
     candidate_hh : Tensor of shape (T, B, H) or None
         GRU only: W_hn h + b_hn, which the reset gate multiplies.
+    x : Tensor of shape (T, B, I) or None
+        Input, where the gates are recomputed block by block and ``activations`` is None.
     """
 
     hidden: Tensor
-    hidden_prev: Tensor
+    hidden_prev: Tensor | None
     activations: Tensor | None = None
     cell: Tensor | None = None
     cell_prev: Tensor | None = None
     candidate_hh: Tensor | None = None
+    x: Tensor | None = None
 
 
 @dataclass
@@ -130,8 +134,19 @@ class Cell(Protocol):
 
     gate_names: tuple[str, ...]
 
-    def trajectory(self, x: Tensor, hidden: Tensor, h0: Tensor, c0: Tensor | None, weights: Weights) -> Trajectory:
-        """Recompute gates (and cell states) from the layer's input and output."""
+    def trajectory(
+        self,
+        x: Tensor,
+        hidden: Tensor,
+        h0: Tensor,
+        c0: Tensor | None,
+        weights: Weights,
+        whole: bool = True,
+    ) -> Trajectory:
+        """Recompute gates (and cell states) from the layer's input and output.
+
+        Unless it is wanted ``whole``, :meth:`reverse` may be left to recompute the gates of each block.
+        """
         ...
 
     def at(
@@ -153,10 +168,12 @@ class Cell(Protocol):
         order: Order,
         clip: GateClip | None = None,
         keep_gates: bool = True,
+        last: Tensor | None = None,
     ) -> Adjoints:
         """Run the recurrence backward in time from the direct gradients.
 
         The arithmetic is that of the trajectory; float32 is walked with a scale. ``keep_gates=False`` spares the gate
-        adjoints where only those of the states are wanted.
+        adjoints where only those of the states are wanted. ``last`` (B, P) is the adjoint of h_t at the last step where
+        it is known already.
         """
         ...

