@@ -15,8 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from gradscope.adjoint import Adjoints, StackCall, Weights, stack_adjoints
+from gradscope.adjoint import Adjoints, StackCall, Weights, earlier_adjoints, stack_adjoints
+from gradscope.adjoint.magnitude import largest
+from gradscope.capture.kept_gates import kept_gates
 from gradscope.capture.rows import Selection
+from gradscope.capture.step_nodes import StepNodes
 
 
 class CannotRecordError(Exception):
@@ -36,6 +39,8 @@ class FusedCall:
         To notice weights that an optimizer changed during backward.
     gradients : dict
         Graph task to the gradients of output, h_n and c_n that arrived in it.
+    step_nodes : StepNodes or None
+        Where adjoints arrive by themselves.
     """
 
     call: StackCall
@@ -43,18 +48,20 @@ class FusedCall:
     parameters: tuple[Tensor, ...]
     weight_versions: tuple[int, ...]
     carried: int = 0
+    step_nodes: StepNodes | None = None
     gradients: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
     def take(self, task: int, name: str, gradient: Tensor) -> None:
         """Keep the sampled rows of a gradient that arrived in backward pass ``task``."""
-        taken = self.selection.sequence(gradient) if name == "grad_output" else self.selection.state(gradient)
+        pick = self.selection.sequence if name == "grad_output" else self.selection.state
+        taken = pick(gradient, copy=False)
         held = self.gradients[task]
         held[name] = held[name] + taken if name in held else taken
 
     def adjoints(
         self, task: int, layers: set[int], scale: float, precise: bool, keep_gates: bool
     ) -> dict[tuple[int, int], Adjoints]:
-        """Replay the call with the gradients of backward pass ``task``, divided by the loss scale.
+        """Return the adjoints of backward pass ``task``, divided by the loss scale: as they arrived, or replayed.
 
         Where float32 is what the user's kernel ran in, it is enough for norms, and twice as fast; ``precise`` asks for
         float64 all the same.
@@ -62,6 +69,8 @@ class FusedCall:
         if tuple(w._version for w in self.parameters) != self.weight_versions:
             raise CannotRecordError("the weights changed during backward (an optimizer inside backward?)")
         gradients = self.gradients.pop(task)
+        if (arrived := self._arrived(task, layers, gradients.get("grad_hn"), scale)) is not None:
+            return arrived
         if scale != 1.0:
             gradients = {name: gradient.double() / scale for name, gradient in gradients.items()}
         call = replace(self.call, **gradients)  # type: ignore[arg-type]
@@ -70,7 +79,28 @@ class FusedCall:
             found = stack_adjoints(call, torch.float32, layers, keep_gates=keep_gates)
             if not any(map(_left_float32, found.values())):
                 return found
-        return stack_adjoints(call, torch.float64, layers, keep_gates=keep_gates)
+        return stack_adjoints(call.again(), torch.float64, layers, keep_gates=keep_gates)
+
+    def _arrived(
+        self, task: int, layers: set[int], grad_hn: Tensor | None, scale: float
+    ) -> dict[tuple[int, int], Adjoints] | None:
+        """Return the adjoints that autograd delivered, completed by a replay of the steps where float32 ran out."""
+        if self.step_nodes is None:
+            return None
+        arrived = self.step_nodes.adjoints(task, layers, self.selection, grad_hn, scale)
+        if arrived is None:
+            return None
+        found = {}
+        for (layer, direction), (adjoints, since) in arrived.items():
+            # Where layers above sent down what had faded, or where no gate need be recomputed, the replay is better.
+            if since and (len(self.call.weights) > 1 or self.call.mode != "GRU"):
+                self.step_nodes.reach = 0
+                return None
+            whole = earlier_adjoints(self.call, direction, adjoints, since, torch.float32) if since else adjoints
+            if since and _left_float32(whole):
+                return None
+            found[layer, direction] = whole
+        return found
 
 
 def _left_float32(adjoints: Adjoints) -> bool:
@@ -79,11 +109,11 @@ def _left_float32(adjoints: Adjoints) -> bool:
     Either may be true, or may be the range of float32 over a single block: only float64 can tell.
     """
     assert adjoints.hidden is not None
-    largest = adjoints.hidden.abs().amax(2).numpy()
-    if not np.isfinite(largest).all():
+    size = largest(adjoints.hidden).numpy()
+    if not np.isfinite(size).all():
         return True
-    reached = np.maximum.accumulate(largest[::-1], axis=0)[::-1] > 0
-    lost = reached & (largest == 0)
+    reached = np.maximum.accumulate(size[::-1], axis=0)[::-1] > 0
+    lost = reached & (size == 0)
     if adjoints.faded is not None:
         lost[adjoints.faded] = False  # below what float64 holds, too
     return bool(lost.any())
@@ -96,8 +126,9 @@ def open_call(
     output: Any,
     samples: int | None,
     rng: Tensor | None,
+    precise: bool = True,
 ) -> tuple[FusedCall, dict[str, Tensor]]:
-    """Copy what the replay of this forward call needs.
+    """Copy what the replay of this forward call needs; less of it where it need not be ``precise``.
 
     Returns the call and the output tensors that carry gradient, by the name their gradient will have.
 
@@ -134,6 +165,8 @@ def open_call(
             call = replace(
                 call, masks=_dropout_masks(module, rng, selection, shape, call.output.dtype, call.output.device)
             )
+        if not precise:
+            call = replace(call, kept=kept_gates(module, call, values["grad_output"], selection))
     parameters = tuple(w for w in module._flat_weights if w is not None)
     return FusedCall(call, selection, parameters, tuple(w._version for w in parameters)), watched
 

@@ -80,22 +80,25 @@ class Selection:
             padding=~present[:steps, :, None].to(device),
         )
 
-    def sequence(self, x: Tensor) -> Tensor:
-        """Copy (T, b, N) out of an input, output or gradient shaped as the module's (``.data`` when packed)."""
+    def sequence(self, x: Tensor, copy: bool = True) -> Tensor:
+        """Take (T, b, N) out of an input, output or gradient shaped as the module's (``.data`` when packed).
+
+        Without ``copy`` it may share memory with ``x``.
+        """
         if self.gather is not None:
             return x[self.gather].masked_fill_(self.padding, 0)  # type: ignore[arg-type]
-        if self.unbatched:
-            return x[:, None].clone()
-        if self.every_row:
-            return (x if self.batch_dim == 1 else x.transpose(0, 1)).clone(memory_format=torch.contiguous_format)
+        if self.unbatched or self.every_row:
+            whole = x[:, None] if self.unbatched else x if self.batch_dim == 1 else x.transpose(0, 1)
+            return whole.clone(memory_format=torch.contiguous_format) if copy else whole
         taken = x.index_select(self.batch_dim, self.rows)
         return taken if self.batch_dim == 1 else taken.transpose(0, 1)
 
-    def state(self, s: Tensor) -> Tensor:
-        """Copy (layers·D, b, H) out of an initial or final state or its gradient."""
-        if self.unbatched:
-            return s[:, None].clone()
-        return s.clone() if self.every_row else s.index_select(1, self.rows)
+    def state(self, s: Tensor, copy: bool = True) -> Tensor:
+        """Take (layers·D, b, H) out of an initial or final state or its gradient."""
+        if self.unbatched or self.every_row:
+            whole = s[:, None] if self.unbatched else s
+            return whole.clone() if copy else whole
+        return s.index_select(1, self.rows)
 
     @property
     def size(self) -> int:

@@ -19,6 +19,7 @@ from gradscope.adjoint import Adjoints
 from gradscope.capture.fused import CannotRecordError, FusedCall, open_call, watch
 from gradscope.capture.layers import InputTap, LayerCall, open_layer_call, tap_input
 from gradscope.capture.sites import Target
+from gradscope.capture.step_nodes import step_nodes
 from gradscope.capture.stepwise import Chains
 
 _COMPILE_WARNING = r"Using `torch.compile\(module\)` when there are global hooks"
@@ -65,8 +66,11 @@ class Watcher:
         self._resting: list[Any] = []
         self._carries = False
         self._silenced: Any = None
+        self._observe_call = self._observe_guarded
         self._rng: dict[int, Tensor] = {}
         self._chains = Chains(listener)
+        # How far back it is worth while to watch the timesteps of a module: to where its adjoints fade in float32.
+        self._reach: dict[str, int] = {}
         self._carry: dict[str, tuple[Tensor, int]] = {}
         self._tapped = {
             id(target.module) for target in targets if target.adapter is not None and target.adapter.step is None
@@ -89,6 +93,7 @@ class Watcher:
             return
         self._remove()
         self._quieten_compile()
+        self._observe_call = _eager(self._observe_guarded)
         self._handles.append(register_module_forward_hook(_eager(self._after_forward), with_kwargs=True))
         if self._draws_masks or self._tapped:
             self._handles.append(register_module_forward_pre_hook(_eager(self.before_forward)))
@@ -167,7 +172,7 @@ class Watcher:
             return
         if not torch.is_grad_enabled():
             return
-        _eager(self._observe_guarded)(target, args, kwargs, output)
+        self._observe_call(target, args, kwargs, output)
 
     def _observe_guarded(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self.guarded(target, lambda: self._observe(target, args, kwargs, output))
@@ -186,8 +191,12 @@ class Watcher:
         module = target.module
         assert isinstance(module, nn.RNNBase)
         carried = self._carried(target, args, kwargs, output)
-        call, watched = open_call(module, args, kwargs, output, self._listener.samples, self._rng.pop(id(module), None))
+        rng, listener = self._rng.pop(id(module), None), self._listener
+        call, watched = open_call(module, args, kwargs, output, listener.samples, rng, listener.precise)
         call.carried = carried
+        if not (listener.precise or listener.keeps_gates):
+            reach = self._reach.get(target.path, sys.maxsize)
+            call.step_nodes = step_nodes(module, watched.get("grad_output"), call.selection, reach)
         use = self._listener.opened(target)
 
         def finished(done: FusedCall, task: int) -> None:
@@ -215,6 +224,8 @@ class Watcher:
         layers = {layer for layer, _ in suffixes}
         listener = self._listener
         found = call.adjoints(task, layers, listener.loss_scale(), listener.precise, listener.keeps_gates)
+        if call.step_nodes is not None:
+            self._reach[target.path] = call.step_nodes.reach
         for place, site in suffixes.items():
             self._listener.measured(target, use, site, found[place], call.selection.rows, call.carried)
 
