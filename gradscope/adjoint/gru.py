@@ -99,12 +99,13 @@ class GRUCell:
         # z stands beside the coefficients of the gates, so that one product gives all of z ⊙ a_t and δ^hh.
         coefficient, product = walk.buffer(4, size), walk.buffer(4, size)
         lanes = _Lanes(walk.a, coefficient, product)
+        launch = walk.launch(lambda n: lanes.reverse(walk, n, weights.w_hh))
         for block in walk.blocks(gates, gates_hh):
             n = block.stop - block.start
             part = self._part(trajectory, block, weights)
             kappa = self._coefficients(part, coefficient[:n])
             if clip is None:
-                lanes.reverse(n, [walk.quiet(t) for t in range(block.start, block.stop)], weights.w_hh)
+                launch(n)
                 candidate = kappa.mul_(walk.a[:n]) if keep_gates else kappa
             else:
                 candidate = lanes.reverse_clipped(n, kappa, part, weights.w_hh, clip)
@@ -127,12 +128,12 @@ class _Lanes:
         self.product = product.unbind()
         self.kept, self.delta = product[:, :, 0].unbind(), product[:, :, 1:].flatten(2).unbind()
 
-    def reverse(self, steps: int, quiet: list[bool], w_hh: Tensor) -> None:
+    def reverse(self, walk: Walk, steps: int, w_hh: Tensor) -> None:
         for t in range(steps - 1, -1, -1):
             torch.mul(self.a_gate[t], self.coefficient[t], out=self.product[t])
             if not t:
                 break
-            if quiet[t - 1]:
+            if walk.quiet(t - 1):
                 torch.addmm(self.kept[t], self.delta[t], w_hh, out=self.a[t - 1])
             else:
                 self.a[t - 1].add_(self.kept[t]).addmm_(self.delta[t], w_hh)

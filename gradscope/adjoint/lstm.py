@@ -117,12 +117,14 @@ class LSTMCell:
         walk = Walk(direct, c.dtype, direct_cell, cell_size=c.shape[2], last=last)
         assert walk.carry_in is not None
         lanes = _Lanes(walk, c.shape[2])
+        # What arrives at the cell from above differs from block to block.
+        launch = walk.launch(lambda steps: lanes.reverse(walk, steps, weights, clip), same=direct_cell is None)
         cell, carry = torch.empty_like(c), torch.empty_like(c)
         gates = c.new_empty(*c.shape[:2], 4, c.shape[2]) if keep_gates else None
         for block in walk.blocks(cell, carry, gates):
             steps = block.stop - block.start
             self._coefficients(trajectory, block, lanes.coefficient[:steps], lanes.to_cell[:steps])
-            lanes.reverse(walk, block, weights, clip)
+            launch(steps)
             walk.leave(lanes.delta[0] @ weights.w_hh, lanes.carried[0])
             cell[block] = lanes.total[:steps]
             carry[block.stop - 1] = walk.carry_in
@@ -150,10 +152,10 @@ class _Lanes:
         self.carried = self.product[:, :, 0].unbind()
         self.delta = self.product[:, :, 1:].flatten(2).unbind()
 
-    def reverse(self, walk: Walk, block: slice, weights: Weights, clip: GateClip | None) -> None:
+    def reverse(self, walk: Walk, steps: int, weights: Weights, clip: GateClip | None) -> None:
         carry = walk.carry_in
         assert carry is not None
-        for t in range(block.stop - block.start - 1, -1, -1):
+        for t in range(steps - 1, -1, -1):
             m = self.a[t] if weights.w_hr is None else self.a[t] @ weights.w_hr
             torch.addcmul(carry, m, self.to_cell_t[t], out=self.total_t[t])
             torch.mul(self.total_gate[t], self.by_cell[t], out=self.from_cell[t])
@@ -162,6 +164,6 @@ class _Lanes:
                 clip(self.delta[t])
             carry = self.carried[t]
             if t:
-                if (above := walk.cell_from_above(block.start + t - 1)) is not None:
+                if (above := walk.cell_from_above(t - 1)) is not None:
                     carry += above
                 self.a[t - 1].addmm_(self.delta[t], weights.w_hh)

@@ -9,11 +9,12 @@ it out again in float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from gradscope.adjoint.launch import Launch
 from gradscope.adjoint.magnitude import largest
 
 # Long enough to hide the work between blocks, short enough for the cache and for float32's 76 decades.
@@ -62,7 +63,7 @@ class Walk:
         self.hidden = torch.empty(direct.shape, dtype=dtype, device=direct.device)
         self.faded = [False] * self.steps
         self._late: list[Tensor] = []
-        self._fading = False
+        self._fading, self._low = False, 0
         self._floating = dtype != torch.float64
         self._running = 1.0
         if self._floating:
@@ -84,6 +85,10 @@ class Walk:
         """Make a buffer (block, B, *sizes) for what the walk of a block needs."""
         return self.a.new_empty(self.block, self.a.shape[1], *sizes)
 
+    def launch(self, body: Callable[[int], None], same: bool = True) -> Launch:
+        """Return what runs ``body`` over the timesteps of a block; see :class:`~gradscope.adjoint.launch.Launch`."""
+        return Launch(body, self.block, self.steps, self.a.device, same)
+
     def blocks(self, *results: Tensor | None) -> Iterator[slice]:
         """Yield the timesteps of each block, from the last to the first, the buffers prepared.
 
@@ -100,20 +105,21 @@ class Walk:
                     if result is not None:
                         result[low:high] = 0
             else:
+                self._low = low
                 self._fill(low, high)
                 yield slice(low, high)
                 self.hidden[low:high] = self.a[: high - low]
             high = low
 
     def quiet(self, t: int) -> bool:
-        """Whether nothing arrives at step ``t`` from above."""
-        return self._floating and not self._loudest[t]
+        """Whether nothing arrives from above at step ``t`` of the block."""
+        return self._floating and not self._loudest[self._low + t]
 
     def cell_from_above(self, t: int) -> Tensor | None:
-        """What arrives at c_t from above, (B, H); None for nothing."""
+        """What arrives from above at the cell of step ``t`` of the block, (B, H); None for nothing."""
         if self._direct_cell is None or self.quiet(t):
             return None
-        return self._scaled(self._direct_cell[t])
+        return self._scaled(self._direct_cell[self._low + t])
 
     def leave(self, *arriving: Tensor) -> None:
         """Hand over what reaches the step before the block through the recurrence: h, and c if there is one."""
@@ -128,7 +134,7 @@ class Walk:
         if self._last is not None and high == self.steps:
             here[-1].copy_(self._scaled(self._last))
         if self.carry_in is not None:
-            above = self.cell_from_above(high - 1)
+            above = self.cell_from_above(high - 1 - low)
             self.carry_in.zero_() if above is None else self.carry_in.copy_(above)
         for buffer, arriving in zip((here[-1], self.carry_in), self._late, strict=False):
             assert buffer is not None

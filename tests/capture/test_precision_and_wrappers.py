@@ -107,17 +107,22 @@ def test_a_skipped_step_is_marked_and_counted_as_a_step(tmp_path: Path) -> None:
     assert records["nonfinite"].tolist() == [0, 4, 0]
 
 
-def test_a_compiled_model_is_recorded_exactly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("when", ["before", "after", "in place"])
+def test_a_compiled_model_is_recorded_exactly(when: str, tmp_path: Path) -> None:
     model = _reader()
     expected = _expected(model)
-    compiled = torch.compile(model, backend="eager")
+    compiled = torch.compile(model, backend="eager") if when == "before" else model
     with gradscope.record(compiled, tmp_path / "run", every=1, samples=None) as recorder:
-        compiled(_x()).pow(2).mean().backward()
-        recorder.step()
-        compiled(_x()).pow(2).mean().backward()
-        recorder.step()
+        for _ in range(2):
+            compiled(_x()).pow(2).mean().backward()
+            recorder.step()
+            if when == "after":
+                compiled = torch.compile(model, backend="eager")
+            elif when == "in place":
+                model.compile(backend="eager")
     run = gradscope.open_run(recorder.run_dir)
     assert run.sites == ("rnn/l0",)
+    assert run.n_records == 2
     for record in run.array("rnn/l0", "hidden"):
         np.testing.assert_allclose(record, expected, rtol=1e-4)
 
