@@ -10,9 +10,11 @@ import json
 import platform
 import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,8 @@ KINDS: dict[str, tuple[type[nn.RNNBase], type[nn.RNNCellBase]]] = {
     "GRU": (nn.GRU, nn.GRUCell),
     "LSTM": (nn.LSTM, nn.LSTMCell),
 }
+#: Timesteps beyond which torchlens would take minutes for a pass.
+LONGEST_FOR_TORCHLENS = 100
 COLUMNS = {
     "samples8": "recorded, 8 sequences",
     "full": "recorded, whole batch",
@@ -41,6 +45,7 @@ COLUMNS = {
     "unrolled": "cell loop with retain_grad",
     "input": "input gradient only",
     "captum": "captum Saliency",
+    "torchlens": "torchlens on the cell loop",
 }
 
 
@@ -74,6 +79,17 @@ class Loop(nn.Module):
         return torch.stack(outputs), state
 
 
+class Loss(nn.Module):
+    """A model and the loss of a step, for a tool that takes both as one module."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x).pow(2).mean()
+
+
 class Bench:
     """The variants of one kind and configuration; each is one training step."""
 
@@ -86,6 +102,7 @@ class Bench:
         self.model = Net(KINDS[kind][0](size, hidden, **options), hidden * (2 if deep else 1)).to(device)
         self.loop = None if deep else Net(Loop(KINDS[kind][1](size, hidden)), hidden).to(device)
         self.folder = tempfile.TemporaryDirectory()
+        self.recorders: list[gradscope.Recorder] = []
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(model.parameters(), lr=1e-6)
@@ -107,33 +124,44 @@ class Bench:
             torch.cuda.synchronize()
 
     def recorded(self, samples: int | None) -> Callable[[], dict[str, float]]:
-        """Return a turn: open a recorder, time one recorded step and one between."""
-        count = 0
+        """Return a turn of a recording under way: a recorded step, and one before and after it.
+
+        Every third step is recorded, so that the recorder rests while other variants have their turn.
+        """
+        recorder, step = self._recording(samples, every=3)
+        self.recorders.append(recorder)
+        step()
+        step()
 
         def turn() -> dict[str, float]:
-            nonlocal count
-            count += 1
-            optimizer = self.optimizer(self.model)
-            path = Path(self.folder.name) / f"{samples}-{count}"
-            with gradscope.record(self.model, path, optimizer=optimizer, every=2, samples=samples):
-                taken = self.timed(lambda: self.step(self.model, optimizer))
-                between = self.timed(lambda: self.step(self.model, optimizer))
-            return {"samples8": taken, "between": between} if samples else {"full": taken}
+            before, taken, after = (self.timed(step) for _ in range(3))
+            return {"samples8": taken, "between": (before + after) / 2} if samples else {"full": taken}
 
         return turn
 
-    def every10(self) -> dict[str, float]:
-        """Time ten steps of a recording at the defaults, closing not included, as one step."""
+    def every10(self) -> Callable[[], dict[str, float]]:
+        """Return a turn of a recording at the defaults: ten steps, one of them recorded, and a flush, as one step."""
+        recorder, step = self._recording(8, every=10)
+        self.recorders.append(recorder)
+        step()
+
+        def ten() -> None:
+            for _ in range(10):
+                step()
+            recorder.flush()
+
+        return lambda: {"every10": self.timed(ten) / 10}
+
+    def _recording(self, samples: int | None, every: int) -> tuple[gradscope.Recorder, Callable[[], None]]:
         optimizer = self.optimizer(self.model)
-        path = Path(self.folder.name) / f"ten-{time.monotonic_ns()}"
-        with gradscope.record(self.model, path, optimizer=optimizer) as recorder:
+        path = Path(self.folder.name) / f"{samples}-{every}"
+        recorder = gradscope.record(self.model, path, optimizer=optimizer, every=every, samples=samples)
+        return recorder, lambda: self.step(self.model, optimizer)
 
-            def ten() -> None:
-                for _ in range(10):
-                    self.step(self.model, optimizer)
-                recorder.flush()
-
-            return {"every10": self.timed(ten) / 10}
+    def close(self) -> None:
+        for recorder in self.recorders:
+            recorder.close()
+        self.folder.cleanup()
 
     def variants(self, repeat_ten: bool) -> list[Callable[[], dict[str, float]]]:
         plain = self.optimizer(self.model)
@@ -148,7 +176,7 @@ class Bench:
             loop, looped = self.loop, self.optimizer(self.loop)
             turns.append(lambda: {"unrolled": self.timed(lambda: self.step(loop, looped))})
         if repeat_ten:
-            turns.append(self.every10)
+            turns.append(self.every10())
         try:
             from captum.attr import Saliency
         except ImportError:
@@ -159,17 +187,42 @@ class Bench:
         turns.append(lambda: {"captum": self.timed(lambda: saliency.attribute(batch_first))})
         return turns
 
+    def torchlens(self) -> Callable[[], None] | None:
+        """Return one forward and backward pass of the cell loop with every gradient kept by torchlens, if it can."""
+        if self.loop is None or len(self.x) > LONGEST_FOR_TORCHLENS:
+            return None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                import torchlens
+                from torchlens.options import CaptureOptions
+        except ImportError:
+            return None
+        asked = CaptureOptions(
+            unwrap_when_done=True, save_grads="all", backward_ready=True, recurrence_detection=False
+        )  # fmt: skip
+        model = Loss(self.loop)
+
+        def trace() -> None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found = torchlens.trace(model, self.x, capture=asked)
+                found.log_backward(found[found.output_layers[0]].out)
+            assert found.num_saved_grad_ops >= len(self.x), "torchlens did not keep the gradient of every timestep"
+
+        return trace
+
 
 def measure(kind: str, config: str, deep: bool, seconds: float, device: str) -> dict[str, list[float]]:
     """Return the ratios to the plain step, one per repetition, and the plain step in seconds."""
     bench = Bench(kind, config, deep, device)
     bench.step(bench.model, bench.optimizer(bench.model))
     plain = bench.timed(lambda: bench.step(bench.model, bench.optimizer(bench.model)))
-    turns = bench.variants(repeat_ten=plain < seconds / 40)
+    turns = bench.variants(repeat_ten=plain < seconds / 20)
     found: dict[str, list[float]] = {}
     end = time.monotonic() + seconds
     repetition = 0
-    while repetition < 3 or time.monotonic() < end:
+    while repetition < 4 or time.monotonic() < end:
         values: dict[str, float] = {}
         for turn in turns:
             values.update(turn())
@@ -177,11 +230,14 @@ def measure(kind: str, config: str, deep: bool, seconds: float, device: str) -> 
             for name, value in values.items():
                 found.setdefault(name, []).append(value if name == "plain" else value / values["plain"])
         repetition += 1
-    bench.folder.cleanup()
+    if (trace := bench.torchlens()) is not None:
+        # Once, and last: it takes a hundred times as long, and puts itself around every function of torch meanwhile.
+        found["torchlens"] = [bench.timed(trace) / statistics.median(found["plain"])]
+    bench.close()
     return found
 
 
-def memory(steps: int) -> dict[str, float]:
+def memory(steps: int, warm_up: int = 500) -> dict[str, float]:
     """Return the growth of the resident set over ``steps`` recorded steps of a small model, in MB."""
     torch.manual_seed(0)
     model = Net(nn.LSTM(8, 16), 16)
@@ -192,27 +248,55 @@ def memory(steps: int) -> dict[str, float]:
         tempfile.TemporaryDirectory() as folder,
         gradscope.record(model, Path(folder) / "run", optimizer=optimizer, every=1),
     ):
-        for step in range(steps + 500):
+        for step in range(steps + warm_up):
             optimizer.zero_grad()
             model(x).pow(2).mean().backward()
             optimizer.step()
-            if step in (499, steps + 499):
+            if step in (warm_up - 1, steps + warm_up - 1):
                 sizes.append(_resident())
     return {"steps": steps, "growth_mb": sizes[1] - sizes[0]}
 
 
-def peak(kind: str, samples: int | None, recorded: bool) -> float:
-    """Return the peak resident set of one step in a process of its own, in MB over that before the step."""
+def peak(kind: str, variant: str) -> list[float]:
+    """Return in MB, over what was resident before: after the forward pass, and the most during one step."""
     bench = Bench(kind, "c2", False, "cpu")
     optimizer = bench.optimizer(bench.model)
+    memory(1, warm_up=1)  # what is imported at the first record is no cost of this one
     before = _resident()
-    if recorded:
+    if variant != "plain":
+        samples = None if variant == "full" else 8
         path = Path(bench.folder.name) / "run"
-        with gradscope.record(bench.model, path, optimizer=optimizer, samples=samples):
-            bench.step(bench.model, optimizer)
-    else:
-        bench.step(bench.model, optimizer)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+        bench.recorders.append(gradscope.record(bench.model, path, optimizer=optimizer, samples=samples))
+    loss = bench.model(bench.x).pow(2).mean()
+    kept = _resident() - before
+    loss.backward()
+    optimizer.step()
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+    bench.close()
+    return [kept, most]
+
+
+def peaks() -> dict[str, dict[str, list[float]]]:
+    """Return :func:`peak` of every kind and variant, each in a process of its own."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for kind in KINDS:
+        for variant in ("plain", "samples8", "full"):
+            command = [sys.executable, __file__, "--peak", kind, variant]
+            printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            found.setdefault(kind, {})[variant] = json.loads(printed)
+    return found
+
+
+def _peak_table(found: dict[str, dict[str, list[float]]]) -> str:
+    lines = [
+        "| layer | activations kept by the plain step | its peak | recorded, 8 sequences | recorded, whole batch |"
+    ]
+    lines.append("|---|---|---|---|---|")
+    for kind, at in found.items():
+        kept, most = at["plain"]
+        more = [f"{at[variant][1] - most:+.0f} MB" for variant in ("samples8", "full")]
+        lines.append(f"| {kind} | {kept:.0f} MB | {most:.0f} MB | {more[0]} | {more[1]} |")
+    return "\n".join(lines)
 
 
 def _resident() -> float:
@@ -260,8 +344,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if options.peak:
-        variant = options.peak[1]
-        print(peak(options.peak[0], 8 if variant == "8" else None, variant != "plain"))
+        print(json.dumps(peak(*options.peak)))
         return
     print(f"{_processor()}, torch {torch.__version__}, Python {platform.python_version()}, one thread\n", flush=True)
     header = ["layer", "(B, T, H, I)", "plain step", *COLUMNS.values(), "repetitions"]
@@ -276,7 +359,9 @@ def main(arguments: list[str] | None = None) -> None:
     if options.memory_steps and options.device == "cpu":
         grown = memory(options.memory_steps)
         everything["memory"] = grown  # type: ignore[assignment]
-        print(f"\nResident memory over {grown['steps']} recorded steps: {grown['growth_mb']:+.1f} MB")
+        print(f"\nResident memory over {grown['steps']} recorded steps: {grown['growth_mb']:+.1f} MB\n", flush=True)
+        everything["peaks"] = peaks()  # type: ignore[assignment]
+        print(_peak_table(everything["peaks"]))  # type: ignore[arg-type]
     if options.json:
         options.json.write_text(json.dumps(everything, indent=1))
 
