@@ -35,14 +35,19 @@ class LSTMCell:
         return self.of_gates(self.gates(x, previous, weights, c0.shape[1]), hidden, previous, c0)
 
     @staticmethod
-    def of_gates(gates: Tensor, hidden: Tensor, hidden_prev: Tensor | None, c0: Tensor) -> Trajectory:
-        """Return the trajectory that has these gate activations, (T, B, 4, H)."""
+    def of_gates(
+        gates: Tensor, hidden: Tensor, hidden_prev: Tensor | None, c0: Tensor, cell: Tensor | None = None
+    ) -> Trajectory:
+        """Return the trajectory with these gate activations (T, B, 4, H), and cell states (T, B, H) where known."""
         cells = c0.new_empty(len(gates) + 1, *c0.shape)
         cells[0] = c0
-        torch.mul(gates[:, :, 0], gates[:, :, 2], out=cells[1:])
-        forget, c = gates[:, :, 1].unbind(), cells.unbind()
-        for t in range(len(gates)):
-            c[t + 1].addcmul_(forget[t], c[t])
+        if cell is not None:
+            cells[1:] = cell
+        else:
+            torch.mul(gates[:, :, 0], gates[:, :, 2], out=cells[1:])
+            forget, c = gates[:, :, 1].unbind(), cells.unbind()
+            for t in range(len(gates)):
+                c[t + 1].addcmul_(forget[t], c[t])
         return Trajectory(hidden, hidden_prev, gates, cells[1:], cells[:-1])
 
     def at(
@@ -119,17 +124,18 @@ class LSTMCell:
         lanes = _Lanes(walk, c.shape[2])
         # What arrives at the cell from above differs from block to block.
         launch = walk.launch(lambda steps: lanes.reverse(walk, steps, weights, clip), same=direct_cell is None)
-        cell, carry = torch.empty_like(c), torch.empty_like(c)
-        gates = c.new_empty(*c.shape[:2], 4, c.shape[2]) if keep_gates else None
+        cell, carry, gates = torch.empty_like(c), None, None
+        if keep_gates:
+            carry, gates = torch.empty_like(c), c.new_empty(*c.shape[:2], 4, c.shape[2])
         for block in walk.blocks(cell, carry, gates):
             steps = block.stop - block.start
             self._coefficients(trajectory, block, lanes.coefficient[:steps], lanes.to_cell[:steps])
             launch(steps)
             walk.leave(lanes.delta[0] @ weights.w_hh, lanes.carried[0])
             cell[block] = lanes.total[:steps]
-            carry[block.stop - 1] = walk.carry_in
-            carry[block.start : block.stop - 1] = lanes.product[1:steps, :, 0]
-            if gates is not None:
+            if carry is not None and gates is not None:
+                carry[block.stop - 1] = walk.carry_in
+                carry[block.start : block.stop - 1] = lanes.product[1:steps, :, 0]
                 gates[block] = lanes.product[:steps, :, 1:]
         flat = None if gates is None else gates.flatten(2)
         states = {"cell": cell, "cell_carry": carry, "direct_cell": direct_cell}

@@ -17,6 +17,7 @@ from gradscope.adjoint.lstm import LSTMCell
 from gradscope.adjoint.order import Order
 from gradscope.adjoint.rnn import ElmanCell, shifted
 from gradscope.adjoint.types import Adjoints, Cell, GateClip, Trajectory, Weights
+from gradscope.adjoint.walk import BLOCK
 
 #: The equations of each ``nn.RNNBase.mode``.
 CELLS: dict[str, Cell] = {
@@ -39,10 +40,13 @@ class Kept:
         In input time order.
     gates : Tensor, shape (T, B, 4, H)
         Gate activations, in processing order.
+    cell : Tensor of shape (T, B, H) or None
+        Cell states, in processing order.
     """
 
     output: Tensor
     gates: Tensor
+    cell: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -146,9 +150,9 @@ def stack_adjoints(
             sites = [_site(call, layer, d, x, output, direct, clip, keep) for d in range(call.directions)]
             found.update({(layer, direction): site for direction, site in enumerate(sites) if layer in wanted})
             if layer > lowest:
-                direct = sum(site.order.apply(site.true(site.input())) for site in sites)  # type: ignore
+                direct = _below(sites)
                 if call.masks is not None:
-                    direct = direct * call.masks[layer - 1]
+                    direct *= call.masks[layer - 1]
     return found
 
 
@@ -179,6 +183,35 @@ def _site(
     return cell.reverse(trajectory, weights, from_above, direct_cell, order, clip, keep_gates)
 
 
+def _below(sites: list[Adjoints]) -> Tensor:
+    """Return ∂L/∂x_t of a layer, (T, B, I) float64 in time order: what reaches the output of the one below directly.
+
+    A block of timesteps at a time: whole copies in float64 would be most of the work.
+    """
+    steps, batch = sites[0].order.steps, sites[0].order.batch
+    total: Tensor | None = None
+    for site in sites:
+        assert site.gates is not None
+        assert site.weights is not None
+        if site.order.reverse and site.order.lengths is not None:
+            assert total is not None
+            total += site.order.apply(site.true(site.gates @ site.weights.w_ih))
+            continue
+        for low in range(0, steps, BLOCK):
+            high = min(low + BLOCK, steps)
+            part = (site.gates[low:high] @ site.weights.w_ih).double()
+            if site.scale is not None:
+                part.div_(site.scale[low:high])
+            if total is None:
+                total = part.new_empty(steps, batch, part.shape[2])
+            if site.order.reverse:
+                total[steps - high : steps - low] += part.flip(0)
+            else:
+                total[low:high] = part
+    assert total is not None
+    return total
+
+
 def _order(call: StackCall, direction: int) -> Order:
     steps, batch = call.output.shape[:2]
     return Order(steps, batch, call.lengths, reverse=direction == 1)
@@ -206,8 +239,8 @@ def _trajectory(
     if x is None:
         assert call.kept is not None
         assert c0 is not None
-        previous = shifted(hidden, h0) if whole else None
-        return LSTMCell.of_gates(call.kept[layer][direction].gates, hidden, previous, c0)
+        kept, previous = call.kept[layer][direction], shifted(hidden, h0) if whole else None
+        return LSTMCell.of_gates(kept.gates, hidden, previous, c0, kept.cell)
     x = order.apply(x)[:steps].contiguous()
     return CELLS[call.mode].trajectory(x, hidden, h0, c0, call.weights[layer][direction], whole)
 

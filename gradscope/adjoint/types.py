@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from gradscope.adjoint.magnitude import norms
 from gradscope.adjoint.order import Order
 
 
@@ -110,6 +112,12 @@ class Adjoints:
     scale: Tensor | None = None
     faded: list[bool] | None = None
 
+    @cached_property
+    def hidden_norms(self) -> Tensor:
+        """‖∂L/∂h_t‖ with the scale of ``hidden``, float64 (T, B)."""
+        assert self.hidden is not None
+        return norms(self.hidden)
+
     def true(self, x: Tensor) -> Tensor:
         """Divide the scale out of one of the scaled tensors, in float64."""
         return x if self.scale is None else x.double() / self.scale
@@ -173,7 +181,7 @@ class Cell(Protocol):
         """Run the recurrence backward in time from the direct gradients.
 
         The arithmetic is that of the trajectory; float32 is walked with a scale. ``keep_gates=False`` spares the gate
-        adjoints where only those of the states are wanted. ``last`` (B, P) is the adjoint of h_t at the last step where
-        it is known already.
+        adjoints and the carry where only the total adjoints of the states are wanted. ``last`` (B, P) is the adjoint
+        of h_t at the last step where it is known already.
         """
         ...

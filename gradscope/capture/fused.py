@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from gradscope.adjoint import Adjoints, StackCall, Weights, earlier_adjoints, stack_adjoints
-from gradscope.adjoint.magnitude import largest
 from gradscope.capture.kept_gates import kept_gates
 from gradscope.capture.rows import Selection
 from gradscope.capture.step_nodes import StepNodes
@@ -108,8 +107,7 @@ def _left_float32(adjoints: Adjoints) -> bool:
 
     Either may be true, or may be the range of float32 over a single block: only float64 can tell.
     """
-    assert adjoints.hidden is not None
-    size = largest(adjoints.hidden).numpy()
+    size = adjoints.hidden_norms.numpy()
     if not np.isfinite(size).all():
         return True
     reached = np.maximum.accumulate(size[::-1], axis=0)[::-1] > 0

@@ -1,12 +1,13 @@
-"""Gate activations that the CPU's fused LSTM kernel keeps for its own backward pass (oneDNN).
+"""Gate activations and cell states that the CPU's fused LSTM kernel keeps for its own backward pass (oneDNN).
 
-Taking them saves most of what a replay costs, but their place in the kernel's workspace is its private matter. So they
-are found by the shape of the graph, compared with gates computed anew when a layer of that size is first seen, and left
-alone at the first surprise: the replay computes them all again then.
+Taking them saves most of what a replay costs, but their place in the kernel's workspace is its private matter. So it is
+looked for and checked when a layer of that size is first seen, against gates computed anew, and left alone at the first
+surprise: the replay computes everything again then.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,8 +25,25 @@ _TOLERANCE = 1e-4
 # oneDNN rounds a row of gates up to this many floats, and keeps rows from following each other at multiples of 256.
 _ALIGNMENT, _STRIDE_TO_AVOID = 16, 256
 
-# Sizes at which the layout was seen to be as expected, and those at which it was not.
-_layouts: dict[tuple[Any, ...], bool] = {}
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where things are in a workspace, in floats.
+
+    Attributes
+    ----------
+    stride : int
+        From the gates of one sequence to those of the next, (T, B) of them from the beginning.
+    cell : int or None
+        Beginning of the cell states, (T − 1, B, H) without gaps: the last is c_n. None where they were not found.
+    """
+
+    stride: int
+    cell: int | None
+
+
+# What was found at each size; None where it was not as expected.
+_layouts: dict[tuple[Any, ...], _Layout | None] = {}
 
 
 def kept_gates(
@@ -37,21 +55,20 @@ def kept_gates(
     """
     if module.mode != "LSTM" or output.dtype != torch.float32 or output.device.type != "cpu" or selection.unbatched:
         return None
-    if selection.gather is not None or _saving_is_hooked():
+    if selection.gather is not None or not selection.size or _saving_is_hooked():
         return None
     try:
         nodes = _nodes(output.grad_fn, len(call.weights), call.directions)
         if nodes is None:
             return None
-        kept = tuple(tuple(_of_node(node, selection) for node in layer) for layer in nodes)
-        trusted = all(
-            _layout_known(node, site, weights, selection)
-            for at_layer in zip(nodes, kept, call.weights, strict=True)
-            for node, site, weights in zip(*at_layer, strict=True)
-        )
+        kept = [
+            [_of_node(node, weights, selection) for node, weights in zip(*at_layer, strict=True)]
+            for at_layer in zip(nodes, call.weights, strict=True)
+        ]
     except (AttributeError, RuntimeError, IndexError, ValueError):  # another torch, another graph
         return None
-    return kept if trusted else None
+    found = tuple(tuple(site for site in layer if site is not None) for layer in kept)
+    return found if all(len(layer) == call.directions for layer in found) else None
 
 
 def _saving_is_hooked() -> bool:
@@ -82,39 +99,80 @@ def _below(node: Any) -> Any:
     return node
 
 
-def _of_node(node: Any, selection: Selection) -> Kept:
+def _of_node(node: Any, weights: Weights, selection: Selection) -> Kept | None:
     output = node._saved_result0.detach()
-    steps, batch, size = output.shape
-    stride = -(-4 * size // _ALIGNMENT) * _ALIGNMENT
+    workspace = node._saved_result3.view(torch.float32)
+    key = (*node._saved_input.shape, output.shape[2], len(workspace))
+    key = (*key, node._saved_train, node._saved_reverse, node._saved_has_biases)
+    if key not in _layouts:
+        _layouts[key] = _layout(node, weights, workspace, output)
+    layout = _layouts[key]
+    if layout is None:
+        return None
+    gates, cell = _read(workspace, layout, output.shape, node._saved_result2.detach(), selection)
+    return Kept(output if selection.every_row else output.index_select(1, selection.rows), gates, cell)
+
+
+def _read(
+    workspace: Tensor, layout: _Layout, shape: torch.Size, c_n: Tensor, selection: Selection | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Return gates (T, b, 4, H) and cell states (T, b, H)."""
+    steps, batch, size = shape
+    gates = workspace[: steps * batch * layout.stride].view(steps * batch, layout.stride)
+    cell = None
+    if layout.cell is not None:
+        cell = workspace[layout.cell : layout.cell + (steps - 1) * batch * size].view(steps - 1, batch, size)
+        c_n = c_n.reshape(1, batch, size)
+    if selection is not None and not selection.every_row:
+        # Along one flat axis: along the middle one of three, index_select takes ten times as long.
+        wanted = torch.arange(0, steps * batch, batch)[:, None] + selection.rows
+        gates, c_n = gates.index_select(0, wanted.flatten()), c_n.index_select(-2, selection.rows)
+        cell = None if cell is None else cell.index_select(1, selection.rows)
+    return gates[:, : 4 * size].view(steps, -1, 4, size), None if cell is None else torch.cat((cell, c_n))
+
+
+def _layout(node: Any, weights: Weights, workspace: Tensor, output: Tensor) -> _Layout | None:
+    """Find out the layout of a workspace; None unless the gates in it are those of the layer."""
+    stride = -(-4 * output.shape[2] // _ALIGNMENT) * _ALIGNMENT
     if stride % _STRIDE_TO_AVOID == 0:
         stride += _ALIGNMENT
-    rows = node._saved_result3.view(torch.float32)[: steps * batch * stride].view(steps * batch, stride)
-    if not selection.every_row:
-        # One flat axis: along the middle one of three, index_select takes ten times as long.
-        wanted = torch.arange(0, steps * batch, batch)[:, None] + selection.rows
-        rows, output = rows.index_select(0, wanted.flatten()), output.index_select(1, selection.rows)
-    return Kept(output, rows[:, : 4 * size].view(steps, -1, 4, size))
+    c0, c_n = node._saved_cx_.detach(), node._saved_result2.detach()
+    gates, _ = _read(workspace, _Layout(stride, None), output.shape, c_n)
+    if not _are_gates(gates, node, weights, output):
+        return None
+    return _Layout(stride, _find_cell(workspace, gates, c0.reshape(output.shape[1:]), c_n, stride))
 
 
-def _layout_known(node: Any, kept: Kept, weights: Weights, selection: Selection) -> bool:
-    shape, workspace = node._saved_input.shape, node._saved_result3.numel()
-    how = node._saved_train, node._saved_reverse, node._saved_has_biases
-    key = (*shape, kept.gates.shape[3], workspace, *how)
-    if key not in _layouts:
-        _layouts[key] = _agrees(node, kept, weights, selection)
-    return _layouts[key]
-
-
-def _agrees(node: Any, kept: Kept, weights: Weights, selection: Selection) -> bool:
-    """Compare the gates at the first, middle and last timestep with new ones."""
-    x, h0 = node._saved_input.detach(), node._saved_hx_.detach()
-    steps, size = len(x), kept.gates.shape[3]
+def _are_gates(gates: Tensor, node: Any, weights: Weights, output: Tensor) -> bool:
+    """Compare gates at the first, middle and last timestep with new ones."""
+    x, h0, reverse = node._saved_input.detach(), node._saved_hx_.detach(), node._saved_reverse
+    steps = len(x)
     processed = torch.tensor(sorted({0, steps // 2, steps - 1}))
-    reverse = node._saved_reverse
     time = steps - 1 - processed if reverse else processed
     before = time + 1 if reverse else time - 1
     inside = (before >= 0) & (before < steps)
-    previous = kept.output[before.clamp(0, steps - 1)]
-    previous = torch.where(inside[:, None, None], previous, h0[selection.rows])
-    anew = LSTMCell.gates(x[time][:, selection.rows], previous, weights, size)
-    return bool(torch.isclose(kept.gates[processed], anew, rtol=0, atol=_TOLERANCE, equal_nan=True).all())
+    previous = torch.where(inside[:, None, None], output[before.clamp(0, steps - 1)], h0)
+    return _close(gates[processed], LSTMCell.gates(x[time], previous, weights, output.shape[2]))
+
+
+def _find_cell(workspace: Tensor, gates: Tensor, c0: Tensor, c_n: Tensor, stride: int) -> int | None:
+    """Return where the cell states begin: where they follow from c0 by the gates."""
+    begin = gates.shape[0] * gates.shape[1] * stride
+    i, f, g, _ = gates.unbind(2)
+    first = (f[0] * c0 + i[0] * g[0]).flatten()
+    telling = int(first.abs().argmax())
+    near = (workspace[begin:] - first[telling]).abs() < _TOLERANCE * first[telling].abs()
+    for at in [telling] if len(gates) == 1 else near.nonzero().flatten().tolist():
+        place = begin + at - telling
+        if place < begin or place + (len(gates) - 1) * c0.numel() > len(workspace):
+            continue
+        if len(gates) > 1 and not _close(workspace[place : place + c0.numel()], first):
+            continue
+        _, cell = _read(workspace, _Layout(stride, place), torch.Size((len(gates), *c0.shape)), c_n)
+        if cell is not None and _close(cell, f * torch.cat((c0[None], cell[:-1])) + i * g):
+            return place
+    return None
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    return bool(torch.isclose(found, expected, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True).all())

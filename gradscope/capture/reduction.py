@@ -24,8 +24,8 @@ TENSORS: dict[str, Callable[[Adjoints], Tensor | None]] = {
     "cell_path": cell_path,
 }
 
-#: Quantities that follow from the gates or their adjoints.
-NEEDS_GATES = {"gates", "input", "weight", "consistency", "activations"}
+#: Quantities that need more than the total adjoints of the states: gates, their adjoints, the carry.
+NEEDS_GATES = {"gates", "input", "weight", "consistency", "activations", "cell_carry"}
 
 # Quantities that come with the adjoints' own scale.
 _SCALED = {"hidden", "cell", "cell_carry", "input", "gates"}
@@ -51,8 +51,11 @@ def reduce_site(
             arrays.update(_activations(adjoints, gate_names))
         elif (values := TENSORS[name](adjoints)) is not None:
             scale = adjoints.scale if name in _SCALED else None
-            per_gate = values.unflatten(2, (len(gate_names) or 1, -1)) if name == "gates" else values[:, :, None]
-            found = norms(per_gate) if scale is None else _unscaled(norms(per_gate), scale, adjoints.faded)
+            if name == "hidden":
+                found = adjoints.hidden_norms[:, :, None]
+            else:
+                found = norms(values.unflatten(2, (len(gate_names) or 1 if name == "gates" else 1, -1)))
+            found = found if scale is None else _unscaled(found, scale, adjoints.faded)
             arrays[name] = adjoints.order.to_lag(found if name == "gates" else found[:, :, 0])
             if name == "gates":
                 arrays[name] = arrays[name].transpose(1, 2)

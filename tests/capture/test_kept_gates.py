@@ -47,6 +47,7 @@ def test_adjoints_equal_a_replay_in_float64(
     module, x = nn.LSTM(6, size, **options), torch.randn(steps, batch, 6)
     call = _call(module, x, samples)
     assert (call.kept is not None) == _fused(module, x)
+    assert call.kept is None or all(site.cell is not None for layer in call.kept for site in layer)
     call = replace(call, grad_output=torch.randn_like(call.output))
     kept, replayed = stack_adjoints(call, torch.float32), stack_adjoints(call.again(), torch.float64)
     for place, expected in replayed.items():
