@@ -2,7 +2,7 @@
 
 from gradscope.adjoint.contributions import cell_path, consistency, weight_contribution
 from gradscope.adjoint.order import Order
-from gradscope.adjoint.stack import CELLS, Kept, StackCall, earlier_adjoints, stack_adjoints
+from gradscope.adjoint.stack import CELLS, Kept, StackCall, earlier_adjoints, recomputed_output, stack_adjoints
 from gradscope.adjoint.types import Adjoints, Cell, GateClip, Trajectory, Weights
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "cell_path",
     "consistency",
     "earlier_adjoints",
+    "recomputed_output",
     "stack_adjoints",
     "weight_contribution",
 ]

@@ -118,6 +118,12 @@ class Adjoints:
         assert self.hidden is not None
         return norms(self.hidden)
 
+    @cached_property
+    def cell_norms(self) -> Tensor:
+        """‖∂L/∂c_t‖ with the scale of ``cell``, float64 (T, B)."""
+        assert self.cell is not None
+        return norms(self.cell)
+
     def true(self, x: Tensor) -> Tensor:
         """Divide the scale out of one of the scaled tensors, in float64."""
         return x if self.scale is None else x.double() / self.scale

@@ -13,7 +13,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from gradscope.adjoint import StackCall
-from gradscope.capture.fused import CannotRecordError, open_call
+from gradscope.capture.fused import CannotRecordError, behind_view, open_call
 from gradscope.capture.rows import Selection
 from gradscope.capture.sites import Target, discover, select
 from gradscope.errors import SettingError
@@ -32,20 +32,25 @@ class CaughtCall:
     edges : dict of str to GradientEdge
         Where the graph leaves the module: ``grad_output``, ``grad_hn``, ``grad_cn``. Edges rather than tensors, for
         the user's code may edit an output in place. Empty without a graph.
+    time_first : bool
+        Whether the gradient of the output arrives time-major, whatever the module's own layout.
     """
 
     call: StackCall
     selection: Selection
     edges: dict[str, GradientEdge]
+    time_first: bool = False
 
     def gradients(self, value: Tensor, retain_graph: bool = True) -> dict[str, Tensor]:
         """Return what of d ``value`` arrives at the module's outputs directly, time-major, by name."""
         arrived = torch.autograd.grad(value, list(self.edges.values()), retain_graph=retain_graph, allow_unused=True)
         with torch.no_grad():
+            found = {name: g for name, g in zip(self.edges, arrived, strict=True) if g is not None}
+            if self.time_first and "grad_output" in found:
+                found["grad_output"] = found["grad_output"].transpose(0, 1)
             return {
                 name: self.selection.sequence(g) if name == "grad_output" else self.selection.state(g)
-                for name, g in zip(self.edges, arrived, strict=True)
-                if g is not None
+                for name, g in found.items()
             }
 
 
@@ -143,14 +148,16 @@ def _fused(
     values = {"grad_output": getattr(sequence, "data", sequence) if _packed(sequence) else sequence, "grad_hn": h_n}
     if c_n is not None:
         values["grad_cn"] = c_n
-    edges = {name: get_gradient_edge(value) for name, value in values.items() if value.requires_grad}
+    made, time_first = behind_view(values["grad_output"], module.batch_first)
+    sources = {**values, "grad_output": made}
+    edges = {name: get_gradient_edge(value) for name, value in sources.items() if value.requires_grad}
     # A trajectory needs no graph: a stand-in that requires grad lets frozen models and no_grad pass.
     standing = _map(output, lambda value: value.detach().requires_grad_())
     try:
         call, _ = open_call(module, args, kwargs, standing, samples, rng)
     except CannotRecordError as reason:
         raise SettingError(f"this call of {type(module).__name__} cannot be replayed: {reason}") from None
-    return CaughtCall(call.call, call.selection, edges)
+    return CaughtCall(call.call, call.selection, edges, time_first)
 
 
 def _packed(value: Any) -> bool:

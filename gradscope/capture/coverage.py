@@ -18,6 +18,8 @@ class CoverageLedger:
         self._targets = targets
         self._recorded: Counter[str] = Counter()
         self._reasons: dict[str, Counter[str]] = {}
+        # Of calls or passes that were not recorded in steps in which others were.
+        self._asides: dict[str, Counter[str]] = {}
         self._opened: set[str] = set()
         self._missed: dict[str, str] = {}
         #: Bumped when a line appears that was not there before.
@@ -35,7 +37,8 @@ class CoverageLedger:
         """Close the books of one recorded step; ``seen`` are the sites it recorded."""
         for target in self._targets:
             for info in target.sites:
-                self._count(info.site, info.site in seen, self._reason(target.path))
+                aside = self._missed.get(target.path, "")
+                self._count(info.site, info.site in seen, self._reason(target.path), aside)
         for extra in seen - {info.site for target in self._targets for info in target.sites}:
             self._count(extra, True, "")
         self._opened.clear()
@@ -44,10 +47,14 @@ class CoverageLedger:
     def _reason(self, path: str) -> str:
         return self._missed.get(path) or (NO_GRADIENT if path in self._opened else NOT_CALLED)
 
-    def _count(self, site: str, recorded: bool, reason: str) -> None:
+    def _count(self, site: str, recorded: bool, reason: str, aside: str = "") -> None:
         if recorded:
             self.version += site not in self._recorded
             self._recorded[site] += 1
+            if aside:
+                asides = self._asides.setdefault(site, Counter())
+                self.version += aside not in asides
+                asides[aside] += 1
         else:
             reasons = self._reasons.setdefault(site, Counter())
             self.version += reason not in reasons
@@ -64,6 +71,6 @@ class CoverageLedger:
                 lines.append(
                     Coverage(site, "partial", f"recorded in {count} of {count + reasons.total()} steps", count)
                 )
-            for reason, times in reasons.most_common():
+            for reason, times in (reasons + self._asides.get(site, Counter())).most_common():
                 lines.append(Coverage(site, "partial" if count else "missing", reason, times))
         return lines

@@ -15,10 +15,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from gradscope.adjoint import Adjoints, StackCall, Weights, earlier_adjoints, stack_adjoints
+from gradscope.adjoint import Adjoints, StackCall, Weights, earlier_adjoints, recomputed_output, stack_adjoints
 from gradscope.capture.kept_gates import kept_gates
 from gradscope.capture.rows import Selection
-from gradscope.capture.step_nodes import StepNodes
+from gradscope.capture.step_nodes import _FADES_BELOW, StepNodes
+
+TRANSFORMED = "it runs inside a torch.func transform or a batched backward pass, which hides the values"
+
+SECOND_ORDER = (
+    "the loss reaches it through a gradient (create_graph=True), on paths outside its own recurrence; the pass that "
+    "built that graph was recorded"
+)
+
+# A recomputed output that is further than this from the module's own is of another function.
+_OUTPUT_TOLERANCE = 1e-3
 
 
 class CannotRecordError(Exception):
@@ -40,6 +50,10 @@ class FusedCall:
         Graph task to the gradients of output, h_n and c_n that arrived in it.
     step_nodes : StepNodes or None
         Where adjoints arrive by themselves.
+    time_first : bool
+        Whether the gradient of the output arrives time-major, whatever the module's own layout.
+    graphed, refused : set of int
+        Backward passes that built a graph of their own, and those that cannot be recorded.
     """
 
     call: StackCall
@@ -48,14 +62,26 @@ class FusedCall:
     weight_versions: tuple[int, ...]
     carried: int = 0
     step_nodes: StepNodes | None = None
+    time_first: bool = False
     gradients: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    graphed: set[int] = field(default_factory=set)
+    refused: set[int] = field(default_factory=set)
 
     def take(self, task: int, name: str, gradient: Tensor) -> None:
         """Keep the sampled rows of a gradient that arrived in backward pass ``task``."""
-        pick = self.selection.sequence if name == "grad_output" else self.selection.state
-        taken = pick(gradient, copy=False)
+        if name == "grad_output":
+            given = gradient.transpose(0, 1) if self.time_first else gradient
+            taken = self.selection.sequence(given, copy=False)
+        else:
+            taken = self.selection.state(gradient, copy=False)
         held = self.gradients[task]
         held[name] = held[name] + taken if name in held else taken
+
+    def forget(self, task: int) -> None:
+        """Drop what arrived in backward pass ``task``."""
+        self.gradients.pop(task, None)
+        if self.step_nodes is not None:
+            self.step_nodes.forget(task)
 
     def adjoints(
         self, task: int, layers: set[int], scale: float, precise: bool, keep_gates: bool
@@ -66,14 +92,17 @@ class FusedCall:
         float64 all the same.
         """
         if tuple(w._version for w in self.parameters) != self.weight_versions:
+            self.forget(task)
             raise CannotRecordError("the weights changed during backward (an optimizer inside backward?)")
         gradients = self.gradients.pop(task)
+        # The kernel's workspace is large, and a second pass through the same graph is rare: it is replayed then.
+        original, self.call = self.call, self.call.again()
         if (arrived := self._arrived(task, layers, gradients.get("grad_hn"), scale)) is not None:
             return arrived
         if scale != 1.0:
             gradients = {name: gradient.double() / scale for name, gradient in gradients.items()}
-        call = replace(self.call, **gradients)  # type: ignore[arg-type]
-        output = self.call.output
+        call = replace(original, **gradients)  # type: ignore[arg-type]
+        output = call.output
         if not precise and output.dtype != torch.float64 and output.device.type == "cpu":
             found = stack_adjoints(call, torch.float32, layers, keep_gates=keep_gates)
             if not any(map(_left_float32, found.values())):
@@ -95,26 +124,33 @@ class FusedCall:
             if since and (len(self.call.weights) > 1 or self.call.mode != "GRU"):
                 self.step_nodes.reach = 0
                 return None
-            whole = earlier_adjoints(self.call, direction, adjoints, since, torch.float32) if since else adjoints
-            if since and _left_float32(whole):
-                return None
-            found[layer, direction] = whole
+            if since:
+                dtype = torch.float64 if self.call.output.dtype == torch.float64 else torch.float32
+                adjoints = earlier_adjoints(self.call, direction, adjoints, since, dtype)
+                if dtype == torch.float32 and _left_float32(adjoints):
+                    return None
+            found[layer, direction] = adjoints
         return found
 
 
 def _left_float32(adjoints: Adjoints) -> bool:
-    """Return whether an adjoint is not finite, or became exactly 0 on its way back from a non-zero one.
+    """Return whether an adjoint is not finite, or came close to the lower end of float32 on its way back.
 
     Either may be true, or may be the range of float32 over a single block: only float64 can tell.
     """
-    size = adjoints.hidden_norms.numpy()
-    if not np.isfinite(size).all():
-        return True
-    reached = np.maximum.accumulate(size[::-1], axis=0)[::-1] > 0
-    lost = reached & (size == 0)
-    if adjoints.faded is not None:
-        lost[adjoints.faded] = False  # below what float64 holds, too
-    return bool(lost.any())
+    sizes = [adjoints.hidden_norms.numpy()]
+    if adjoints.cell is not None:
+        sizes.append(adjoints.cell_norms.numpy())
+    for size in sizes:
+        if not np.isfinite(size).all():
+            return True
+        reached = np.maximum.accumulate(size[::-1], axis=0)[::-1] > 0
+        lost = reached & (size < _FADES_BELOW)
+        if adjoints.faded is not None:
+            lost[adjoints.faded] = False  # below what float64 holds, too
+        if lost.any():
+            return True
+    return False
 
 
 def open_call(
@@ -146,6 +182,11 @@ def open_call(
     watched = {name: value for name, value in values.items() if value.requires_grad}
     if not watched:
         raise CannotRecordError("its output requires no gradient (everything before it is frozen, or no_grad)")
+    if any(map(is_transformed, watched.values())):
+        raise CannotRecordError(TRANSFORMED)
+    time_first = False
+    if "grad_output" in watched:
+        watched["grad_output"], time_first = behind_view(values["grad_output"], module.batch_first)
     with torch.no_grad():
         selection = Selection.of(x, module.batch_first, samples)
         h0, c0 = (hx if module.mode == "LSTM" else (hx, None)) if hx is not None else (None, None)
@@ -163,10 +204,47 @@ def open_call(
             call = replace(
                 call, masks=_dropout_masks(module, rng, selection, shape, call.output.dtype, call.output.device)
             )
-        if not precise:
+        if overrides_forward(module):
+            _check_output(module, call)
+        elif not precise:
             call = replace(call, kept=kept_gates(module, call, values["grad_output"], selection))
     parameters = tuple(w for w in module._flat_weights if w is not None)
-    return FusedCall(call, selection, parameters, tuple(w._version for w in parameters)), watched
+    versions = tuple(w._version for w in parameters)
+    return FusedCall(call, selection, parameters, versions, time_first=time_first), watched
+
+
+def overrides_forward(module: nn.Module) -> bool:
+    """Whether something else than torch's own ``forward`` runs: it may do more than call the kernel."""
+    own = (nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward)
+    return type(module).forward not in own or "forward" in vars(module)
+
+
+def _check_output(module: nn.Module, call: StackCall) -> None:
+    """Make sure that the kernel makes the module's output of the module's input."""
+    expected, found = recomputed_output(call).double(), call.output.double()
+    tolerance = max(_OUTPUT_TOLERANCE, 20 * torch.finfo(call.output.dtype).eps)
+    if not torch.allclose(found, expected, rtol=tolerance, atol=tolerance, equal_nan=True):
+        raise CannotRecordError(
+            f"{type(module).__name__} overrides forward and changes what goes in or comes out: put that into a module "
+            "of its own, or register an adapter (gradscope.register_adapter)"
+        )
+
+
+def behind_view(output: Tensor, batch_first: bool) -> tuple[Tensor, bool]:
+    """Return the tensor of which ``output`` is the batch-first view, if it is one, and whether it was.
+
+    An operation in place on a view replaces the view's node; that of the tensor behind stays.
+    """
+    base = output._base if batch_first and output._is_view() and output.dim() == 3 else None
+    if base is None or base.grad_fn is None or base.shape != output.transpose(0, 1).shape:
+        return output, False
+    return base, True
+
+
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether a tensor belongs to a torch.func transform or a batched backward pass, and has no values of its own."""
+    functorch = torch._C._functorch
+    return functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
 
 
 def _weights(module: nn.RNNBase) -> tuple[tuple[Weights, ...], ...]:
@@ -224,9 +302,15 @@ class Call(Protocol):
     """A forward call under way, which keeps gradients as they arrive."""
 
     gradients: dict[int, dict[str, Tensor]]
+    graphed: set[int]
+    refused: set[int]
 
     def take(self, task: int, name: str, gradient: Tensor) -> None:
         """Keep a gradient that arrived in backward pass ``task``."""
+        ...
+
+    def forget(self, task: int) -> None:
+        """Drop what arrived in backward pass ``task``."""
         ...
 
 
@@ -257,19 +341,31 @@ def _prehook(
     finished: Callable[[CallT, int], None],
     failed: Callable[[Exception], None],
 ) -> Callable[[tuple[Tensor | None, ...]], None]:
+    def end(task: int) -> None:
+        """Called at the end of the pass, not at the first arrival: output, h_n and c_n come separately."""
+        if task in call.refused:
+            call.forget(task)
+        else:
+            finished(call, task)
+
     def prehook(gradients: tuple[Tensor | None, ...]) -> None:
+        task = torch._C._current_graph_task_id()
         try:
-            task = torch._C._current_graph_task_id()
             if task not in call.gradients:
                 call.gradients[task] = {}
-                # The end of the pass, not the first arrival: gradients of output, h_n and c_n come separately.
-                engine = torch.autograd.Variable._execution_engine
-                engine.queue_callback(lambda: finished(call, task))
+                torch.autograd.Variable._execution_engine.queue_callback(lambda: end(task))
+                if call.graphed - {task}:
+                    raise CannotRecordError(SECOND_ORDER)
+                if torch.is_grad_enabled():
+                    call.graphed.add(task)
             with torch.no_grad():
                 for position, name in places:
-                    if (gradient := gradients[position]) is not None:
+                    if (gradient := gradients[position]) is not None and task not in call.refused:
+                        if is_transformed(gradient):
+                            raise CannotRecordError(TRANSFORMED)
                         call.take(task, name, gradient)
         except Exception as error:
+            call.refused.add(task)
             failed(error)
 
     return prehook

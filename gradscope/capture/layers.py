@@ -31,6 +31,12 @@ class LayerCall:
     inner: frozenset[str] = frozenset()
     carried: int = 0
     gradients: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    graphed: set[int] = field(default_factory=set)
+    refused: set[int] = field(default_factory=set)
+
+    def forget(self, task: int) -> None:
+        """Drop what arrived in backward pass ``task``."""
+        self.gradients.pop(task, None)
 
     def take(self, task: int, name: str, gradient: Tensor) -> None:
         """Keep the sampled rows of a gradient that arrived in backward pass ``task``."""

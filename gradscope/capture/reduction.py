@@ -51,8 +51,8 @@ def reduce_site(
             arrays.update(_activations(adjoints, gate_names))
         elif (values := TENSORS[name](adjoints)) is not None:
             scale = adjoints.scale if name in _SCALED else None
-            if name == "hidden":
-                found = adjoints.hidden_norms[:, :, None]
+            if name in ("hidden", "cell"):
+                found = (adjoints.hidden_norms if name == "hidden" else adjoints.cell_norms)[:, :, None]
             else:
                 found = norms(values.unflatten(2, (len(gate_names) or 1 if name == "gates" else 1, -1)))
             found = found if scale is None else _unscaled(found, scale, adjoints.faded)

@@ -28,9 +28,8 @@ _STEPS = {
 # What stands between the input of a layer and the output of the one below.
 _BETWEEN = ("Unbind", "View", "UnsafeView", "Transpose", "Mul", "NativeDropout", "Mm", "Clone")
 
-# Below this an adjoint loses digits in float32, whose smallest normal number is 2^-126: what is 2^-10 of its largest
-# element would be flushed to 0 where denormals are.
-_FADES_BELOW = 2.0**-116
+# Below this the smaller elements of an adjoint lose digits in float32, whose smallest normal number is 2^-126.
+_FADES_BELOW = 2.0**-100
 
 # Watched beyond where they last faded, for training moves that.
 _MARGIN = 8
@@ -72,6 +71,10 @@ class StepNodes:
             whole.register_prehook(_keep(self._arrived, (layer, direction, _ABOVE)))
             for t in self._processed(direction)[steps - self._watched :]:
                 nodes[t].register_prehook(_keep(self._arrived, (layer, direction, t)))
+
+    def forget(self, task: int) -> None:
+        """Drop what arrived in backward pass ``task``."""
+        self._arrived.pop(task, None)
 
     def adjoints(
         self, task: int, layers: set[int], selection: Selection, grad_hn: Tensor | None, scale: float
@@ -142,8 +145,12 @@ def _keep(arrived: dict[int, dict[tuple[int, int, int], Tensor]], place: tuple[i
     current_task = torch._C._current_graph_task_id
 
     def prehook(gradients: tuple[Tensor | None, ...]) -> None:
-        if (gradient := gradients[0]) is not None:
-            arrived[current_task()][place] = gradient
+        try:
+            if (gradient := gradients[0]) is not None:
+                # Detached: with create_graph it has a graph, which leads back to this hook.
+                arrived[current_task()][place] = gradient.detach()
+        except Exception:  # what is missing is noticed at the end, and must not end the user's backward pass
+            return
 
     return prehook
 

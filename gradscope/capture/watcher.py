@@ -202,7 +202,7 @@ class Watcher:
         def finished(done: FusedCall, task: int) -> None:
             self.guarded(target, lambda: self._deliver(target, use, done, task))
 
-        watch(call, watched, finished, lambda error: self._listener.failed(target, error))
+        watch(call, watched, finished, lambda error: self._refuse(target, error))
 
     def _observe_layer(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         assert target.adapter is not None
@@ -212,7 +212,7 @@ class Watcher:
         def finished(done: LayerCall, task: int) -> None:
             self.guarded(target, lambda: self._deliver_whole(target, use, done, task))
 
-        watch(call, watched, finished, lambda error: self._listener.failed(target, error))
+        watch(call, watched, finished, lambda error: self._refuse(target, error))
 
     def _deliver_whole(self, target: Target, use: int, call: LayerCall | InputTap, task: int) -> None:
         adjoints = call.adjoints(task, torch.float64, self._listener.loss_scale())
@@ -267,9 +267,13 @@ class Watcher:
         try:
             with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
                 action()
-        except CannotRecordError as reason:
-            self._listener.missed(target, str(reason))
         except Exception as error:
+            self._refuse(target, error)
+
+    def _refuse(self, target: Target, error: Exception) -> None:
+        if isinstance(error, CannotRecordError):
+            self._listener.missed(target, str(error))
+        else:
             self._listener.failed(target, error)
 
 

@@ -168,3 +168,19 @@ def test_an_output_edited_in_place_changes_nothing(tmp_path: Path) -> None:
     reference.differentiate(2 * reference.output[-1].sum())
     found = gradscope.open_run(tmp_path / "run").array("model/l0", "hidden")[0]
     np.testing.assert_allclose(found, _by_lag(reference.sites["l0"].gradients["hidden"], False), rtol=1e-10)
+
+
+def test_a_model_made_double_after_it_faded_is_replayed_in_double(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, x = nn.GRU(2, 16), torch.randn(300, 3, 2)
+    with gradscope.record(module, tmp_path / "run", every=1) as recorder:
+        for _ in range(2):
+            module(x)[0][-1].sum().backward()
+            recorder.step()
+        module.double()
+        module(x.double())[0][-1].sum().backward()
+        recorder.step()
+    reference = unroll(module, x.double())
+    reference.differentiate(reference.output[-1].sum())
+    found = gradscope.open_run(tmp_path / "run").array("model/l0", "hidden")[2]
+    np.testing.assert_allclose(found, _by_lag(reference.sites["l0"].gradients["hidden"], False), rtol=1e-10)
