@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+#: Below this the smaller elements of an adjoint lose digits in float32, whose smallest normal number is 2^-126.
+FADES_BELOW = 2.0**-100
+
 # Between these a float32 norm has squares that float32 holds; beyond them float64 has to sum them.
 _SAFE = 2.0**-50, 2.0**60
 

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from gradscope.adjoint import Adjoints, StackCall, Weights, earlier_adjoints, recomputed_output, stack_adjoints
+from gradscope.adjoint.magnitude import FADES_BELOW
 from gradscope.capture.kept_gates import kept_gates
 from gradscope.capture.rows import Selection
-from gradscope.capture.step_nodes import _FADES_BELOW, StepNodes
+from gradscope.capture.step_nodes import StepNodes
 
 TRANSFORMED = "it runs inside a torch.func transform or a batched backward pass, which hides the values"
 
@@ -145,7 +146,7 @@ def _left_float32(adjoints: Adjoints) -> bool:
         if not np.isfinite(size).all():
             return True
         reached = np.maximum.accumulate(size[::-1], axis=0)[::-1] > 0
-        lost = reached & (size < _FADES_BELOW)
+        lost = reached & (size < FADES_BELOW)
         if adjoints.faded is not None:
             lost[adjoints.faded] = False  # below what float64 holds, too
         if lost.any():

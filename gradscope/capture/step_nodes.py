@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.adjoint import Adjoints, Order
-from gradscope.adjoint.magnitude import largest
+from gradscope.adjoint.magnitude import FADES_BELOW, largest
 from gradscope.capture.rows import Selection
 
 # The node that makes h_t, and the way from there to the input of all timesteps: positions among the next functions.
@@ -28,9 +28,6 @@ _STEPS = {
 # What stands between the input of a layer and the output of the one below.
 _BETWEEN = ("Unbind", "View", "UnsafeView", "Transpose", "Mul", "NativeDropout", "Mm", "Clone")
 
-# Below this the smaller elements of an adjoint lose digits in float32, whose smallest normal number is 2^-126.
-_FADES_BELOW = 2.0**-100
-
 # Watched beyond where they last faded, for training moves that.
 _MARGIN = 8
 
@@ -39,7 +36,6 @@ _ABOVE = -1
 
 # The adjoint at the last step is what arrives there from above: both are seen, and differ by rounding only.
 _TOLERANCE = 1e-4
-
 
 # Multiplications that a replay needs for a timestep, in the time a hook takes.
 _WORTH_IT = 2**18
@@ -167,7 +163,7 @@ def _holds_since(hidden: Tensor, direct_last: Tensor) -> int:
     if hidden.dtype == torch.float64:
         return 0
     reached = np.maximum.accumulate(size[::-1])[::-1] > 0
-    faded = (reached & (size < _FADES_BELOW)).any(1)
+    faded = (reached & (size < FADES_BELOW)).any(1)
     return int(np.flatnonzero(faded)[-1]) + 1 if faded.any() else 0
 
 
