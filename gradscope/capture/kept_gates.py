@@ -25,6 +25,9 @@ _TOLERANCE = 1e-4
 # oneDNN rounds a row of gates up to this many floats, and keeps rows from following each other at multiples of 256.
 _ALIGNMENT, _STRIDE_TO_AVOID = 16, 256
 
+# Floats of a workspace that are looked through at a time.
+_SEARCHED_AT_ONCE = 2**20
+
 
 @dataclass(frozen=True)
 class _Layout:
@@ -156,22 +159,30 @@ def _are_gates(gates: Tensor, node: Any, weights: Weights, output: Tensor) -> bo
 
 
 def _find_cell(workspace: Tensor, gates: Tensor, c0: Tensor, c_n: Tensor, stride: int) -> int | None:
-    """Return where the cell states begin: where they follow from c0 by the gates."""
-    begin = gates.shape[0] * gates.shape[1] * stride
-    i, f, g, _ = gates.unbind(2)
-    first = (f[0] * c0 + i[0] * g[0]).flatten()
+    """Return where the cell states begin: where they follow from c0 by the gates, and end with c_n."""
+    steps, begin = len(gates), gates.shape[0] * gates.shape[1] * stride
+    first = _next_cell(gates[0], c0).flatten()
+    if steps == 1:
+        return begin if _close(c_n.flatten(), first) else None
     telling = int(first.abs().argmax())
-    near = (workspace[begin:] - first[telling]).abs() < _TOLERANCE * first[telling].abs()
-    for at in [telling] if len(gates) == 1 else near.nonzero().flatten().tolist():
-        place = begin + at - telling
-        if place < begin or place + (len(gates) - 1) * c0.numel() > len(workspace):
-            continue
-        if len(gates) > 1 and not _close(workspace[place : place + c0.numel()], first):
-            continue
-        _, cell = _read(workspace, _Layout(stride, place), torch.Size((len(gates), *c0.shape)), c_n)
-        if cell is not None and _close(cell, f * torch.cat((c0[None], cell[:-1])) + i * g):
-            return place
+    for low in range(begin, len(workspace), _SEARCHED_AT_ONCE):
+        part = workspace[low : low + _SEARCHED_AT_ONCE]
+        near = (part - first[telling]).abs() < _TOLERANCE * first[telling].abs()
+        for at in near.nonzero().flatten().tolist():
+            place = low + at - telling
+            cell = workspace[place : place + (steps - 1) * c0.numel()] if place >= begin else workspace[:0]
+            if len(cell) == (steps - 1) * c0.numel() and _close(cell[: c0.numel()], first):
+                cells = [*cell.view(steps - 1, *c0.shape).unbind(), c_n.reshape(c0.shape)]
+                # The last steps, the middle one and the second: all of them would be another copy of everything.
+                wanted = {1, steps // 2, steps - 2, steps - 1} - {0}
+                if all(_close(cells[t], _next_cell(gates[t], cells[t - 1])) for t in wanted):
+                    return place
     return None
+
+
+def _next_cell(gates: Tensor, before: Tensor) -> Tensor:
+    i, f, g, _ = gates.unbind(1)
+    return f * before + i * g
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:
