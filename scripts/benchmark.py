@@ -128,8 +128,7 @@ class Bench:
 
         Every third step is recorded, so that the recorder rests while other variants have their turn.
         """
-        recorder, step = self._recording(samples, every=3)
-        self.recorders.append(recorder)
+        _, step = self._recording(samples, every=3)
         step()
         step()
 
@@ -142,7 +141,6 @@ class Bench:
     def every10(self) -> Callable[[], dict[str, float]]:
         """Return a turn of a recording at the defaults: ten steps, one of them recorded, and a flush, as one step."""
         recorder, step = self._recording(8, every=10)
-        self.recorders.append(recorder)
         step()
 
         def ten() -> None:
@@ -156,6 +154,7 @@ class Bench:
         optimizer = self.optimizer(self.model)
         path = Path(self.folder.name) / f"{samples}-{every}"
         recorder = gradscope.record(self.model, path, optimizer=optimizer, every=every, samples=samples)
+        self.recorders.append(recorder)
         return recorder, lambda: self.step(self.model, optimizer)
 
     def close(self) -> None:
