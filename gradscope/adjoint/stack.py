@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gradscope.adjoint.gru import GRUCell
-from gradscope.adjoint.lstm import LSTMCell
+from gradscope.adjoint.cells.gru import GRUCell
+from gradscope.adjoint.cells.lstm import LSTMCell
+from gradscope.adjoint.cells.rnn import ElmanCell, shifted
 from gradscope.adjoint.order import Order
-from gradscope.adjoint.rnn import ElmanCell, shifted
 from gradscope.adjoint.types import Adjoints, Cell, GateClip, Trajectory, Weights
 from gradscope.adjoint.walk import BLOCK
 

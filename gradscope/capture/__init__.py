@@ -1,11 +1,11 @@
 """Attach to a model, watch its recurrent layers, and record what the gradient does in them."""
 
-from gradscope.capture.adapters import check_adapter, register_adapter
-from gradscope.capture.clip_whatif import ClipWhatIf, clip_whatif
-from gradscope.capture.recorder import GradscopeWarning, Recorder, record
-from gradscope.capture.snapshot import SiteSnapshot, Snapshot, snapshot
-from gradscope.capture.source_target import SourceTarget, source_target
-from gradscope.capture.spectrum import Spectrum, spectrum
+from gradscope.capture.layers.adapters import check_adapter, register_adapter
+from gradscope.capture.probes.clip_whatif import ClipWhatIf, clip_whatif
+from gradscope.capture.probes.snapshot import SiteSnapshot, Snapshot, snapshot
+from gradscope.capture.probes.source_target import SourceTarget, source_target
+from gradscope.capture.probes.spectrum import Spectrum, spectrum
+from gradscope.capture.training.recorder import GradscopeWarning, Recorder, record
 
 __all__ = [
     "ClipWhatIf",

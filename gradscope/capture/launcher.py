@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from gradscope.capture import clipping
-from gradscope.capture.recorder import Recorder, record
-from gradscope.capture.sites import discover_or_none, unwrapped
-from gradscope.capture.watcher import _COMPILE_WARNING, _eager
+from gradscope.capture.calls.watcher import _COMPILE_WARNING, _eager
+from gradscope.capture.layers.discovery import discover_or_none, unwrapped
+from gradscope.capture.training import clipping
+from gradscope.capture.training.recorder import Recorder, record
 from gradscope.errors import GradscopeError, RunExistsError
 
 #: Runs of one script beside each other: a guard against a script that makes models without end.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.adjoint import CELLS, Order, StackCall, Weights, stack_adjoints
-from gradscope.adjoint.jacobian import Linearization
+from gradscope.adjoint.products.jacobian import Linearization
 from tests.golden_files import Golden, golden_files
 
 

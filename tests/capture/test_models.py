@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import gradscope
-from gradscope.capture.coverage import NO_GRADIENT
+from gradscope.capture.training.coverage import NO_GRADIENT
 from gradscope.store import Run
 from tests.loops import LoopLayer, adjoints, against_lag
 
@@ -491,7 +491,7 @@ def test_an_error_of_gradscope_never_reaches_the_training(tmp_path: Path, monkey
     def broken(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("replay broke")
 
-    monkeypatch.setattr("gradscope.capture.fused.stack_adjoints", broken)
+    monkeypatch.setattr("gradscope.capture.calls.fused.stack_adjoints", broken)
     with _record(model, tmp_path) as recorder:
         for _ in range(3):
             model(_data())[0].sum().backward()

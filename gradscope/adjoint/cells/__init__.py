@@ -1,0 +1,1 @@
+"""One module per cell: its gates and its reverse time."""

@@ -1,0 +1,1 @@
+"""What follows from Jacobians: their products, Lyapunov exponents, sources and targets."""

@@ -1,0 +1,189 @@
+"""Gate activations and cell states that the CPU's fused LSTM kernel keeps for its own backward pass (oneDNN).
+
+Taking them saves most of what a replay costs, but their place in the kernel's workspace is its private matter. So it is
+looked for and checked when a layer of that size is first seen, against gates computed anew, and left alone at the first
+surprise: the replay computes everything again then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradscope.adjoint import Kept, StackCall, Weights
+from gradscope.adjoint.cells.lstm import LSTMCell
+from gradscope.capture.layers.rows import Selection
+
+_NODE = "MkldnnRnnLayerBackward0"
+
+# Gates lie between -1 and 1; a wrong layout is off by far more, the kernel's own rounding by far less.
+_TOLERANCE = 1e-4
+
+# oneDNN rounds a row of gates up to this many floats, and keeps rows from following each other at multiples of 256.
+_ALIGNMENT, _STRIDE_TO_AVOID = 16, 256
+
+# Floats of a workspace that are looked through at a time.
+_SEARCHED_AT_ONCE = 2**20
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where things are in a workspace, in floats.
+
+    Attributes
+    ----------
+    stride : int
+        From the gates of one sequence to those of the next, (T, B) of them from the beginning.
+    cell : int or None
+        Beginning of the cell states, (T − 1, B, H) without gaps: the last is c_n. None where they were not found.
+    """
+
+    stride: int
+    cell: int | None
+
+
+# What was found at each size; None where it was not as expected.
+_layouts: dict[tuple[Any, ...], _Layout | None] = {}
+
+
+def kept_gates(
+    module: nn.RNNBase, call: StackCall, output: Tensor, selection: Selection
+) -> tuple[tuple[Kept, ...], ...] | None:
+    """Return what the kernel kept of every layer and direction, rows selected; None where it cannot be relied on.
+
+    To be called before the backward pass, which frees it.
+    """
+    if module.mode != "LSTM" or output.dtype != torch.float32 or output.device.type != "cpu" or selection.unbatched:
+        return None
+    if selection.gather is not None or not selection.size or _saving_is_hooked():
+        return None
+    try:
+        nodes = _nodes(output.grad_fn, len(call.weights), call.directions)
+        if nodes is None:
+            return None
+        kept = [
+            [_of_node(node, weights, selection) for node, weights in zip(*at_layer, strict=True)]
+            for at_layer in zip(nodes, call.weights, strict=True)
+        ]
+    except (AttributeError, RuntimeError, IndexError, ValueError):  # another torch, another graph
+        return None
+    found = tuple(tuple(site for site in layer if site is not None) for layer in kept)
+    return found if all(len(layer) == call.directions for layer in found) else None
+
+
+def _saving_is_hooked() -> bool:
+    """Whether reading a saved tensor would run somebody's code (checkpointing, offloading)."""
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return top is None or top(False) is not None
+
+
+def _nodes(end: Any, layers: int, directions: int) -> list[list[Any]] | None:
+    """Find the node of every layer and direction, from the top down along the edge of the input."""
+    found: list[list[Any]] = []
+    for _ in range(layers):
+        end = _below(end)
+        at_layer = [node for node, _ in end.next_functions] if directions == 2 and end is not None else [end]
+        if len(at_layer) != directions or any(node is None or node.name() != _NODE for node in at_layer):
+            return None
+        if [node._saved_reverse for node in at_layer] != [False, True][:directions]:
+            return None
+        found.append(at_layer)
+        end = at_layer[0].next_functions[0][0]
+    return found[::-1]
+
+
+def _below(node: Any) -> Any:
+    """Pass over what stands between the layers and changes no state: a transposition, a dropout."""
+    while node is not None and node.name().startswith(("Transpose", "Mul", "NativeDropout")):
+        node = node.next_functions[0][0]
+    return node
+
+
+def _of_node(node: Any, weights: Weights, selection: Selection) -> Kept | None:
+    output = node._saved_result0.detach()
+    workspace = node._saved_result3.view(torch.float32)
+    key = (*node._saved_input.shape, output.shape[2], len(workspace))
+    key = (*key, node._saved_train, node._saved_reverse, node._saved_has_biases)
+    if key not in _layouts:
+        _layouts[key] = _layout(node, weights, workspace, output)
+    layout = _layouts[key]
+    if layout is None:
+        return None
+    gates, cell = _read(workspace, layout, output.shape, node._saved_result2.detach(), selection)
+    return Kept(output if selection.every_row else output.index_select(1, selection.rows), gates, cell)
+
+
+def _read(
+    workspace: Tensor, layout: _Layout, shape: torch.Size, c_n: Tensor, selection: Selection | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Return gates (T, b, 4, H) and cell states (T, b, H)."""
+    steps, batch, size = shape
+    gates = workspace[: steps * batch * layout.stride].view(steps * batch, layout.stride)
+    cell = None
+    if layout.cell is not None:
+        cell = workspace[layout.cell : layout.cell + (steps - 1) * batch * size].view(steps - 1, batch, size)
+        c_n = c_n.reshape(1, batch, size)
+    if selection is not None and not selection.every_row:
+        # Along one flat axis: along the middle one of three, index_select takes ten times as long.
+        wanted = torch.arange(0, steps * batch, batch)[:, None] + selection.rows
+        gates, c_n = gates.index_select(0, wanted.flatten()), c_n.index_select(-2, selection.rows)
+        cell = None if cell is None else cell.index_select(1, selection.rows)
+    return gates[:, : 4 * size].view(steps, -1, 4, size), None if cell is None else torch.cat((cell, c_n))
+
+
+def _layout(node: Any, weights: Weights, workspace: Tensor, output: Tensor) -> _Layout | None:
+    """Find out the layout of a workspace; None unless the gates in it are those of the layer."""
+    stride = -(-4 * output.shape[2] // _ALIGNMENT) * _ALIGNMENT
+    if stride % _STRIDE_TO_AVOID == 0:
+        stride += _ALIGNMENT
+    c0, c_n = node._saved_cx_.detach(), node._saved_result2.detach()
+    gates, _ = _read(workspace, _Layout(stride, None), output.shape, c_n)
+    if not _are_gates(gates, node, weights, output):
+        return None
+    return _Layout(stride, _find_cell(workspace, gates, c0.reshape(output.shape[1:]), c_n, stride))
+
+
+def _are_gates(gates: Tensor, node: Any, weights: Weights, output: Tensor) -> bool:
+    """Compare gates at the first, middle and last timestep with new ones."""
+    x, h0, reverse = node._saved_input.detach(), node._saved_hx_.detach(), node._saved_reverse
+    steps = len(x)
+    processed = torch.tensor(sorted({0, steps // 2, steps - 1}))
+    time = steps - 1 - processed if reverse else processed
+    before = time + 1 if reverse else time - 1
+    inside = (before >= 0) & (before < steps)
+    previous = torch.where(inside[:, None, None], output[before.clamp(0, steps - 1)], h0)
+    return _close(gates[processed], LSTMCell.gates(x[time], previous, weights, output.shape[2]))
+
+
+def _find_cell(workspace: Tensor, gates: Tensor, c0: Tensor, c_n: Tensor, stride: int) -> int | None:
+    """Return where the cell states begin: where they follow from c0 by the gates, and end with c_n."""
+    steps, begin = len(gates), gates.shape[0] * gates.shape[1] * stride
+    first = _next_cell(gates[0], c0).flatten()
+    if steps == 1:
+        return begin if _close(c_n.flatten(), first) else None
+    telling = int(first.abs().argmax())
+    for low in range(begin, len(workspace), _SEARCHED_AT_ONCE):
+        part = workspace[low : low + _SEARCHED_AT_ONCE]
+        near = (part - first[telling]).abs() < _TOLERANCE * first[telling].abs()
+        for at in near.nonzero().flatten().tolist():
+            place = low + at - telling
+            cell = workspace[place : place + (steps - 1) * c0.numel()] if place >= begin else workspace[:0]
+            if len(cell) == (steps - 1) * c0.numel() and _close(cell[: c0.numel()], first):
+                cells = [*cell.view(steps - 1, *c0.shape).unbind(), c_n.reshape(c0.shape)]
+                # The last steps, the middle one and the second: all of them would be another copy of everything.
+                wanted = {1, steps // 2, steps - 2, steps - 1} - {0}
+                if all(_close(cells[t], _next_cell(gates[t], cells[t - 1])) for t in wanted):
+                    return place
+    return None
+
+
+def _next_cell(gates: Tensor, before: Tensor) -> Tensor:
+    i, f, g, _ = gates.unbind(1)
+    return f * before + i * g
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    return bool(torch.isclose(found, expected, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True).all())

@@ -1,0 +1,197 @@
+"""Which modules of a model are recurrent, and what their sites are called."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from gradscope.adjoint import CELLS
+from gradscope.capture.layers.adapters import Adapter, adapter_for
+from gradscope.errors import NothingToRecordError, SettingError, UnknownNameError
+from gradscope.schema import SiteInfo
+
+_CELL_MODES: tuple[tuple[type[nn.Module], str], ...] = (
+    (nn.LSTMCell, "LSTM"),
+    (nn.GRUCell, "GRU"),
+)
+
+# Wrappers that hold the user's model under a name of their own.
+_WRAPPER_PARTS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A module to watch.
+
+    Attributes
+    ----------
+    path : str
+        Module path as the user's code has it; ``model`` for the model itself.
+    module : nn.Module
+    kind : str
+        ``fused`` (``nn.RNNBase``), ``cell`` (called once per timestep) or ``layer`` (a custom layer with an adapter).
+    mode : str
+        ``RNN_TANH``, ``RNN_RELU``, ``LSTM``, ``GRU``, or the class name of a custom cell or layer.
+    sites : tuple of SiteInfo
+        Empty for a module whose sites are known only when it runs.
+    adapter : Adapter or None
+    """
+
+    path: str
+    module: nn.Module
+    kind: str
+    mode: str
+    sites: tuple[SiteInfo, ...]
+    adapter: Adapter | None = None
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the user's own model inside ``torch.compile``, DataParallel or DistributedDataParallel."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif hasattr(model, "_orig_mod"):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def discover(model: nn.Module, adapters: Mapping[type[nn.Module], Adapter] | None = None) -> list[Target]:
+    """Return every module of ``model`` that can be recorded, in definition order.
+
+    Raises
+    ------
+    NothingToRecordError
+        There is none.
+    """
+    model = unwrapped(model)
+    targets = []
+    inside: list[str] = []
+    for name, module in model.named_modules():
+        path = ".".join(part for part in name.split(".") if part not in _WRAPPER_PARTS) or "model"
+        if any(name == outer or name.startswith(f"{outer}.") or outer == "" for outer in inside):
+            continue  # a part of a custom layer is not a site of its own
+        target = _target(path, module, adapters or {})
+        if target is not None:
+            targets.append(target)
+            if target.kind == "layer":
+                inside.append(name)
+    if not targets:
+        raise NothingToRecordError(
+            f"{type(model).__name__} has no recurrent layer that gradscope knows: looked for nn.RNN, nn.LSTM, nn.GRU, "
+            "nn.RNNCell, nn.LSTMCell, nn.GRUCell, classes named *Cell and registered adapters. For a custom layer, see "
+            "gradscope.register_adapter; for any other sequence model, pass sites=['path.of.module'] to record the "
+            "gradient of its input."
+        )
+    return targets
+
+
+def discover_or_none(model: nn.Module) -> list[Target]:
+    """Return the recurrent targets, if any: a user who names modules of their own need not have one."""
+    try:
+        return discover(model)
+    except NothingToRecordError:
+        return []
+
+
+def _target(path: str, module: nn.Module, adapters: Mapping[type[nn.Module], Adapter]) -> Target | None:
+    if isinstance(module, nn.RNNBase):
+        return Target(path, module, "fused", module.mode, _fused_sites(path, module)) if module.mode in CELLS else None
+    adapter = adapters.get(type(module)) or adapter_for(module)
+    name = type(module).__name__
+    if adapter is not None:
+        curve = "hidden" if adapter.step is not None else "input"
+        info = SiteInfo(path, path, name, name, gates=adapter.gates, curve=adapter.curve or curve)
+        return Target(path, module, "layer", name, (info,), adapter)
+    if isinstance(module, nn.RNNCellBase):
+        mode = next((mode for kind, mode in _CELL_MODES if isinstance(module, kind)), None)
+        if mode is None:
+            mode = "RNN_RELU" if getattr(module, "nonlinearity", "tanh") == "relu" else "RNN_TANH"
+        info = SiteInfo(
+            path,
+            path,
+            name,
+            mode.lower(),
+            input_size=module.input_size,
+            hidden_size=module.hidden_size,
+            gates=CELLS[mode].gate_names,
+            curve="cell" if mode == "LSTM" else "hidden",
+        )
+        return Target(path, module, "cell", mode, (info,))
+    if name.endswith("Cell"):
+        return Target(path, module, "cell", name, (SiteInfo(path, path, name, name),))
+    return None
+
+
+def _fused_sites(path: str, module: nn.RNNBase) -> tuple[SiteInfo, ...]:
+    infos = []
+    for layer in range(module.num_layers):
+        for reverse in (False, True)[: 1 + module.bidirectional]:
+            output = module.proj_size or module.hidden_size
+            infos.append(
+                SiteInfo(
+                    site=f"{path}/l{layer}{'_reverse' if reverse else ''}",
+                    module=path,
+                    module_class=type(module).__name__,
+                    cell=module.mode.lower(),
+                    layer=layer,
+                    reverse=reverse,
+                    input_size=module.input_size if layer == 0 else output * (1 + module.bidirectional),
+                    hidden_size=module.hidden_size,
+                    proj_size=module.proj_size,
+                    gates=CELLS[module.mode].gate_names,
+                    curve="cell" if module.mode == "LSTM" else "hidden",
+                )
+            )
+    return tuple(infos)
+
+
+def black_box(path: str, module: nn.Module) -> Target:
+    """Return a target of which only the input gradient ∂L/∂x_t is recorded, the curve any sequence model has."""
+    name = type(module).__name__
+    return Target(path, module, "layer", name, (SiteInfo(path, path, name, name, curve="input"),), Adapter())
+
+
+def select(model: nn.Module, targets: list[Target], wanted: Sequence[str] | str | None) -> list[Target]:
+    """Keep the sites named in ``wanted``: a site, a module path, or a pattern such as ``encoder.*``.
+
+    A path of any other module of ``model`` adds that module as a black box.
+
+    Raises
+    ------
+    UnknownNameError
+        A name that matches nothing.
+    SettingError
+        There is no name at all.
+    """
+    if wanted is None:
+        return targets
+    names = [wanted] if isinstance(wanted, str) else list(wanted)
+    if not names:
+        raise SettingError("sites is empty: nothing would be recorded; pass None for every recurrent layer")
+    modules = {name or "model": module for name, module in unwrapped(model).named_modules()}
+    chosen: list[Target] = []
+    for target in targets:
+        sites = tuple(info for info in target.sites if any(_names(info, name) for name in names))
+        if sites:
+            chosen.append(replace(target, sites=sites))
+    known = {target.path for target in chosen}
+    for name in names:
+        if any(_names(info, name) for target in targets for info in target.sites):
+            continue
+        if name not in modules:
+            raise UnknownNameError("site", name, _site_names(targets))
+        if name not in known:
+            chosen.append(black_box(name, modules[name]))
+    return chosen
+
+
+def _names(info: SiteInfo, name: str) -> bool:
+    return name in (info.site, info.module) or any(fnmatch.fnmatchcase(n, name) for n in (info.site, info.module))
+
+
+def _site_names(targets: Iterable[Target]) -> list[str]:
+    return [info.site for target in targets for info in target.sites]

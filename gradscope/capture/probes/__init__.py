@@ -1,0 +1,1 @@
+"""Measurements on demand: snapshot, spectrum, source and target, what a clip would do."""

@@ -1,0 +1,186 @@
+"""Catch the forward calls of one recurrent module while the user's code runs, for the diagnostics on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from gradscope.adjoint import StackCall
+from gradscope.capture.calls.fused import CannotRecordError, behind_view, open_call
+from gradscope.capture.layers.discovery import Target, discover, select
+from gradscope.capture.layers.rows import Selection
+from gradscope.errors import SettingError
+from gradscope.schema import SiteInfo
+
+
+@dataclass
+class CaughtCall:
+    """One forward call of a fused module.
+
+    Attributes
+    ----------
+    call : StackCall
+        Sampled rows, detached.
+    selection : Selection
+    edges : dict of str to GradientEdge
+        Where the graph leaves the module: ``grad_output``, ``grad_hn``, ``grad_cn``. Edges rather than tensors, for
+        the user's code may edit an output in place. Empty without a graph.
+    time_first : bool
+        Whether the gradient of the output arrives time-major, whatever the module's own layout.
+    """
+
+    call: StackCall
+    selection: Selection
+    edges: dict[str, GradientEdge]
+    time_first: bool = False
+
+    def gradients(self, value: Tensor, retain_graph: bool = True) -> dict[str, Tensor]:
+        """Return what of d ``value`` arrives at the module's outputs directly, time-major, by name."""
+        arrived = torch.autograd.grad(value, list(self.edges.values()), retain_graph=retain_graph, allow_unused=True)
+        with torch.no_grad():
+            found = {name: g for name, g in zip(self.edges, arrived, strict=True) if g is not None}
+            if self.time_first and "grad_output" in found:
+                found["grad_output"] = found["grad_output"].transpose(0, 1)
+            return {
+                name: self.selection.sequence(g) if name == "grad_output" else self.selection.state(g)
+                for name, g in found.items()
+            }
+
+
+@dataclass
+class StepCall:
+    """One call of a cell: detached input and states, (B, N) each."""
+
+    x: Tensor
+    before: tuple[Tensor, ...]
+    after: tuple[Tensor, ...]
+
+
+@dataclass
+class Caught:
+    """The calls of one module during one run of the user's code."""
+
+    fused: list[CaughtCall] = field(default_factory=list)
+    steps: list[StepCall] = field(default_factory=list)
+
+    def one(self, info: SiteInfo, purpose: str) -> CaughtCall:
+        """Return the only call of the module.
+
+        Raises
+        ------
+        SettingError
+            It was not called, called more than once, or has no graph where ``purpose`` needs one.
+        """
+        if len(self.fused) != 1:
+            times = "not called" if not self.fused else f"called {len(self.fused)} times"
+            raise SettingError(f"{info.module!r} was {times} while it was watched; {purpose} needs exactly one call.")
+        return self.fused[0]
+
+
+def choose_site(model: nn.Module, site: str | None) -> tuple[Target, SiteInfo]:
+    """Return the site called ``site``, or the only one.
+
+    Raises
+    ------
+    NothingToRecordError
+        The model has no recurrent layer.
+    UnknownNameError
+        No such site.
+    SettingError
+        ``site`` names several, or is missing where there are several.
+    """
+    targets = discover(model)
+    chosen = targets if site is None else select(model, targets, site)
+    found = [(target, info) for target in chosen for info in target.sites]
+    if len(found) != 1:
+        names = ", ".join(info.site for _, info in found)
+        raise SettingError(f"{len(found)} sites to choose from ({names}); pass one of them as site=.")
+    target, info = found[0]
+    if info.curve == "input":
+        raise SettingError(f"{info.site!r} ({info.module_class}) is not a recurrent layer with a state.")
+    whole = next((t for t in targets if t.path == target.path), target)
+    return whole, info
+
+
+@contextmanager
+def catching(target: Target, samples: int | None = None) -> Iterator[Caught]:
+    """Catch every call of ``target`` inside the block; nothing is attached to the user's modules."""
+    caught = Caught()
+    rng: list[Tensor] = []
+
+    def before(module: nn.Module, args: Any) -> None:
+        if module is target.module and isinstance(module, nn.RNNBase) and module.dropout and module.training:
+            rng[:] = [torch.get_rng_state()]
+
+    def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if module is not target.module:
+            return
+        if isinstance(module, nn.RNNBase):
+            caught.fused.append(_fused(module, args, kwargs, output, samples, rng.pop() if rng else None))
+        else:
+            caught.steps.append(_step(args, kwargs, output))
+
+    handles = [register_module_forward_pre_hook(before), register_module_forward_hook(after, with_kwargs=True)]
+    try:
+        yield caught
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _fused(
+    module: nn.RNNBase,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    output: Any,
+    samples: int | None,
+    rng: Tensor | None,
+) -> CaughtCall:
+    sequence, final = output
+    h_n, c_n = final if module.mode == "LSTM" else (final, None)
+    values = {"grad_output": getattr(sequence, "data", sequence) if _packed(sequence) else sequence, "grad_hn": h_n}
+    if c_n is not None:
+        values["grad_cn"] = c_n
+    made, time_first = behind_view(values["grad_output"], module.batch_first)
+    sources = {**values, "grad_output": made}
+    edges = {name: get_gradient_edge(value) for name, value in sources.items() if value.requires_grad}
+    # A trajectory needs no graph: a stand-in that requires grad lets frozen models and no_grad pass.
+    standing = _map(output, lambda value: value.detach().requires_grad_())
+    try:
+        call, _ = open_call(module, args, kwargs, standing, samples, rng)
+    except CannotRecordError as reason:
+        raise SettingError(f"this call of {type(module).__name__} cannot be replayed: {reason}") from None
+    return CaughtCall(call.call, call.selection, edges, time_first)
+
+
+def _packed(value: Any) -> bool:
+    return isinstance(value, nn.utils.rnn.PackedSequence)
+
+
+def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if _packed(value):
+        return value._replace(data=change(value.data))
+    return tuple(_map(part, change) for part in value)
+
+
+def _step(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> StepCall:
+    """Take a call of ``nn.RNNCell``, ``nn.LSTMCell`` or ``nn.GRUCell``."""
+    x = args[0] if args else kwargs["input"]
+    given = args[1] if len(args) > 1 else kwargs.get("hx")
+    after = output if isinstance(output, tuple) else (output,)
+    before = tuple(map(torch.zeros_like, after)) if given is None else given
+    before = before if isinstance(before, tuple | list) else (before,)
+
+    def rows(value: Tensor) -> Tensor:
+        return value.detach().clone() if value.dim() == 2 else value.detach()[None].clone()
+
+    return StepCall(rows(x), tuple(map(rows, before)), tuple(map(rows, after)))

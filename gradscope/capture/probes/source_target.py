@@ -1,0 +1,190 @@
+"""``gradscope.source_target``: how much of the loss at each step depends on the state at each step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from gradscope.adjoint import stack_adjoints
+from gradscope.adjoint.products.source_target import Targets, source_target_norms
+from gradscope.capture.probes.catching import CaughtCall, catching, choose_site
+from gradscope.errors import SettingError
+from gradscope.schema import SiteInfo
+
+Floats = NDArray[np.float64]
+
+# Direct gradients of so many bytes are held at once; targets beyond wait for the next sweep.
+_BYTES_AT_ONCE = 256 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class SourceTarget:
+    """Norms ‖∂L_t/∂h_s‖ at one site, in input time order: row = target t, column = source s.
+
+    Attributes
+    ----------
+    info : SiteInfo
+    hidden : ndarray, shape (N, T)
+        Mean over the sequences; exactly 0 where L_t cannot depend on h_s (s > t, of a forward direction).
+    hidden_per_sequence : ndarray, shape (N, T, B)
+        NaN beyond the end of a sequence.
+    cell, cell_per_sequence : ndarray or None
+        The same of c_s, total (through h_s as well), for an LSTM.
+    rows : ndarray of int, shape (B,)
+        Which batch rows the sequences are.
+    per_step : bool
+        Whether each L_t was found to depend on the module's output at t alone, so that one pass through what follows
+        the module gave all direct gradients; otherwise each target had a pass of its own.
+    """
+
+    info: SiteInfo
+    hidden: Floats
+    hidden_per_sequence: Floats
+    cell: Floats | None
+    cell_per_sequence: Floats | None
+    rows: NDArray[np.int64]
+    per_step: bool
+
+
+def source_target(
+    model: nn.Module,
+    closure: Callable[[], Tensor | Sequence[Tensor]],
+    *,
+    site: str | None = None,
+    samples: int | None = 8,
+    targets_at_once: int | None = None,
+) -> SourceTarget:
+    """Measure ‖∂L_t/∂h_s‖ for every target t and source s at one site, exactly.
+
+    All targets are carried as a batch in one reverse sweep in float64, instead of one backward pass each. The model
+    is not changed, and ``.grad`` of its parameters stays as it is.
+
+    Parameters
+    ----------
+    model : nn.Module
+        With ``nn.RNN``, ``nn.LSTM`` or ``nn.GRU`` layers.
+    closure : callable
+        Runs the forward pass and returns the losses of N targets: (N,), or (N, B) with one per sequence, which are
+        summed. For one loss per timestep, N = T: ``criterion(output, y, reduction="none")``, time first.
+    site : str, optional
+        May be left out where there is one only.
+    samples : int or None
+        Sequences to take, evenly spaced over the batch; None for all.
+    targets_at_once : int, optional
+        Targets in one sweep; chosen so that memory stays near 256 MiB by default.
+
+    Returns
+    -------
+    SourceTarget
+
+    Raises
+    ------
+    NothingToRecordError
+        The model has no recurrent layer.
+    UnknownNameError
+        A site that does not exist.
+    SettingError
+        Several sites and none chosen; the site's module was not called exactly once; losses without a graph.
+
+    Notes
+    -----
+    Whether L_t depends on the output at t alone is tested, not assumed: random sums over 2 ⌈log2 T⌉ sets of targets,
+    of which every two steps are parted by some set, must leave an exactly zero gradient at all other steps.
+    """
+    for name, value in (("samples", samples), ("targets_at_once", targets_at_once)):
+        if value is not None and value < 1:
+            raise SettingError(f"{name} must be a positive number or None, got {value}.")
+    target, info = choose_site(model, site)
+    if target.kind != "fused":
+        raise SettingError(f"{info.site!r} is a {info.module_class}; source_target needs nn.RNN, nn.LSTM or nn.GRU.")
+    with torch.enable_grad(), catching(target, samples) as caught:
+        losses = _one_per_target(closure())
+    watched = caught.one(info, "a source-target matrix")
+    if not watched.edges or not losses.requires_grad:
+        raise SettingError(f"the losses have no graph that leads back to {info.module!r} (no_grad, or all frozen).")
+    per_step = _per_step(watched, losses)
+    call = watched.call
+    sites = stack_adjoints(call, layers=range(info.layer, len(call.weights)))
+    found = [
+        source_target_norms(call, sites, (info.layer, int(info.reverse)), targets)
+        for targets in _targets(watched, losses, per_step, targets_at_once)
+    ]
+    hidden = _whole([h for h, _ in found], call.lengths)
+    cells = [c for _, c in found if c is not None]
+    cell = _whole(cells, call.lengths) if cells else None
+    return SourceTarget(
+        info=info,
+        hidden=np.nanmean(hidden, axis=2),
+        hidden_per_sequence=hidden,
+        cell=None if cell is None else np.nanmean(cell, axis=2),
+        cell_per_sequence=cell,
+        rows=watched.selection.rows.cpu().numpy(),
+        per_step=per_step is not None,
+    )
+
+
+def _one_per_target(losses: Tensor | Sequence[Tensor]) -> Tensor:
+    if isinstance(losses, list | tuple) and losses and all(isinstance(loss, Tensor) for loss in losses):
+        losses = torch.stack([loss.sum() for loss in losses])
+    if not isinstance(losses, Tensor) or losses.dim() == 0 or not losses.numel():
+        raise SettingError("the closure must return one loss per target: a tensor (N,) or (N, B), not a single loss.")
+    return losses.flatten(1).sum(1) if losses.dim() > 1 else losses
+
+
+def _per_step(watched: CaughtCall, losses: Tensor) -> Tensor | None:
+    """Return all direct gradients, (T, B, D·P), if each target's comes through the output of its own step only."""
+    steps = watched.call.input.shape[0]
+    if len(losses) != steps:
+        return None
+    every = torch.arange(steps, device=losses.device)
+    factors = torch.rand(steps, generator=torch.Generator().manual_seed(0)).to(losses) + 0.5
+    for bit in range(max(1, (steps - 1).bit_length())):
+        for value in (0, 1):
+            chosen = (every >> bit) % 2 == value
+            if not chosen.any():
+                continue
+            arrived = watched.gradients((losses[chosen] * factors[chosen]).sum())
+            if any(bool(g.any()) for name, g in arrived.items() if name != "grad_output"):
+                return None
+            if "grad_output" in arrived and bool(arrived["grad_output"][~chosen].any()):
+                return None
+    return watched.gradients(losses.sum()).get("grad_output", torch.zeros_like(watched.call.output)).double()
+
+
+def _targets(watched: CaughtCall, losses: Tensor, per_step: Tensor | None, at_once: int | None) -> Iterator[Targets]:
+    output = watched.call.output
+    if at_once is None:
+        widest = max(output.shape[2], watched.call.input.shape[2])
+        at_once = max(1, _BYTES_AT_ONCE // (3 * 8 * output.shape[0] * output.shape[1] * widest))
+    for first in range(0, len(losses), at_once):
+        chosen = range(first, min(first + at_once, len(losses)))
+        if per_step is not None:
+            direct = per_step.new_zeros(*per_step.shape[:2], len(chosen), per_step.shape[2])
+            for n, t in enumerate(chosen):
+                direct[t, :, n] = per_step[t]
+            yield Targets(direct)
+        else:
+            arrived = [watched.gradients(losses[n]) for n in chosen]
+            yield Targets(
+                _stacked("grad_output", arrived, output),
+                _stacked("grad_hn", arrived, watched.call.h0),
+                None if watched.call.c0 is None else _stacked("grad_cn", arrived, watched.call.c0),
+            )
+
+
+def _stacked(name: str, arrived: list[dict[str, Tensor]], like: Tensor) -> Tensor:
+    return torch.stack([found.get(name, torch.zeros_like(like)).double() for found in arrived], 2)
+
+
+def _whole(parts: list[Tensor], lengths: Tensor | None) -> Floats:
+    whole = torch.cat(parts)
+    if lengths is not None:
+        beyond = torch.arange(whole.shape[1], device=whole.device)[:, None] >= lengths
+        whole = whole.masked_fill(beyond, float("nan"))
+    result: Floats = whole.cpu().numpy()
+    return result

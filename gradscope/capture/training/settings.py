@@ -1,0 +1,128 @@
+"""The arguments of ``record``, checked before anything is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradscope.capture.layers.discovery import Target, discover, discover_or_none, select
+from gradscope.errors import SettingError, UnknownNameError
+from gradscope.schema import DEFAULT_QUANTITIES, QUANTITIES
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """Checked arguments of :func:`gradscope.record`."""
+
+    run_dir: Path
+    optimizers: tuple[torch.optim.Optimizer, ...]
+    every: int
+    samples: int | None
+    quantities: tuple[str, ...]
+    sites: tuple[str, ...] | None
+    tensors: bool
+    durability: str
+    restart: bool
+    rank: int
+    world_size: int
+
+    @classmethod
+    def checked(
+        cls,
+        model: nn.Module,
+        *,
+        run_dir: str | Path,
+        optimizer: Any,
+        every: Any,
+        samples: Any,
+        quantities: Sequence[str] | str | None,
+        sites: Sequence[str] | str | None,
+        tensors: bool,
+        durability: str,
+        restart: bool,
+    ) -> tuple[Settings, list[Target]]:
+        """Return the settings and the targets they select, or say what is wrong."""
+        if not isinstance(model, nn.Module):
+            hint = ": pass an instance, not the class" if isinstance(model, type) else ""
+            raise SettingError(f"model must be a torch.nn.Module, not {type(model).__name__}{hint}")
+        optimizers = _optimizers(optimizer)
+        _positive("every", every)
+        if samples is not None:
+            _positive("samples", samples, "; pass None for the whole batch")
+        if durability not in ("default", "full"):
+            raise SettingError(f"durability must be 'default' or 'full', not {durability!r}")
+        targets = select(model, discover(model) if sites is None else discover_or_none(model), sites)
+        rank, world_size = _distributed()
+        settings = cls(
+            run_dir=Path(run_dir),
+            optimizers=optimizers,
+            every=every,
+            samples=samples,
+            quantities=_quantities(quantities, targets),
+            sites=None if sites is None else (sites,) if isinstance(sites, str) else tuple(sites),
+            tensors=bool(tensors),
+            durability=durability,
+            restart=bool(restart),
+            rank=rank,
+            world_size=world_size,
+        )
+        return settings, targets
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what is written into the run."""
+        return {
+            "every": self.every,
+            "samples": self.samples,
+            "quantities": list(self.quantities),
+            "sites": None if self.sites is None else list(self.sites),
+            "tensors": self.tensors,
+            "durability": self.durability,
+            "optimizer": " + ".join(type(optimizer).__name__ for optimizer in self.optimizers) or None,
+        }
+
+
+def _optimizers(given: Any) -> tuple[torch.optim.Optimizer, ...]:
+    listed = () if given is None else tuple(given) if isinstance(given, list | tuple) else (given,)
+    for optimizer in listed:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise SettingError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
+    return listed
+
+
+def _positive(name: str, value: Any, remedy: str = "") -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise SettingError(f"{name} must be a whole number of at least 1, not {value!r}{remedy}")
+
+
+def _quantities(wanted: Sequence[str] | str | None, targets: list[Target]) -> tuple[str, ...]:
+    if wanted is None:
+        # A black box has its input gradient only.
+        curves = {info.curve for target in targets for info in target.sites}
+        return (*DEFAULT_QUANTITIES, "input") if "input" in curves else DEFAULT_QUANTITIES
+    names = [wanted] if isinstance(wanted, str) else list(wanted)
+    if names == ["all"]:
+        return tuple(QUANTITIES)
+    for name in names:
+        if name not in QUANTITIES:
+            raise UnknownNameError("quantity", name, QUANTITIES)
+    if not names:
+        raise SettingError("quantities is empty: nothing would be recorded")
+    modes = {target.mode for target in targets}
+    if modes <= {"RNN_TANH", "RNN_RELU", "GRU"} and set(names) <= {"cell", "cell_carry", "cell_path"}:
+        raise SettingError(f"no site has {' or '.join(names)}: only an LSTM has a cell state; ask for 'hidden'")
+    return tuple(name for name in QUANTITIES if name in names)
+
+
+def _distributed() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    try:
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    except (KeyError, ValueError):
+        return 0, 1

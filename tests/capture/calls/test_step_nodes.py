@@ -1,0 +1,186 @@
+"""Adjoints taken from autograd's own nodes: what a replay would give, and a replay at every surprise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import gradscope
+from gradscope.capture.calls import step_nodes
+from tests.unrolled import unroll
+
+T, B, ROWS = 11, 12, [0, 2, 3, 5, 6, 8, 9, 11]
+KINDS = {
+    "RNN": nn.RNN,
+    "ReLU RNN": lambda *sizes, **options: nn.RNN(*sizes, nonlinearity="relu", **options),
+    "GRU": nn.GRU,
+}
+
+
+@pytest.fixture(autouse=True)
+def _always_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_nodes, "_WORTH_IT", 0)
+
+
+@pytest.fixture
+def no_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("replayed")
+
+    monkeypatch.setattr("gradscope.capture.calls.fused.stack_adjoints", refuse)
+
+
+def _loss(output: Tensor, h_n: Tensor, kind: str) -> Tensor:
+    time = output.flatten(2)
+    return {
+        "last": lambda: time[-1].pow(2).sum(),
+        "every": lambda: time.pow(2).mean(),
+        "state": lambda: (h_n * torch.linspace(-1, 1, h_n.numel(), dtype=h_n.dtype).view_as(h_n)).sum(),
+        "middle": lambda: time[4].sum() + 0.1 * h_n.sum(),
+    }[kind]()
+
+
+def _record(module: nn.RNNBase, x: Tensor, loss: str, path: Path, **options: Any) -> gradscope.store.Run:
+    given = x.transpose(0, 1) if module.batch_first else x
+    with gradscope.record(module, path, every=1, **options) as recorder:
+        output, h_n = module(given)
+        _loss(output.transpose(0, 1) if module.batch_first else output, h_n, loss).backward()
+        recorder.step()
+    run = gradscope.open_run(path)
+    assert run.lost == {}
+    return run
+
+
+def _by_lag(values: Tensor, reverse: bool) -> np.ndarray:
+    norms = values.norm(dim=2).T.numpy()
+    return norms if reverse else norms[:, ::-1]
+
+
+@pytest.mark.parametrize("loss", ["last", "every", "state", "middle"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"batch_first": True}, {"num_layers": 3, "bidirectional": True, "bias": False}, {"num_layers": 2}],
+    ids=["plain", "batch first", "deep", "two layers"],
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_site_equals_the_unrolled_network(
+    kind: str, options: dict[str, Any], dtype: torch.dtype, loss: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    torch.manual_seed(0)
+    if kind != "ReLU RNN" or dtype == torch.float64:  # in float32 only a replay tells its exact zeros from underflow
+        request.getfixturevalue("no_replay")
+    module = KINDS[kind](3, 6, **options).to(dtype)
+    x = torch.randn(T, B, 3, dtype=dtype)
+    run = _record(module, x, loss, tmp_path / "run")
+    reference = unroll(module, x)
+    reference.differentiate(_loss(reference.output, reference.h_n, loss))
+    exact = {"rtol": 1e-10, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
+    assert [site.split("/")[1] for site in run.sites] == list(reference.sites)
+    for suffix, site in reference.sites.items():
+        for quantity in ("hidden", "direct"):
+            if quantity in site.gradients:
+                expected = _by_lag(site.gradients[quantity][:, ROWS], suffix.endswith("reverse"))
+                found = run.array(f"model/{suffix}", quantity)[0]
+                np.testing.assert_allclose(found, expected, **exact, err_msg=f"{suffix} {quantity}")
+
+
+@pytest.mark.usefixtures("no_replay")
+def test_dropout_between_the_layers_needs_no_mask(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = nn.GRU(3, 6, num_layers=2, dropout=0.5).double()
+    x = torch.randn(T, B, 3, dtype=torch.float64)
+    _record(module, x, "every", tmp_path / "run", samples=None)
+    assert set(gradscope.open_run(tmp_path / "run").sites) == {"model/l0", "model/l1"}
+
+
+@pytest.mark.usefixtures("no_replay")
+def test_the_loss_scale_is_divided_out(tmp_path: Path) -> None:
+    module, x = nn.GRU(3, 6), torch.randn(T, B, 3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with gradscope.record(module, tmp_path / "run", every=1, samples=None) as recorder:
+        scaler.scale(module(x)[0][-1].sum()).backward()
+        recorder.step()
+    reference = unroll(module, x)
+    reference.differentiate(reference.output[-1].sum())
+    found = gradscope.open_run(tmp_path / "run").array("model/l0", "hidden")[0]
+    np.testing.assert_allclose(found, _by_lag(reference.sites["l0"].gradients["hidden"], False), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["RNN", "GRU"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_where_float32_runs_out_a_replay_goes_on(kind: str, bidirectional: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = KINDS[kind](2, 16, bidirectional=bidirectional)
+    x = torch.randn(300, 3, 2)
+    with gradscope.record(module, tmp_path / "run", every=1) as recorder:
+        for _ in range(3):  # the second and third know how far it is worth while to watch
+            output, h_n = module(x)
+            (output[-1].sum() + h_n.pow(2).sum()).backward()
+            recorder.step()
+    run = gradscope.open_run(tmp_path / "run")
+    assert run.lost == {}
+    taken = gradscope.snapshot(module, lambda: (lambda o, h: o[-1].sum() + h.pow(2).sum())(*module(x)))
+    for site in run.sites:
+        expected = _by_lag(taken[site].hidden, site.endswith("reverse"))
+        assert expected.min() < 1e-45, "beyond what float32 can hold"
+        for record in range(3):
+            found = run.array(site, "hidden")[record]
+            np.testing.assert_allclose(np.log10(found), np.log10(expected), atol=1e-3)
+
+
+def test_a_pass_that_leaves_timesteps_out_is_replayed(tmp_path: Path) -> None:
+    """autograd.grad for one input runs only the nodes on the way to it; the others are not 0 for that."""
+    torch.manual_seed(0)
+    module = nn.GRU(3, 6).double().requires_grad_(False)
+    pieces = [torch.randn(B, 3, dtype=torch.float64, requires_grad=True) for _ in range(T)]
+    with gradscope.record(module, tmp_path / "run", every=1, samples=None) as recorder:
+        torch.autograd.grad(module(torch.stack(pieces))[0][-1].sum(), pieces[7])
+        recorder.step()
+    x = torch.stack(pieces).detach()
+    reference = unroll(module, x.requires_grad_())
+    reference.differentiate(reference.output[-1].sum())
+    found = gradscope.open_run(tmp_path / "run").array("model/l0", "hidden")[0]
+    np.testing.assert_allclose(found, _by_lag(reference.sites["l0"].gradients["hidden"], False), rtol=1e-10)
+
+
+@pytest.mark.parametrize("quantities", ["all", ("hidden", "gates")])
+def test_quantities_that_follow_from_the_gates_are_replayed(quantities: Any, tmp_path: Path) -> None:
+    module, x = nn.GRU(3, 6).double(), torch.randn(T, B, 3, dtype=torch.float64)
+    run = _record(module, x, "last", tmp_path / "run", quantities=quantities)
+    assert np.isfinite(run.array("model/l0", "gates")[0]).all()
+
+
+def test_an_output_edited_in_place_changes_nothing(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, x = nn.RNN(3, 6).double(), torch.randn(T, B, 3, dtype=torch.float64)
+    with gradscope.record(module, tmp_path / "run", every=1, samples=None) as recorder:
+        output, _ = module(x)
+        output.mul_(2.0)
+        output[-1].sum().backward()
+        recorder.step()
+    reference = unroll(module, x)
+    reference.differentiate(2 * reference.output[-1].sum())
+    found = gradscope.open_run(tmp_path / "run").array("model/l0", "hidden")[0]
+    np.testing.assert_allclose(found, _by_lag(reference.sites["l0"].gradients["hidden"], False), rtol=1e-10)
+
+
+def test_a_model_made_double_after_it_faded_is_replayed_in_double(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, x = nn.GRU(2, 16), torch.randn(300, 3, 2)
+    with gradscope.record(module, tmp_path / "run", every=1) as recorder:
+        for _ in range(2):
+            module(x)[0][-1].sum().backward()
+            recorder.step()
+        module.double()
+        module(x.double())[0][-1].sum().backward()
+        recorder.step()
+    reference = unroll(module, x.double())
+    reference.differentiate(reference.output[-1].sum())
+    found = gradscope.open_run(tmp_path / "run").array("model/l0", "hidden")[2]
+    np.testing.assert_allclose(found, _by_lag(reference.sites["l0"].gradients["hidden"], False), rtol=1e-10)
