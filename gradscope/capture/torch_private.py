@@ -1,0 +1,32 @@
+"""Every private symbol of torch that is used, in one place; a missing one turns a feature off.
+
+A symbol that a version of torch does not have is None here: who uses it says in coverage what is not seen then.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def engine_seam() -> tuple[Any, str] | None:
+    """Return where every backward pass reaches the engine, also one by a ``grad`` that was imported by name."""
+    name = "_engine_run_backward"
+    return (torch.autograd, name) if callable(getattr(torch.autograd, name, None)) else None
+
+
+def graph_task() -> int:
+    """Return the number of the backward pass that runs in this thread, -1 outside of one."""
+    return torch._C._current_graph_task_id()
+
+
+def is_transformed(tensor: torch.Tensor) -> bool:
+    """Whether a tensor belongs to a torch.func transform or a batched backward pass, and has no values of its own."""
+    functorch = torch._C._functorch
+    return functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
+
+
+def queue_callback(function: Any) -> None:
+    """Call ``function`` at the end of the backward pass that runs."""
+    torch.autograd.Variable._execution_engine.queue_callback(function)
