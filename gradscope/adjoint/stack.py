@@ -278,7 +278,7 @@ def earlier_adjoints(
         if before.scale is not None:
             scale = torch.cat((before.scale[:since], before.scale.new_ones(order.steps - since, 1, 1)))
         faded = [*(before.faded or [False] * steps)[:since], *[False] * (order.steps - since)]
-    return replace(known, scale=scale, faded=faded)
+    return replace(known, initial_hidden=before.initial_hidden, scale=scale, faded=faded)
 
 
 def recomputed_output(call: StackCall) -> Tensor:

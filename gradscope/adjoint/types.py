@@ -91,6 +91,9 @@ class Adjoints:
         What reached c_t from above: the gradient of c_n at the last processed step; None when there was none.
     input_gradient : Tensor of shape (T, B, I) or None
         ∂L/∂x_t where it was measured; computed from ``gates`` otherwise.
+    initial_hidden, initial_cell : Tensor of float64, shape (B, P) and (B, H), or None
+        ∂L/∂h and ∂L/∂c of the states the recurrence started from (in the reverse direction: after the last timestep);
+        None where they are not known, ``initial_cell`` also where there is no cell. Never scaled.
     scale : Tensor of float64, shape (T, 1, 1), or None
         What ``hidden``, ``gates``, ``gates_hh``, ``cell``, ``cell_carry`` and ``input()`` have been multiplied with;
         None when they are the adjoints themselves. ``direct`` is never scaled.
@@ -109,6 +112,8 @@ class Adjoints:
     cell_carry: Tensor | None = None
     direct_cell: Tensor | None = None
     input_gradient: Tensor | None = None
+    initial_hidden: Tensor | None = None
+    initial_cell: Tensor | None = None
     scale: Tensor | None = None
     faded: list[bool] | None = None
 

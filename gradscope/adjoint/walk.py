@@ -16,6 +16,8 @@ from torch import Tensor
 
 from gradscope.adjoint.launch import Launch
 from gradscope.adjoint.magnitude import largest
+from gradscope.adjoint.order import Order
+from gradscope.adjoint.types import Adjoints, Trajectory, Weights
 
 # Long enough to hide the work between blocks, short enough for the cache and for float32's 76 decades.
 BLOCK = 32
@@ -80,6 +82,24 @@ class Walk:
         if not self._floating:
             return None
         return torch.tensor(self._scales, dtype=torch.float64, device=self.hidden.device)[:, None, None]
+
+    def adjoints(self, order: Order, trajectory: Trajectory, weights: Weights) -> Adjoints:
+        """Return what every cell has of it once all blocks have been walked, initial states included."""
+        states = [self.a[0]] if self.carry_in is None else [self.a[0], self.carry_in]
+        # What came past the first step; nothing, where that was never reached or the adjoint had faded.
+        arrived = self._late or [torch.zeros_like(state) for state in states]
+        initial = [tensor.double() / self._running for tensor in arrived]
+        return Adjoints(
+            order,
+            self.hidden,
+            self._direct,
+            trajectory,
+            weights,
+            initial_hidden=initial[0],
+            initial_cell=initial[1] if len(initial) > 1 else None,
+            scale=self.scale,
+            faded=self.faded,
+        )
 
     def buffer(self, *sizes: int) -> Tensor:
         """Make a buffer (block, B, *sizes) for what the walk of a block needs."""

@@ -115,9 +115,9 @@ class GRUCell:
                 gates[block, :, :2], gates[block, :, 2] = product[:n, :, 1:3], candidate
         flat = None if gates is None else gates.flatten(2)
         flat_hh = None if gates_hh is None else gates_hh.flatten(2)
-        return Adjoints(
-            order, walk.hidden, direct, trajectory, weights, flat, flat_hh, scale=walk.scale, faded=walk.faded
-        )
+        found = walk.adjoints(order, trajectory, weights)
+        found.gates, found.gates_hh = flat, flat_hh
+        return found
 
 
 class _Lanes:

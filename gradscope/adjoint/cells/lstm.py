@@ -138,10 +138,10 @@ class LSTMCell:
                 carry[block.start : block.stop - 1] = lanes.product[1:steps, :, 0]
                 gates[block] = lanes.product[:steps, :, 1:]
         flat = None if gates is None else gates.flatten(2)
-        states = {"cell": cell, "cell_carry": carry, "direct_cell": direct_cell}
-        return Adjoints(
-            order, walk.hidden, direct, trajectory, weights, flat, flat, **states, scale=walk.scale, faded=walk.faded
-        )
+        found = walk.adjoints(order, trajectory, weights)
+        found.cell, found.cell_carry, found.direct_cell = cell, carry, direct_cell
+        found.gates = found.gates_hh = flat
+        return found
 
 
 class _Lanes:

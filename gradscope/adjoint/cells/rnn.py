@@ -83,6 +83,6 @@ class ElmanCell:
             walk.leave(delta_t[0] @ weights.w_hh)
             if gates is not None:
                 gates[block] = delta[:steps]
-        return Adjoints(
-            order, walk.hidden, direct, trajectory, weights, gates, gates, scale=walk.scale, faded=walk.faded
-        )
+        found = walk.adjoints(order, trajectory, weights)
+        found.gates = found.gates_hh = gates
+        return found
