@@ -11,13 +11,14 @@ FADES_BELOW = 2.0**-100
 # Between these a float32 norm has squares that float32 holds; beyond them float64 has to sum them.
 _SAFE = 2.0**-50, 2.0**60
 
-# Below this a sum of squares in float64 underflows, or is about to.
-_SQUARES_UNDERFLOW = 1e-140
+# Between these the squares of a float64 vector neither underflow nor overflow when they are summed.
+_SQUARES_SAFE = 1e-140, 1e150
 
 
 def largest(x: Tensor, dim: int = -1) -> Tensor:
     """Return the largest magnitude along ``dim``; a tenth of the time that the inf-norm takes."""
-    return torch.maximum(x.amax(dim), x.amin(dim).neg_())
+    # -0 + 0 is 0: of zeros alone the largest would otherwise be -0.
+    return torch.maximum(x.amax(dim), x.amin(dim).neg_()).add_(0.0)
 
 
 def norms(x: Tensor) -> Tensor:
@@ -40,8 +41,9 @@ def norms(x: Tensor) -> Tensor:
 
 def _double_norms(x: Tensor) -> Tensor:
     plain = torch.linalg.vector_norm(x, dim=-1)
-    if not bool((plain < _SQUARES_UNDERFLOW).any()):
+    unsafe = ~((plain > _SQUARES_SAFE[0]) & (plain < _SQUARES_SAFE[1]))
+    if not bool(unsafe.any()):
         return plain
     top = largest(x)
     scaled = torch.linalg.vector_norm(x / torch.where(top > 0, top, 1.0)[..., None], dim=-1)
-    return torch.where(plain < _SQUARES_UNDERFLOW, top * scaled, plain)
+    return torch.where(unsafe & top.isfinite(), top * scaled, plain)

@@ -52,11 +52,18 @@ def value_clip_effect(gradient: ArrayLike, threshold: float) -> ValueClipEffect:
         raise SettingError(f"a clipping threshold must be positive, got {threshold}.")
     raw = np.asarray(gradient, dtype=np.float64).ravel()
     clipped = np.clip(raw, -threshold, threshold)
-    before, after = float(np.linalg.norm(raw)), float(np.linalg.norm(clipped))
+    before, after = _norm(raw), _norm(clipped)
     known = np.isfinite(before) and before > 0
-    cosine = float(raw @ clipped / (before * after)) if known else float("nan")
+    cosine = float((raw / before) @ (clipped / after)) if known else float("nan")
     share = float(np.mean(np.abs(raw) > threshold)) if raw.size else float("nan")
     return ValueClipEffect(before, after, cosine, share)
+
+
+def _norm(values: Floats) -> float:
+    """The 2-norm, its squares taken over the largest element: they would underflow or overflow first."""
+    largest = float(np.max(np.abs(values), initial=0.0))
+    known = np.isfinite(largest) and largest > 0
+    return largest * float(np.linalg.norm(values / largest)) if known else float(np.linalg.norm(values))
 
 
 @dataclass(frozen=True)

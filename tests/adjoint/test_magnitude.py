@@ -19,8 +19,8 @@ def test_float32_norms_equal_those_in_float64_at_any_exponent(exponents: list[fl
     np.testing.assert_allclose(norms(x).numpy(), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("exponent", [-300, -200, 0, 150])
-def test_float64_norms_do_not_underflow_with_their_squares(exponent: int) -> None:
+@pytest.mark.parametrize("exponent", [-300, -200, 0, 150, 200, 300])
+def test_float64_norms_do_not_underflow_or_overflow_with_their_squares(exponent: int) -> None:
     x = torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=torch.float64) * 10.0**exponent
     np.testing.assert_allclose(norms(x).numpy(), [5 * 10.0**exponent, 0.0], rtol=1e-14)
 
@@ -38,3 +38,12 @@ def test_the_largest_magnitude_counts_negative_values_and_shows_a_nan() -> None:
     x = torch.tensor([[-3.0, 1.0], [0.0, float("nan")]])
     assert largest(x)[0] == 3.0
     assert largest(x)[1].isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_the_norm_of_zeros_has_no_sign(zero: float, dtype: torch.dtype) -> None:
+    for size in range(1, 40):  # the sign that vectorised extrema give depends on the length
+        x = torch.full((3, size), zero, dtype=dtype)
+        assert not torch.signbit(norms(x)).any()
+        assert not torch.signbit(largest(x)).any()

@@ -29,6 +29,14 @@ def test_value_clipping_turns_the_gradient():
     assert effect.share == 0.5
 
 
+@pytest.mark.parametrize("size", [1e-300, 1e-170, 1e170, 1e300])
+def test_value_clipping_turns_gradients_of_any_size_alike(size):
+    effect = value_clip_effect([10.0 * size, size], size)
+    assert effect.norm_before == pytest.approx(np.sqrt(101) * size, rel=1e-14)
+    assert effect.norm_after == pytest.approx(np.sqrt(2) * size, rel=1e-14)
+    assert effect.cosine == pytest.approx(11 / np.sqrt(202), rel=1e-14)
+
+
 def test_value_clipping_of_nothing_has_no_angle():
     assert np.isnan(value_clip_effect([0.0, 0.0], 1.0).cosine)
     assert np.isnan(value_clip_effect([np.inf, 1.0], 1.0).cosine)

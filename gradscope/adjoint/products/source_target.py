@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gradscope.adjoint.magnitude import norms
 from gradscope.adjoint.order import Order
 from gradscope.adjoint.products.jacobian import Linearization
 from gradscope.adjoint.stack import CELLS, StackCall
@@ -105,10 +106,10 @@ def _norms(site: _Site, from_above: Tensor, targets: Targets) -> tuple[Tensor, T
     for s in range(start, -1, -1):
         cotangents[..., : maps.hidden_size] += direct[s]
         _inject_final(site, cotangents, targets, s)
-        hidden[s] = torch.linalg.vector_norm(cotangents[..., : maps.hidden_size], dim=-1)
+        hidden[s] = norms(cotangents[..., : maps.hidden_size])
         cotangents, _, total = maps.pull_gates(s, cotangents)
         if cell is not None and total is not None:
-            cell[s] = torch.linalg.vector_norm(total, dim=-1)
+            cell[s] = norms(total)
     in_time = [None if x is None else site.order.apply(x).permute(2, 0, 1) for x in (hidden, cell)]
     assert in_time[0] is not None
     return in_time[0], in_time[1]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gradscope.adjoint import Adjoints, stack_adjoints
+from gradscope.adjoint.magnitude import norms
 from gradscope.capture.probes.catching import catching, choose_site
 from gradscope.errors import SettingError, UnknownNameError
 from gradscope.schema import CLIP_KINDS, SiteInfo
@@ -114,7 +115,7 @@ def clip_whatif(
         info=info,
         thresholds=limits,
         lags=np.arange(call.input.shape[0]),
-        norms={name: np.stack([norms[name] for norms, _ in curves]) for name in curves[0][0]},
+        norms={name: np.stack([found[name] for found, _ in curves]) for name in curves[0][0]},
         clipped=np.stack([share for _, share in curves]),
         rows=watched.selection.rows.cpu().numpy(),
     )
@@ -146,6 +147,6 @@ def _curves(adjoints: Adjoints, threshold: float) -> tuple[dict[str, Floats], Fl
     assert adjoints.gates is not None
     values = {"hidden": adjoints.hidden} | ({} if adjoints.cell is None else {"cell": adjoints.cell})
     order = adjoints.order
-    norms = {name: order.to_lag(torch.linalg.vector_norm(value, dim=2)).cpu().numpy() for name, value in values.items()}
+    curves = {name: order.to_lag(norms(value)).cpu().numpy() for name, value in values.items()}
     limited = order.to_lag((adjoints.gates.abs() >= threshold).double().mean(2))
-    return norms, torch.nanmean(limited, 0).cpu().numpy()
+    return curves, torch.nanmean(limited, 0).cpu().numpy()
