@@ -144,13 +144,15 @@ class _Lanes:
         The reset gate's adjoint passes through the candidate's.
         """
         assert part.activations is not None
+        assert part.candidate_hh is not None
         r, candidate = part.activations[:, :, 0], torch.empty_like(kappa)
+        to_r = part.candidate_hh * r * (1 - r)
         for t in range(steps - 1, -1, -1):
-            keep, to_r, to_z, _ = self.coefficient[t].unbind(1)
+            keep, _, to_z, _ = self.coefficient[t].unbind(1)
             kept, delta_r, delta_z, delta_n = self.product[t].unbind(1)
             torch.mul(kappa[t], self.a[t], out=candidate[t])
             clip(candidate[t])
-            delta_r.copy_(torch.where(kappa[t] != 0, candidate[t] * to_r / kappa[t], 0.0))
+            torch.mul(candidate[t], to_r[t], out=delta_r)
             torch.mul(to_z, self.a[t], out=delta_z)
             clip(self.product[t][:, 1:3])
             torch.mul(candidate[t], r[t], out=delta_n)

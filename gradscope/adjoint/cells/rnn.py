@@ -44,7 +44,8 @@ class ElmanCell:
         return Trajectory(hidden, hidden_prev, activations=hidden[:, :, None])
 
     def _slope(self, h: Tensor) -> Tensor:
-        return (h > 0).to(h.dtype) if self.relu else 1 - h * h
+        # As torch does, which lets a gradient through a NaN.
+        return (h <= 0).logical_not_().to(h.dtype) if self.relu else 1 - h * h
 
     def local(self, trajectory: Trajectory, hidden: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor]:
         gates = hidden * self._slope(trajectory.hidden)
