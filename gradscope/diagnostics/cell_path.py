@@ -20,9 +20,11 @@ def cell_path_share(cell_path: ArrayLike, cell: ArrayLike) -> NDArray[np.float64
     Returns
     -------
     ndarray, shape (..., L)
-        NaN where the total is zero.
+        NaN where the total is zero, or below the normal numbers.
     """
     part, total = np.asarray(cell_path, dtype=np.float64), np.asarray(cell, dtype=np.float64)
     if part.shape != total.shape:
         raise SettingError(f"cell_path and cell must have one shape, got {part.shape} and {total.shape}.")
-    return np.asarray(np.divide(part, total, out=np.full(total.shape, np.nan), where=total > 0))
+    return np.asarray(
+        np.divide(part, total, out=np.full(total.shape, np.nan), where=total >= np.finfo(np.float64).tiny)
+    )

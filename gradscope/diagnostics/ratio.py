@@ -7,6 +7,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from gradscope.errors import SettingError
 
+# The smallest normal number: a run marks what is below it, and does not say how far.
+_SMALLEST = np.finfo(np.float64).tiny
+
 
 def one_step_ratio(
     hidden: ArrayLike, recurrent: ArrayLike | None = None, *, squared_norms: bool = False
@@ -27,7 +30,8 @@ def one_step_ratio(
     Returns
     -------
     ndarray, shape (..., L)
-        At lag k, of the step from lag k − 1 to lag k. NaN at lag 0 and where the norm before is zero.
+        At lag k, of the step from lag k − 1 to lag k. NaN at lag 0, where the norm before is zero, and where either is
+        too small a number to have its digits.
     """
     total = np.asarray(hidden, dtype=np.float64)
     through = total if recurrent is None else np.asarray(recurrent, dtype=np.float64)
@@ -35,6 +39,8 @@ def one_step_ratio(
         raise SettingError(f"hidden and recurrent must have one shape, got {total.shape} and {through.shape}.")
     omega = np.full(total.shape, np.nan)
     before = total[..., :-1]
-    ratio = np.divide(through[..., 1:], before, out=np.full(before.shape, np.nan), where=before > 0)
+    after = through[..., 1:]
+    known = (before >= _SMALLEST) & ((after >= _SMALLEST) | (after == 0))
+    ratio = np.divide(after, before, out=np.full(before.shape, np.nan), where=known)
     omega[..., 1:] = ((ratio**2 if squared_norms else ratio) - 1.0) ** 2
     return omega

@@ -23,3 +23,7 @@ def test_nothing_has_no_share():
 def test_shapes_must_agree():
     with pytest.raises(SettingError, match="one shape"):
         cell_path_share(np.ones(4), np.ones(5))
+
+
+def test_a_total_below_the_normal_numbers_has_no_share():
+    assert np.isnan(cell_path_share([5e-324], [5e-324])[0])

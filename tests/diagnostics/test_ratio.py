@@ -33,6 +33,11 @@ def test_a_vanished_norm_has_no_ratio():
     assert np.isnan(one_step_ratio([1.0, 0.0, 0.0])[2])
 
 
+def test_a_norm_below_the_normal_numbers_has_no_ratio():
+    # A run marks such norms with the smallest number there is: their ratio would read 1.
+    assert np.isnan(one_step_ratio([1e-300, 5e-324, 5e-324])[1:]).all()
+
+
 def test_shapes_must_agree():
     with pytest.raises(SettingError, match="one shape"):
         one_step_ratio(np.ones(4), np.ones(5))

@@ -33,6 +33,9 @@ _SCALED = {"hidden", "cell", "cell_carry", "input", "gates"}
 # The smallest positive float64: marks a norm that is not 0 but below the normal numbers.
 _BELOW_NORMAL = 5e-324
 
+# No single step makes a norm this small exactly 0 but by running out of float64.
+_NEARLY_LOST = 2.0**-960
+
 # A sigmoid gate outside [.05, .95], or a tanh candidate beyond ±.95, counts as saturated.
 _SATURATION = 0.05
 
@@ -44,7 +47,8 @@ def reduce_site(
     arrays: dict[str, Tensor] = {}
     for name in quantities:
         if name == "weight":
-            arrays[name] = weight_contribution(adjoints)  # type: ignore[assignment]
+            if (found := weight_contribution(adjoints)) is not None:
+                arrays[name] = _marked_in_time(found, adjoints)
         elif name == "consistency":
             arrays[name] = _consistency(adjoints)  # type: ignore[assignment]
         elif name == "activations":
@@ -55,7 +59,8 @@ def reduce_site(
                 found = (adjoints.hidden_norms if name == "hidden" else adjoints.cell_norms)[:, :, None]
             else:
                 found = norms(values.unflatten(2, (len(gate_names) or 1 if name == "gates" else 1, -1)))
-            found = found if scale is None else _unscaled(found, scale, adjoints.faded)
+            faded = adjoints.faded if name in _SCALED or name == "recurrent" else None
+            found = _marked(found if scale is None else found / scale, faded)
             arrays[name] = adjoints.order.to_lag(found if name == "gates" else found[:, :, 0])
             if name == "gates":
                 arrays[name] = arrays[name].transpose(1, 2)
@@ -66,19 +71,40 @@ def reduce_site(
     return {name: array for name, array in arrays.items() if array is not None}
 
 
-def _unscaled(found: Tensor, scale: Tensor, faded: list[bool] | None) -> Tensor:
-    """Divide the scale out of norms (T, B, G); where the adjoint faded, the smallest number marks "below normal"."""
-    found = found / scale
+def _marked(found: Tensor, faded: list[bool] | None) -> Tensor:
+    """Mark what is not 0 but below what float64 holds, in norms (T, ...) in processing order.
+
+    That is where the adjoint was known to fade, and where a norm of 0 follows one that is nearly as small: what ends at
+    a gate or a unit that is shut ends at any size.
+    """
+    zero = found == 0
+    if not bool(zero.any()):
+        return found
+    lost = torch.zeros_like(zero)
     if faded is not None and any(faded):
-        rows = torch.tensor(faded, device=found.device)[:, None, None]
-        found = torch.where(rows & (found == 0), _BELOW_NORMAL, found)
-    return found
+        lost |= torch.tensor(faded, device=found.device).reshape(-1, *[1] * (found.dim() - 1))
+    if bool((found[~zero] < _NEARLY_LOST).any()):
+        # The norm at the next step that has one, with 1 where no step after has: nothing was lost on the way.
+        time = torch.arange(len(found), device=found.device).reshape(-1, *[1] * (found.dim() - 1))
+        after = torch.where(zero, len(found), time).flip(0).cummin(0).values.flip(0)
+        padded = torch.cat((found, torch.ones_like(found[:1])))
+        lost |= padded.gather(0, after) < _NEARLY_LOST
+    return torch.where(zero & lost, _BELOW_NORMAL, found)
+
+
+def _marked_in_time(found: Tensor, adjoints: Adjoints) -> Tensor:
+    """The same for norms (T,) over the batch, in input time order."""
+    reverse = adjoints.order.reverse
+    # Sequences of different lengths are at different steps of the reverse direction at one time.
+    faded = None if reverse and adjoints.order.lengths is not None else adjoints.faded
+    marked = _marked(found.flip(0) if reverse else found, faded)
+    return marked.flip(0) if reverse else marked
 
 
 def _consistency(adjoints: Adjoints) -> Tensor | None:
     if adjoints.gates is None:
         return None
-    return consistency(adjoints.order.to_lag(adjoints.gates).transpose(0, 1).nan_to_num(0.0))
+    return consistency(adjoints.order.to_lag(adjoints.gates).transpose(0, 1))
 
 
 def _activations(adjoints: Adjoints, gate_names: tuple[str, ...]) -> dict[str, Tensor]:
