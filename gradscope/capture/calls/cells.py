@@ -16,6 +16,7 @@ from torch import Tensor
 from gradscope.adjoint import CELLS, Adjoints, Order, Weights
 from gradscope.adjoint.cells.lstm import LSTMCell
 from gradscope.capture.calls.fused import CannotRecordError, ancestors
+from gradscope.capture.calls.views import behind_view
 from gradscope.capture.layers.discovery import Target
 from gradscope.capture.layers.rows import sampled_rows
 
@@ -109,7 +110,7 @@ class Chains:
         before = given if len(given) == len(after) else tuple(torch.zeros_like(state) for state in after)
         take = _Rows(chain.rows, unbatched=after[0].dim() == 1)
         chain.steps.append(Step(take(x), tuple(map(take, before)), tuple(map(take, after))))
-        chain.tail = [state.grad_fn for _, state in watched]
+        chain.tail = [behind_view(state).tensor.grad_fn for _, state in watched]
         for i, state in watched:
             _watch(chain, len(chain.steps) - 1, i, state, take, self._listener)
 
@@ -125,7 +126,8 @@ class Chains:
         batch = 1 if after[0].dim() == 1 else after[0].shape[0]
         chosen = sampled_rows(batch, self._listener.samples)
         rows = torch.tensor(chosen if chosen is not None else range(batch), device=after[0].device)
-        fused = len(after) > 1 and after[0].grad_fn is not None and after[0].grad_fn is after[1].grad_fn
+        nodes = [behind_view(state).tensor.grad_fn for state in after]
+        fused = len(nodes) > 1 and nodes[0] is not None and nodes[0] is nodes[1]
         chain = Chain(target, self._listener.opened(target), rows, _cell_weights(target), carry_only=fused)
         self._open.setdefault(target.path, []).append(chain)
         return chain
@@ -143,7 +145,8 @@ class _Rows:
 
 
 def _watch(chain: Chain, t: int, state: int, tensor: Tensor, take: _Rows, listener: Listener) -> None:
-    held, place = weakref.ref(chain), tensor.output_nr
+    behind = behind_view(tensor)
+    held, place, layout = weakref.ref(chain), behind.tensor.output_nr, behind.layout
 
     def prehook(gradients: tuple[Tensor | None, ...]) -> None:
         chain, gradient = held(), gradients[place]
@@ -155,10 +158,10 @@ def _watch(chain: Chain, t: int, state: int, tensor: Tensor, take: _Rows, listen
             engine = torch.autograd.Variable._execution_engine
             engine.queue_callback(lambda: _finish(chain, task, listener))
         with torch.no_grad():
-            chain.gradients[task][t, state] = take(gradient)
+            chain.gradients[task][t, state] = take(layout(gradient))
 
-    assert tensor.grad_fn is not None
-    tensor.grad_fn.register_prehook(prehook)
+    assert behind.tensor.grad_fn is not None
+    behind.tensor.grad_fn.register_prehook(prehook)
 
 
 def _finish(chain: Chain, task: int, listener: Listener) -> None:

@@ -19,6 +19,7 @@ from gradscope.adjoint import Adjoints, StackCall, Weights, earlier_adjoints, re
 from gradscope.adjoint.magnitude import FADES_BELOW
 from gradscope.capture.calls.kept_gates import kept_gates
 from gradscope.capture.calls.step_nodes import StepNodes
+from gradscope.capture.calls.views import behind_views
 from gradscope.capture.layers.rows import Selection
 
 TRANSFORMED = "it runs inside a torch.func transform or a batched backward pass, which hides the values"
@@ -51,8 +52,6 @@ class FusedCall:
         Graph task to the gradients of output, h_n and c_n that arrived in it.
     step_nodes : StepNodes or None
         Where adjoints arrive by themselves.
-    time_first : bool
-        Whether the gradient of the output arrives time-major, whatever the module's own layout.
     graphed, refused : set of int
         Backward passes that built a graph of their own, and those that cannot be recorded.
     """
@@ -63,7 +62,6 @@ class FusedCall:
     weight_versions: tuple[int, ...]
     carried: int = 0
     step_nodes: StepNodes | None = None
-    time_first: bool = False
     gradients: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     graphed: set[int] = field(default_factory=set)
     refused: set[int] = field(default_factory=set)
@@ -71,8 +69,7 @@ class FusedCall:
     def take(self, task: int, name: str, gradient: Tensor) -> None:
         """Keep the sampled rows of a gradient that arrived in backward pass ``task``."""
         if name == "grad_output":
-            given = gradient.transpose(0, 1) if self.time_first else gradient
-            taken = self.selection.sequence(given, copy=False)
+            taken = self.selection.sequence(gradient, copy=False)
         else:
             taken = self.selection.state(gradient, copy=False)
         held = self.gradients[task]
@@ -185,9 +182,6 @@ def open_call(
         raise CannotRecordError("its output requires no gradient (everything before it is frozen, or no_grad)")
     if any(map(is_transformed, watched.values())):
         raise CannotRecordError(TRANSFORMED)
-    time_first = False
-    if "grad_output" in watched:
-        watched["grad_output"], time_first = behind_view(values["grad_output"], module.batch_first)
     with torch.no_grad():
         selection = Selection.of(x, module.batch_first, samples)
         h0, c0 = (hx if module.mode == "LSTM" else (hx, None)) if hx is not None else (None, None)
@@ -211,7 +205,7 @@ def open_call(
             call = replace(call, kept=kept_gates(module, call, values["grad_output"], selection))
     parameters = tuple(w for w in module._flat_weights if w is not None)
     versions = tuple(w._version for w in parameters)
-    return FusedCall(call, selection, parameters, versions, time_first=time_first), watched
+    return FusedCall(call, selection, parameters, versions), watched
 
 
 def overrides_forward(module: nn.Module) -> bool:
@@ -229,17 +223,6 @@ def _check_output(module: nn.Module, call: StackCall) -> None:
             f"{type(module).__name__} overrides forward and changes what goes in or comes out: put that into a module "
             "of its own, or register an adapter (gradscope.register_adapter)"
         )
-
-
-def behind_view(output: Tensor, batch_first: bool) -> tuple[Tensor, bool]:
-    """Return the tensor of which ``output`` is the batch-first view, if it is one, and whether it was.
-
-    An operation in place on a view replaces the view's node; that of the tensor behind stays.
-    """
-    base = output._base if batch_first and output._is_view() and output.dim() == 3 else None
-    if base is None or base.grad_fn is None or base.shape != output.transpose(0, 1).shape:
-        return output, False
-    return base, True
 
 
 def is_transformed(tensor: Tensor) -> bool:
@@ -317,6 +300,9 @@ class Call(Protocol):
 
 CallT = TypeVar("CallT", bound=Call)
 
+# Which gradient of a node it is, its name, and how it gets the shape of what the module returned.
+_Place = tuple[int, str, Callable[[Tensor], Tensor]]
+
 
 def watch(
     call: CallT,
@@ -329,16 +315,16 @@ def watch(
     Hooks sit on the nodes that produced the outputs, after every tensor hook: what they see is what enters the layer,
     also when the user's code edits the output in place later. They hold the call, never the node or the graph.
     """
-    by_node: dict[Any, list[tuple[int, str]]] = {}
-    for name, tensor in watched.items():
-        by_node.setdefault(tensor.grad_fn, []).append((tensor.output_nr, name))
+    by_node: dict[Any, list[_Place]] = {}
+    for name, behind in behind_views(watched).items():
+        by_node.setdefault(behind.tensor.grad_fn, []).append((behind.tensor.output_nr, name, behind.layout))
     for node, places in by_node.items():
         node.register_prehook(_prehook(call, places, finished, failed))
 
 
 def _prehook(
     call: CallT,
-    places: list[tuple[int, str]],
+    places: list[_Place],
     finished: Callable[[CallT, int], None],
     failed: Callable[[Exception], None],
 ) -> Callable[[tuple[Tensor | None, ...]], None]:
@@ -360,11 +346,11 @@ def _prehook(
                 if torch.is_grad_enabled():
                     call.graphed.add(task)
             with torch.no_grad():
-                for position, name in places:
+                for position, name, layout in places:
                     if (gradient := gradients[position]) is not None and task not in call.refused:
                         if is_transformed(gradient):
                             raise CannotRecordError(TRANSFORMED)
-                        call.take(task, name, gradient)
+                        call.take(task, name, layout(gradient))
         except Exception as error:
             call.refused.add(task)
             failed(error)

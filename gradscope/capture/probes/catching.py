@@ -13,7 +13,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from gradscope.adjoint import StackCall
-from gradscope.capture.calls.fused import CannotRecordError, behind_view, open_call
+from gradscope.capture.calls.fused import CannotRecordError, open_call
+from gradscope.capture.calls.views import behind_views
 from gradscope.capture.layers.discovery import Target, discover, select
 from gradscope.capture.layers.rows import Selection
 from gradscope.errors import SettingError
@@ -29,25 +30,23 @@ class CaughtCall:
     call : StackCall
         Sampled rows, detached.
     selection : Selection
-    edges : dict of str to GradientEdge
-        Where the graph leaves the module: ``grad_output``, ``grad_hn``, ``grad_cn``. Edges rather than tensors, for
-        the user's code may edit an output in place. Empty without a graph.
-    time_first : bool
-        Whether the gradient of the output arrives time-major, whatever the module's own layout.
+    edges : dict of str to (GradientEdge, callable)
+        Where the graph leaves the module (``grad_output``, ``grad_hn``, ``grad_cn``), and what brings a gradient from
+        there into the shape of what the module returned. Edges rather than tensors, and behind the module's own views,
+        for the user's code may edit an output in place. Empty without a graph.
     """
 
     call: StackCall
     selection: Selection
-    edges: dict[str, GradientEdge]
-    time_first: bool = False
+    edges: dict[str, tuple[GradientEdge, Callable[[Tensor], Tensor]]]
 
     def gradients(self, value: Tensor, retain_graph: bool = True) -> dict[str, Tensor]:
         """Return what of d ``value`` arrives at the module's outputs directly, time-major, by name."""
-        arrived = torch.autograd.grad(value, list(self.edges.values()), retain_graph=retain_graph, allow_unused=True)
+        edges = [edge for edge, _ in self.edges.values()]
+        arrived = torch.autograd.grad(value, edges, retain_graph=retain_graph, allow_unused=True)
         with torch.no_grad():
             found = {name: g for name, g in zip(self.edges, arrived, strict=True) if g is not None}
-            if self.time_first and "grad_output" in found:
-                found["grad_output"] = found["grad_output"].transpose(0, 1)
+            found = {name: self.edges[name][1](gradient) for name, gradient in found.items()}
             return {
                 name: self.selection.sequence(g) if name == "grad_output" else self.selection.state(g)
                 for name, g in found.items()
@@ -148,16 +147,15 @@ def _fused(
     values = {"grad_output": getattr(sequence, "data", sequence) if _packed(sequence) else sequence, "grad_hn": h_n}
     if c_n is not None:
         values["grad_cn"] = c_n
-    made, time_first = behind_view(values["grad_output"], module.batch_first)
-    sources = {**values, "grad_output": made}
-    edges = {name: get_gradient_edge(value) for name, value in sources.items() if value.requires_grad}
+    sources = behind_views({name: value for name, value in values.items() if value.requires_grad})
+    edges = {name: (get_gradient_edge(source.tensor), source.layout) for name, source in sources.items()}
     # A trajectory needs no graph: a stand-in that requires grad lets frozen models and no_grad pass.
     standing = _map(output, lambda value: value.detach().requires_grad_())
     try:
         call, _ = open_call(module, args, kwargs, standing, samples, rng)
     except CannotRecordError as reason:
         raise SettingError(f"this call of {type(module).__name__} cannot be replayed: {reason}") from None
-    return CaughtCall(call.call, call.selection, edges, time_first)
+    return CaughtCall(call.call, call.selection, edges)
 
 
 def _packed(value: Any) -> bool:
