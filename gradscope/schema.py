@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 SCHEMA = "gradscope-run"
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 #: Group names at the top of every HDF5 segment or packed file.
 SITES_GROUP = "sites"  # sites/<module path>/<suffix>: one group per site
@@ -218,10 +218,12 @@ class SiteRecord:
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """What one optimizer step (or micro-batch) left behind.
+    """What one backward pass of a step left behind.
 
-    ``scalars`` belong to the record itself; ``parameters`` are per-parameter gradient norms before clipping where a
-    recognised clipping call measured them, else as the optimizer saw them. ``loss_scale`` has been divided out.
+    ``micro`` counts the passes whose gradients were accumulated for the update, from 0; passes that did not feed it
+    have another ``role`` and count -1, -2 ... ``skipped`` marks a step whose update was not carried out.
+    ``parameters`` are per-parameter gradient norms before clipping, else as the optimizer saw them. ``loss_scale`` has
+    been divided out.
     """
 
     step: int
@@ -231,6 +233,13 @@ class Record:
     parameters: dict[str, float] = field(default_factory=dict)
     loss_scale: float = 1.0
     skipped: bool = False
+    role: int = 0
+
+
+#: What became of a backward pass, by ``Record.role``: it fed the update; its gradient was zeroed before any update; it
+#: was another loss's (it left no gradient in the site's parameters, or one that another optimizer's step was about); a
+#: closure was evaluated once more within the same step.
+ROLES = ("update", "dropped", "other", "evaluation")
 
 
 @dataclass(frozen=True)
@@ -244,6 +253,10 @@ class StepRow:
 
 CLIP_KINDS = ("norm", "value", "adaptive", "timestep")
 
+#: Where a clipping call stood: on the gradient that the update used; on a partial sum, to which a later pass added;
+#: before any pass; after the update; on a gradient that was zeroed before any update; in a step that was skipped.
+CLIP_PLACES = ("update", "partial", "before", "after", "dropped", "skipped")
+
 
 @dataclass(frozen=True)
 class ClipEvent:
@@ -254,6 +267,13 @@ class ClipEvent:
     that was asked for); ``scale`` is their ratio as applied; ``cosine`` between raw and clipped gradient is NaN where
     it was not measured (it is 1 by construction for norm clipping); ``clipped`` is the share of elements (value),
     rows (adaptive) or the whole (norm: 0 or 1) that was changed.
+
+    Norms are in true units: ``loss_scale``, the factor by which the gradients were still multiplied, has been divided
+    out of them; the threshold is the one that was passed. ``place`` is one of ``CLIP_PLACES``, empty in runs of before
+    format 1.1; ``effective`` is 1 where the update used the clipped gradient. ``passes`` counts the passes in the
+    gradient, ``applied`` is the norm of the same parameters as the update saw it (NaN where that was not measured),
+    ``part`` names the parameters where they are not all that are trained. ``foreach`` is -1 where it was not said.
+    ``overflow`` is 1 where finite gradients had a norm that is not, so that clipping set them to 0.
     """
 
     step: int
@@ -266,6 +286,14 @@ class ClipEvent:
     clipped: float
     norm_type: float = 2.0
     parameters: int = 0  # number of parameter tensors in the call
+    place: str = ""
+    effective: int = 1
+    passes: int = 0
+    applied: float = float("nan")
+    loss_scale: float = 1.0
+    foreach: int = -1
+    overflow: int = 0
+    part: str = ""
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,10 @@ _FLOAT = np.dtype("<f8")
 _FLOAT32 = np.dtype("<f4")
 
 
+_CLIP_TEXTS = {"kind", "place", "part"}
+_CLIP_COUNTS = {"step", "parameters", "effective", "passes", "foreach", "overflow"}
+
+
 class CorruptEntryError(ValueError):
     """Bytes that no `encode` wrote."""
 
@@ -48,6 +52,7 @@ def encode_record(record: Record) -> bytes:
         "time": float(record.time),
         "loss_scale": float(record.loss_scale),
         "skipped": bool(record.skipped),
+        "role": int(record.role),
         "sites": sites,
         "parameters": list(record.parameters),
     }
@@ -83,7 +88,7 @@ def encode_clip(event: ClipEvent) -> bytes:
     """Bytes of a clipping call."""
     return _join(
         {
-            name: value if isinstance(value, str) else int(value) if name in {"step", "parameters"} else float(value)
+            name: value if isinstance(value, str) else int(value) if name in _CLIP_COUNTS else float(value)
             for name, value in asdict(event).items()
         },
         [],
@@ -121,10 +126,12 @@ def decode(kind: int, payload: bytes) -> Entry:
 
 def _decode_clip(header: dict[str, Any]) -> ClipEvent:
     event = ClipEvent(**header)
-    numbers = [value for name, value in header.items() if name != "kind"]
-    if not isinstance(event.kind, str) or not all(isinstance(value, (int, float)) for value in numbers):
+    texts = [value for name, value in header.items() if name in _CLIP_TEXTS]
+    numbers = [value for name, value in header.items() if name not in _CLIP_TEXTS]
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(n, (int, float)) for n in numbers):
         raise CorruptEntryError("a clipping call with a field that is no number")
-    _integer(event.step)
+    for name in _CLIP_COUNTS & header.keys():
+        _integer(header[name])
     return event
 
 
@@ -169,6 +176,7 @@ def _decode_record(header: dict[str, Any], payload: bytes, offset: int) -> Recor
         parameters=dict(zip(names, values, strict=True)),
         loss_scale=float(header["loss_scale"]),
         skipped=bool(header["skipped"]),
+        role=_integer(header.get("role", 0)),
     )
 
 

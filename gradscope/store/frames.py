@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradscope.schema import CLIPS_GROUP, DATASETS, PARAMETERS_GROUP, ClipEvent
+from gradscope.schema import CLIPS_GROUP, DATASETS, PARAMETERS_GROUP, ROLES, ClipEvent
 from gradscope.store.part import RECORD_COLUMNS, TABLES, Part
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ def records(parts: Sequence[Part], site: str) -> pd.DataFrame:
 
     frame = pd.DataFrame({name: np.concatenate([part.column(site, name) for part in parts]) for name in RECORD_COLUMNS})
     frame["skipped"] = frame["skipped"].astype(bool)
+    frame["role"] = [ROLES[role] if 0 <= role < len(ROLES) else "other" for role in frame["role"]]
+    frame["dropped"] = frame["role"] == "dropped"
     return frame
 
 
@@ -95,7 +97,8 @@ def table(parts: Sequence[Part], group: str) -> pd.DataFrame:
     }
     frame = pd.DataFrame({name: columns[name] for name in order})
     if group == CLIPS_GROUP:
-        frame["kind"] = [kind.decode("utf-8", "replace") for kind in columns["kind"]]
+        for name in ("kind", "place", "part"):
+            frame[name] = [value.decode("utf-8", "replace") for value in columns[name]]
     named = [
         pd.DataFrame(t.values[k], columns=pd.Index(t.names, dtype=object)) for t, k in zip(tables, keep, strict=True)
     ]

@@ -40,6 +40,13 @@ RECORD_COLUMNS: dict[str, np.dtype[Any]] = {
     "nonfinite": np.dtype("<i4"),
     "carried": np.dtype("<i8"),
     "smallest_normal": np.dtype("<f8"),
+    "role": np.dtype("i1"),
+}
+
+#: Columns that files of format 1.0 do not have, and what stands for them.
+ADDED_COLUMNS: dict[str, Any] = {"role": 0} | {
+    name: ClipEvent.__dataclass_fields__[name].default
+    for name in ("place", "effective", "passes", "applied", "loss_scale", "foreach", "overflow", "part")
 }
 
 #: One value per sequence of a record; what stands where a record has fewer sequences than another.
@@ -72,17 +79,23 @@ class TableSpec:
 
 _WHO: dict[str, np.dtype[Any]] = {"attempt": np.dtype("<i4"), "rank": np.dtype("<i4")}
 _F8 = np.dtype("<f8")
+_CLIP_COLUMNS: dict[str, np.dtype[Any]] = {**_WHO, **dict.fromkeys(ClipEvent.__dataclass_fields__, _F8)}
+_CLIP_COLUMNS |= dict.fromkeys(("parameters", "effective", "passes", "foreach", "overflow"), np.dtype("<i4"))
+_CLIP_COLUMNS |= {"step": np.dtype("<i8"), "kind": np.dtype("S16"), "place": np.dtype("S16"), "part": np.dtype("S64")}
+
 TABLES: dict[str, TableSpec] = {
     STEPS_GROUP: TableSpec("step", {"step": np.dtype("<i8"), **_WHO, "time": _F8}, "scalar", "value"),
-    CLIPS_GROUP: TableSpec(
-        "event",
-        _WHO
-        | dict.fromkeys(ClipEvent.__dataclass_fields__, _F8)
-        | {"step": np.dtype("<i8"), "kind": np.dtype("S16"), "parameters": np.dtype("<i4")},
-    ),
+    CLIPS_GROUP: TableSpec("event", _CLIP_COLUMNS),
     PARAMETERS_GROUP: TableSpec(
         "step",
-        {"step": np.dtype("<i8"), "micro": np.dtype("<i4"), **_WHO, "time": _F8, "measured": np.dtype("<i4")},
+        {
+            "step": np.dtype("<i8"),
+            "micro": np.dtype("<i4"),
+            **_WHO,
+            "time": _F8,
+            "measured": np.dtype("<i4"),
+            "role": np.dtype("i1"),
+        },
         "parameter",
         "norm",
     ),

@@ -27,6 +27,7 @@ from gradscope.store.codec import CorruptEntryError, decode, dtype_of
 from gradscope.store.header import merge
 from gradscope.store.layout import RankDirectory, rank_directories
 from gradscope.store.part import SEQUENCE_COLUMNS, Block, Header, Part, blocks, check_size
+from gradscope.store.roles import RoleView
 from gradscope.store.sealed import SealedPart
 
 if TYPE_CHECKING:
@@ -119,14 +120,17 @@ class Run:
         What could not be recorded: reason to count.
     sealed : bool
         Whether the recorder has closed the run (or it was packed or repaired).
+    apart : Run
+        The same run's passes that fed no update: dropped, of another loss, further evaluations of a closure.
     """
 
-    def __init__(self, path: Path, header: Header, parts: Sequence[Part], *, sealed: bool) -> None:
+    def __init__(self, path: Path, header: Header, parts: Sequence[Part], *, sealed: bool, apart: bool = False) -> None:
         self.path = path
         self.name = path.resolve().name.removesuffix(".h5")
         self.header = header
         self.parts = tuple(parts)
         self.sealed = sealed
+        self._shown = tuple(RoleView(part, apart) for part in self.parts)
 
     def __repr__(self) -> str:
         state = "sealed" if self.sealed else "open"
@@ -142,7 +146,11 @@ class Run:
 
     def close(self) -> None:
         """Let go of what was read; files are only ever open during a read."""
-        self.parts = ()
+        self.parts = self._shown = ()
+
+    @property
+    def apart(self) -> Run:
+        return Run(self.path, self.header, self.parts, sealed=self.sealed, apart=True)
 
     # --- what the run says of itself ---------------------------------------------------------------------------------
 
@@ -175,12 +183,12 @@ class Run:
 
     @property
     def n_records(self) -> int:
-        return sum(part.n_records for part in self.parts)
+        return sum(part.n_records for part in self._shown)
 
     @cached_property
     def sites(self) -> tuple[str, ...]:
         """Sites with at least one record, in the model's order."""
-        found = dict.fromkeys(site for part in self.parts for site in part.sites())
+        found = dict.fromkeys(site for part in self._shown for site in part.sites())
         known = [site for site in self.header.sites if site in found]
         return tuple(dict.fromkeys([*known, *found]))
 
@@ -213,7 +221,7 @@ class Run:
         ------
         EmptyRunError
         """
-        if not any(part.n_records for part in self.parts):
+        if not any(part.n_records for part in self._shown):
             lost = "; ".join(f"{count} lost: {reason}" for reason, count in self.lost.items())
             raise EmptyRunError(
                 f"the run {str(self.path)!r} holds no record{f' ({lost})' if lost else ''}. A record is written when "
@@ -276,15 +284,15 @@ class Run:
             start += extent["step"]
         return stacked
 
-    def _at(self, site: str) -> list[Part]:
+    def _at(self, site: str) -> list[RoleView]:
         """Parts with records of the site."""
-        parts = [part for part in self.parts if site in part.sites()]
+        parts = [part for part in self._shown if site in part.sites()]
         if not parts:
             info = self.site(site)
             raise NotRecordedError(f"nothing was recorded at {info.site!r}; run.coverage says why.")
         return parts
 
-    def _with(self, site: str, dataset: str) -> list[Part]:
+    def _with(self, site: str, dataset: str) -> list[RoleView]:
         """Parts with records of the site, at least one of which has the dataset."""
         if dataset not in DATASETS:
             raise UnknownNameError("dataset", dataset, DATASETS)
@@ -305,7 +313,10 @@ class Run:
     # --- tables ------------------------------------------------------------------------------------------------------
 
     def records(self, site: str) -> pd.DataFrame:
-        """One row per record at the site: step, micro, attempt, rank, loss scale, skipped, non-finite, carried."""
+        """One row per record at the site: step, micro, attempt, rank, loss scale, skipped, non-finite, carried, role.
+
+        Passes that fed no update are not among them: ``run.apart.records(site)`` has these.
+        """
         return frames.records(self._at(site), site)
 
     def norms(self, site: str, quantity: str) -> pd.DataFrame:
@@ -337,12 +348,12 @@ class Run:
 
     def steps(self) -> pd.DataFrame:
         """Scalars of every optimizer step: step, attempt, rank, time, and one column per logged name."""
-        return frames.table(self.parts, STEPS_GROUP)
+        return frames.table(self._shown, STEPS_GROUP)
 
     def clips(self) -> pd.DataFrame:
         """One row per clipping call: attempt, rank and the fields of `ClipEvent`."""
-        return frames.table(self.parts, CLIPS_GROUP)
+        return frames.table(self._shown, CLIPS_GROUP)
 
     def parameters(self) -> pd.DataFrame:
         """Gradient 2-norm of each parameter: step, micro, attempt, rank, and one column per parameter."""
-        return frames.table(self.parts, PARAMETERS_GROUP)
+        return frames.table(self._shown, PARAMETERS_GROUP)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -15,7 +16,16 @@ from gradscope.store import guard
 from gradscope.store.codec import dtype_of
 from gradscope.store.header import check_version, parse_header
 from gradscope.store.layout import site_of
-from gradscope.store.part import DATASET_AXIS, RECORD_COLUMNS, RECORDED, SEQUENCE_COLUMNS, TABLES, Header, Table
+from gradscope.store.part import (
+    ADDED_COLUMNS,
+    DATASET_AXIS,
+    RECORD_COLUMNS,
+    RECORDED,
+    SEQUENCE_COLUMNS,
+    TABLES,
+    Header,
+    Table,
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,8 @@ class SealedPart:
     def column(self, site: str, name: str) -> np.ndarray:
         dims = ("step", "sequence") if name in SEQUENCE_COLUMNS else ("step",)
         dtype = RECORD_COLUMNS.get(name, np.dtype("<i4"))
+        if name in ADDED_COLUMNS and not self._has(self._sites[site].group, name):
+            return np.full(self._sites[site].extent["step"], ADDED_COLUMNS[name], dtype)
         return self._read(site, name, dims).astype(dtype, copy=False)
 
     def recorded(self, site: str, dataset: str) -> np.ndarray:
@@ -83,6 +95,10 @@ class SealedPart:
         values = self._read(site, dataset, ("step", *DATASETS[dataset]))
         return values.astype(dtype_of(dataset), copy=False)
 
+    def _has(self, group: str, name: str) -> bool:
+        with guard.open_hdf5(self.path) as file:
+            return name in file[group]
+
     def _read(self, site: str, name: str, dims: tuple[str, ...]) -> np.ndarray:
         described = self._sites[site]
         with guard.open_hdf5(self.path) as file:
@@ -94,13 +110,24 @@ class SealedPart:
     def table(self, group: str) -> Table:
         spec = TABLES[group]
         with guard.open_hdf5(self.path) as file:
-            columns = {name: np.asarray(file[group][name][()]) for name in spec.columns}
-            names = _text(file[group][spec.name_axis]) if spec.name_axis else ()
-            rows = len(columns["step"])
+            found = file[group]
+            rows = len(found["step"])
+            columns = {
+                name: np.asarray(found[name][()])
+                if name in found or name not in ADDED_COLUMNS
+                else np.full(rows, _stored_default(name), dtype)
+                for name, dtype in spec.columns.items()
+            }
+            names = _text(found[spec.name_axis]) if spec.name_axis else ()
             values = file[group][spec.values][()] if spec.name_axis else np.empty((rows, 0))
         if any(column.shape != (rows,) for column in columns.values()) or values.shape != (rows, len(names)):
             raise guard.damaged(self.path, f"the columns of {group!r} differ in length")
         return Table({name: columns[name].astype(dtype) for name, dtype in spec.columns.items()}, names, values)
+
+
+def _stored_default(name: str) -> Any:
+    value = ADDED_COLUMNS[name]
+    return value.encode() if isinstance(value, str) else value
 
 
 def _read_header(file: h5py.File) -> Header:

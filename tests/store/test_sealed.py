@@ -6,7 +6,10 @@ import xarray as xr
 from gradscope import open_run
 from gradscope.errors import RunDamagedError, SchemaVersionError
 from gradscope.schema import DATASETS, RunMeta
-from gradscope.store import RunWriter
+from gradscope.store import RunWriter, pack
+from gradscope.store.layout import group_of
+from gradscope.store.part import ADDED_COLUMNS
+from gradscope.store.sealed import SealedPart
 from tests.store.conftest import META, SITES, record, site_record
 
 
@@ -119,3 +122,45 @@ def test_garbage_is_damage_whatever_byte_it_hits(segment):
 def _set(path, name, value):
     with h5py.File(path, "r+") as file:
         file.attrs.create(name, value, dtype=h5py.string_dtype("utf-8", len(value)))
+
+
+def test_a_file_of_format_1_0_reads_as_if_every_pass_had_fed_its_update(segment):
+    whole = SealedPart(segment)
+    with h5py.File(segment, "r+") as file:
+        for column in ADDED_COLUMNS:
+            file["clips"].pop(column, None)
+        for group in (file["parameters"], *(file[group_of(site)] for site in whole.sites())):
+            del group["role"]
+    part = SealedPart(segment)
+    assert all((part.column(site, "role") == 0).all() for site in part.sites())
+    old, new = part.table("clips").columns, whole.table("clips").columns
+    assert old["norm_before"].tolist() == new["norm_before"].tolist()
+    assert set(old["place"].tolist()) == {b""}
+    assert old["effective"].tolist() == [1, 1, 1]
+    run = open_run(segment)
+    assert run.n_records == 3
+    assert run.apart.n_records == 0
+
+
+def test_passes_that_fed_no_update_are_kept_apart_from_every_table_and_count(tmp_path):
+    writer = RunWriter(tmp_path / "run", META)
+    writer.set_sites(SITES)
+    for step in range(3):
+        writer.add_record(record(step, {"lstm/l0": site_record(seed=step), "head/l0": site_record(seed=9 + step)}))
+        writer.add_record(record(step, {"lstm/l0": site_record(seed=50)}, micro=-1, role=1, parameters={}))
+    writer.add_record(record(3, {"lstm/l0": site_record(seed=4)}, micro=-1, role=2, parameters={}))
+    writer.flush()
+    growing = open_run(tmp_path / "run")
+    writer.close()
+    packed = open_run(pack(tmp_path / "run", tmp_path / "packed.h5"))
+    for run in (growing, open_run(tmp_path / "run"), packed):
+        assert run.n_records == 3
+        assert run.records("lstm/l0").step.tolist() == [0, 1, 2]
+        assert len(run.array("lstm/l0", "cell")) == len(run.lengths("lstm/l0")) == 3
+        assert set(run.norms("lstm/l0", "cell").micro) == {0}
+        assert len(run.parameters()) == 3
+        assert run.apart.n_records == 4
+        assert run.apart.sites == ("lstm/l0",)
+        assert run.apart.records("lstm/l0").role.tolist() == ["dropped"] * 3 + ["other"]
+        assert run.apart.records("lstm/l0").dropped.tolist() == [True] * 3 + [False]
+        np.testing.assert_array_equal(run.apart.array("lstm/l0", "cell")[0], site_record(seed=50).arrays["cell"])
