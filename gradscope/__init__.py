@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         snapshot,
         source_target,
         spectrum,
+        state,
     )
     from gradscope.diagnostics import DecayFit, fit_decay
     from gradscope.store import Run, open_run
@@ -47,6 +48,7 @@ _HOME = {
     "snapshot": "gradscope.capture",
     "source_target": "gradscope.capture",
     "spectrum": "gradscope.capture",
+    "state": "gradscope.capture",
 }
 
 __all__ = [
@@ -67,6 +69,7 @@ __all__ = [
     "snapshot",
     "source_target",
     "spectrum",
+    "state",
 ]
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from gradscope.capture.calls.watcher import _COMPILE_WARNING, _eager
-from gradscope.capture.layers.discovery import discover_or_none, unwrapped
+from gradscope.capture.layers.discovery import discover, unwrapped
 from gradscope.capture.training import clipping
 from gradscope.capture.training.recorder import Recorder, record
 from gradscope.errors import GradscopeError, RunExistsError
@@ -55,7 +55,7 @@ class Training:
 
     def recurrent(self) -> set[int]:
         """Identities of the recurrent modules."""
-        return {id(target.module) for root in self.roots for target in discover_or_none(root)}
+        return {id(target.module) for root in self.roots for target in discover(root)}
 
 
 @dataclass
@@ -295,7 +295,7 @@ def _owners(
         roots.sort(key=lambda root: (not around & {id(m) for m in root.modules()}, -sum(1 for _ in root.modules())))
         chosen, covered = [], set[int]()
         for root in roots:
-            inside = {id(target.module) for target in discover_or_none(root)}
+            inside = {id(target.module) for target in discover(root)}
             if inside - covered or (every and not inside):
                 chosen.append(root)
                 covered |= inside

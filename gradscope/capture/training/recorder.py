@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.adjoint import Adjoints
+from gradscope.capture.calls.marks import state
 from gradscope.capture.calls.reduction import NEEDS_GATES, site_record
 from gradscope.capture.calls.watcher import Watcher
-from gradscope.capture.layers.discovery import Target, unwrapped
+from gradscope.capture.layers.discovery import Target, names_in, unwrapped
 from gradscope.capture.training import clipping, scaling
-from gradscope.capture.training.coverage import CoverageLedger
+from gradscope.capture.training.coverage import FAILED, CoverageLedger
 from gradscope.capture.training.describe import describe_model, run_meta
 from gradscope.capture.training.ledger import StepLedger
 from gradscope.capture.training.rounds import Rounds
@@ -65,7 +66,8 @@ class Recorder:
         self._coverage_written = 0
         self.keeps_gates = bool(NEEDS_GATES & set(settings.quantities))
         self._ledger = StepLedger(self.model, settings.optimizers, self._lost)
-        self._watcher = Watcher(targets, self)
+        self.wanted = settings.sites
+        self._watcher = Watcher(targets, self, names_in(self.model))
         self._writer = RunWriter(
             settings.run_dir,
             run_meta(describe_model(self.model), settings),
@@ -143,6 +145,21 @@ class Recorder:
         """Mark the end of an optimizer step; only needed without ``optimizer=``."""
         with self._unharmed("step"):
             self._end_step()
+
+    def state(self, name: str, value: Tensor) -> Tensor:
+        """Mark a state inside a hand-written loop; the same as :func:`gradscope.state`.
+
+        Returns
+        -------
+        Tensor
+            ``value`` itself.
+
+        Raises
+        ------
+        SettingError
+            ``name`` is no string, or ``value`` no tensor.
+        """
+        return state(name, value)
 
     def log(self, **scalars: Any) -> None:
         """Log scalars with the current step, or after ``optimizer.step()`` with the step that just ended.
@@ -264,8 +281,10 @@ class Recorder:
 
     # -- what the watcher reports ----------------------------------------------------------------------------
 
-    def opened(self, target: Target) -> int:
+    def began(self) -> None:
         self._ledger.touched = True
+
+    def opened(self, target: Target) -> int:
         inside_backward = torch._C._current_graph_task_id() != -1
         if self._sites and not inside_backward:
             self._close_micro()  # forward after backward: the next micro-batch
@@ -275,8 +294,13 @@ class Recorder:
         self._uses[target.path] = self._uses.get(target.path, 0) + 1
         return self._uses[target.path]
 
-    def measured(self, target: Target, use: int, site: str, adjoints: Adjoints, rows: Tensor, carried: int) -> None:
-        info = self._infos[site]
+    def measured(
+        self, target: Target, use: int, site: str, adjoints: Adjoints, rows: Tensor, carried: int, after: int = 0
+    ) -> None:
+        info = next(info for info in target.sites if info.site == site)
+        if self._infos.get(site, info).how != info.how or site not in self._infos:
+            self._infos[site] = info
+            self._store(lambda: self._writer.set_sites(self._infos))
         name = site if use == 1 else f"{site}#{use}"
         if name in self._sites:
             self._close_micro()  # a second backward pass through the same call
@@ -284,15 +308,24 @@ class Recorder:
             self._infos[name] = replace(info, site=name, call=use)
             self._store(lambda: self._writer.set_sites(self._infos))
         self._sites[name] = site_record(
-            adjoints, self.settings.quantities, info.gates, rows, self.settings.tensors, carried
+            adjoints, self.settings.quantities, info.gates, rows, self.settings.tensors, carried, after
         )
+        self._coverage.found(name, info.how)
 
     def missed(self, target: Target, reason: str) -> None:
         self._coverage.missed(target.path, reason)
 
     def failed(self, target: Target, error: Exception) -> None:
-        self._coverage.missed(target.path, f"an error inside gradscope: {error}")
+        self._coverage.missed(target.path, FAILED)
         self._lost(f"recording {target.path}", error)
+
+    def missing(self, target: Target, quantity: str, reason: str) -> None:
+        if quantity in self.settings.quantities:
+            self._coverage.missing(target.path, quantity, reason)
+
+    def nothing(self, reason: str) -> None:
+        self._coverage.missed("model", reason)
+        self._warn("nothing", f"gradscope: {reason}")
 
     def loss_scale(self) -> float:
         return self._scale
@@ -338,12 +371,16 @@ class Recorder:
     def _lost(self, doing: str, error: Exception) -> None:
         with contextlib.suppress(Exception):
             self._writer.add_lost(f"{doing}: {type(error).__name__}: {error}", 1)
-        if doing in self._warned:
-            return
-        self._warned.add(doing)
-        message = (
-            f"gradscope: {doing} failed ({type(error).__name__}: {error}); training goes on, the report will say so"
+        self._warn(
+            doing,
+            f"gradscope: {doing} failed ({type(error).__name__}: {error}); training goes on, the report will say so",
         )
+
+    def _warn(self, about: str, message: str) -> None:
+        """Warn once about each thing."""
+        if about in self._warned:
+            return
+        self._warned.add(about)
         try:
             warnings.warn(message, GradscopeWarning, stacklevel=3)
         except GradscopeWarning:  # warnings turned into errors must not stop the training either
