@@ -178,7 +178,7 @@ def _clipping_words(lines: Sequence[Line]) -> tuple[str, ...]:
     steps, rate = lines[0].result.settings.steps, lines[0].result.settings.learning_rate
     said = ", ".join(f"{line.accuracy} {_at(line)}" for line in lines)
     return (
-        f"The RNN again, {steps} steps of plain SGD at {rate:g} with momentum .9, from the same weights on the same "
+        f"The RNN again, {steps} steps of SGD at {rate:g} with momentum .9, from the same weights on the same "
         f"batches, at three thresholds of norm clipping and without. Held-out accuracy: {said}; guessing gets 10 %.",
         "Clipping by the norm multiplies all gradients of a step by one number, so it cannot change the shape of that "
         "step's curve: it changes where training goes. One seed shows that it matters, not by how much: "

@@ -199,7 +199,7 @@ def _clipping(results: Results) -> list[Picture]:
             steps = np.arange(len(one.losses))
             rows.append(pd.DataFrame({**head, "step": steps, "value": one.losses, "diverged": steps >= gone}))
     caption = (
-        "Batch loss of an RNN whose recurrent matrix has all singular values at 2, on the sunspots, plain SGD with "
+        "Batch loss of an RNN whose recurrent matrix has all singular values at 2, on the sunspots, SGD with "
         "momentum at 0.05: median over seeds, band from the lowest to the highest."
     )
     losses = pd.concat(rows, ignore_index=True).assign(metric="loss")
