@@ -12,6 +12,7 @@ from gradscope.diagnostics.consistency import direction_consistency
 from gradscope.diagnostics.curve import DecayCurve, decay_curve
 from gradscope.diagnostics.decay import DecayFit, combine_fits, fit_decay
 from gradscope.diagnostics.difference import MeanDifference, compare_means, compare_rates
+from gradscope.diagnostics.entry import Entry, find_entry
 from gradscope.diagnostics.gates import (
     Saturation,
     TimescaleSummary,
@@ -43,6 +44,7 @@ __all__ = [
     "DecayCurve",
     "DecayFit",
     "Diagnostic",
+    "Entry",
     "LawComparison",
     "LyapunovSpectrum",
     "MeanDifference",
@@ -62,6 +64,7 @@ __all__ = [
     "compare_rates",
     "decay_curve",
     "direction_consistency",
+    "find_entry",
     "findings",
     "fit_decay",
     "lyapunov_exponents",

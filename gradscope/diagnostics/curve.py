@@ -30,6 +30,8 @@ class DecayCurve:
         How many sequences really have a usable norm at the lag.
     n_zero, n_below_normal, n_nonfinite : ndarray of int, shape (L,)
         Norms left out at the lag: exact zeros, norms below the smallest normal number, NaN or infinite gradients.
+    n_unreached : ndarray of int, shape (L,)
+        Exact zeros before a sequence's first gradient, not among ``n_zero``: no gradient has arrived there yet.
     first, last : int
         Positions between which at least half of the sequences are active; ``last < first`` when there are none.
     """
@@ -41,6 +43,7 @@ class DecayCurve:
     n_zero: Counts
     n_below_normal: Counts
     n_nonfinite: Counts
+    n_unreached: Counts
     first: int
     last: int
 
@@ -89,7 +92,16 @@ def decay_curve(
     usable = np.isfinite(table) & ~zero & ~below
     logs = np.full(table.shape, np.nan)
     logs[usable] = np.log10(table[usable])
-    return curve_of_logs(at, logs, n_zero=zero.sum(0), n_below_normal=below.sum(0), n_nonfinite=nonfinite.sum(0))
+    # Before the step where a sequence's gradient enters (a loss in the middle, a direction read at its other end).
+    unreached = zero & ~np.logical_or.accumulate(usable, axis=1) & usable.any(axis=1, keepdims=True)
+    return curve_of_logs(
+        at,
+        logs,
+        n_zero=(zero & ~unreached).sum(0),
+        n_below_normal=below.sum(0),
+        n_nonfinite=nonfinite.sum(0),
+        n_unreached=unreached.sum(0),
+    )
 
 
 def curve_of_logs(
@@ -99,6 +111,7 @@ def curve_of_logs(
     n_zero: Counts | None = None,
     n_below_normal: Counts | None = None,
     n_nonfinite: Counts | None = None,
+    n_unreached: Counts | None = None,
 ) -> DecayCurve:
     """:func:`decay_curve` from log10 norms, shape (S, L), over increasing lags; NaN where there is none."""
     none = np.zeros(lags.size, dtype=np.int64)
@@ -113,6 +126,7 @@ def curve_of_logs(
         n_zero=none if n_zero is None else n_zero,
         n_below_normal=none if n_below_normal is None else n_below_normal,
         n_nonfinite=none if n_nonfinite is None else n_nonfinite,
+        n_unreached=none if n_unreached is None else n_unreached,
         first=first,
         last=last,
     )

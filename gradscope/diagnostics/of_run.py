@@ -12,6 +12,7 @@ import pandas as pd
 from gradscope import schema
 from gradscope.diagnostics.clipping import ClipStatistics, clip_statistics
 from gradscope.diagnostics.decay import DecayFit, fit_decay
+from gradscope.diagnostics.entry import Entry, find_entry
 from gradscope.diagnostics.thresholds import ThresholdSuggestion, suggest_threshold, threshold_table
 from gradscope.diagnostics.words import sentence
 from gradscope.errors import EmptyRunError, NotRecordedError, SettingError, UnknownNameError
@@ -75,7 +76,12 @@ def decay_fits(run: Run, site: str | None = None, quantity: str | None = None, *
             if record.skipped:
                 continue
             fit = fit_decay(
-                lags, norms[index], lengths=lengths[index], smallest_normal=record.smallest_normal, **options
+                lags,
+                norms[index],
+                lengths=lengths[index],
+                entry=entry_of(run, name, np.array([index])),
+                smallest_normal=record.smallest_normal,
+                **options,
             )
             where = {key: getattr(record, key) for key in ("step", "micro", "attempt", "rank")}
             rows.append({"site": name, "quantity": chosen, **where, **fit_row(fit)})
@@ -103,8 +109,11 @@ def fit_row(fit: DecayFit) -> dict[str, Any]:
         "reach": fit.reach,
         "last_lag": nan if fit.last_lag is None else fit.last_lag,
         "n_sequences": fit.n_sequences,
+        "n_steps": fit.n_steps,
+        "unit": fit.unit,
         "verdict": fit.verdict,
         "reason": fit.reason,
+        "interval_reason": fit.interval_reason,
         "half_life_reason": fit.half_life_reason,
     }
 
@@ -141,19 +150,41 @@ def pooled_fit(run: Run, site: str, quantity: str | None = None, part: str = "al
     part : {"first", "early", "late", "last", "all"}
         ``early`` and ``late`` are the first and last tenth of the recorded steps.
     **options
-        Of :func:`gradscope.fit_decay`. Its interval is over the pooled sequences, whatever record they come from.
+        Of :func:`gradscope.fit_decay`. Its interval is over the recorded steps, where there are several.
     """
     chosen = _quantity(run, site, quantity)
     at = part_of_run(run, site, part)
     norms, lengths = run.array(site, chosen)[at], run.lengths(site)[at]
-    smallest = float(run.records(site)["smallest_normal"].to_numpy()[at].max())
+    records = run.records(site)
+    smallest = float(records["smallest_normal"].to_numpy()[at].max())
     return fit_decay(
         np.arange(norms.shape[-1]),
         norms.reshape(-1, norms.shape[-1]),
         lengths=lengths.reshape(-1),
+        steps=np.repeat(records["step"].to_numpy(dtype=np.int64)[at], norms.shape[1]),
+        entry=entry_of(run, site, at),
         smallest_normal=smallest,
         **options,
     )
+
+
+def entry_of(run: Run, site: str, at: np.ndarray | None = None) -> Entry | None:
+    """Where the gradient enters a site, over the records ``at`` some positions; None where that was not recorded."""
+    if not {"direct", "hidden"} <= set(run.quantities(site)):
+        return None
+    direct, total = run.array(site, "direct"), run.array(site, "hidden")
+    if at is not None:
+        direct, total = direct[at], total[at]
+    width = direct.shape[-1]
+    source = "layer" if _has_layer_above(run, site) else "loss"
+    return find_entry(np.arange(width), direct.reshape(-1, width), total.reshape(-1, width), source)
+
+
+def _has_layer_above(run: Run, site: str) -> bool:
+    """Whether the site is a level of a stacked module with another level on top of it."""
+    module, _, level = site.rpartition("/l")
+    number = level.removesuffix("_reverse")
+    return bool(module) and number.isdigit() and f"{module}/l{int(number) + 1}" in run.sites
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,6 +236,11 @@ def direct_caveat(run: Run, site: str) -> str:
     entering = float(np.mean(direct[..., 1:][present] != 0)) if present.any() else 0.0
     if entering < 0.5:
         return ""
+    if _has_layer_above(run, site):
+        return (
+            "a gradient arrives from the layer above at most timesteps: the curve is that of the stack from here on "
+            "up, and falls more slowly than this recurrence alone would let it"
+        )
     return (
         "a gradient enters from above at most timesteps, not only at the last: the curve sums the contributions of "
         "many losses, and falls more slowly than the recurrence alone would let it"
@@ -258,9 +294,7 @@ def raw_norms(run: Run) -> pd.DataFrame:
 def threshold_table_of_run(run: Run, thresholds: Sequence[float] | None = None) -> pd.DataFrame:
     """:func:`threshold_table` of the run's raw norms, as a frame."""
     norms = raw_norms(run)
-    rates = _learning_rates(run)
-    lr = 1.0 if rates is None else norms["step"].map(rates).fillna(1.0).to_numpy(dtype=float)
-    return pd.DataFrame([asdict(effect) for effect in threshold_table(norms["norm"], thresholds, lr=lr)])
+    return pd.DataFrame([asdict(effect) for effect in threshold_table(norms["norm"], thresholds)])
 
 
 def suggestion_of_run(run: Run) -> ThresholdSuggestion:

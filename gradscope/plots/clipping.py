@@ -34,8 +34,8 @@ def table(runs: Sequence[Any], *, thresholds: Sequence[float] | None = None, poi
     -------
     DataFrame
         run, threshold; ``clipped``: share of the recorded norms above it; ``scale_mean`` and ``scale_p05`` to
-        ``scale_p95``: of the factor min(1, c / (norm + 1e-6)); ``step_median``, ``step_max``; ``n`` finite norms;
-        ``used``: whether the run was clipped by its norm at this very threshold.
+        ``scale_p95``: of the factor min(1, c / (norm + 1e-6)); ``norm_median`` and ``norm_max`` after clipping; ``n``
+        finite norms; ``used``: whether the run was clipped by its norm at this very threshold.
 
     Raises
     ------

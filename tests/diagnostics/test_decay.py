@@ -329,8 +329,12 @@ def test_any_table_of_norms_gets_a_verdict_and_a_reason(norms):
 @pytest.mark.parametrize("n", [4, 8, 32])
 def test_the_interval_covers_the_true_rate_as_often_as_it_says(n):
     truth, trials = -0.15, 600
-    covered = 0
+    covered = refused = 0
     for seed in range(trials):
         fit = fit_decay(LAGS, batch(truth, n=n, seed=seed), resamples=400, seed=seed)
-        covered += fit.interval[0] <= truth <= fit.interval[1]
-    assert 0.92 <= covered / trials <= 0.985
+        if fit.interval is None:  # random walks that happen to run together
+            refused += 1
+        else:
+            covered += fit.interval[0] <= truth <= fit.interval[1]
+    assert refused / trials <= 0.05
+    assert 0.92 <= covered / (trials - refused) <= 0.985
