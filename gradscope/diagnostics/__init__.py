@@ -1,7 +1,6 @@
 """One module per diagnostic: pure functions of arrays, numpy and scipy only.
 
-:mod:`gradscope.diagnostics.of_run` applies them to a recorded run, :mod:`gradscope.diagnostics.words` says what they
-found, and :data:`DIAGNOSTICS` lists them with what has to be recorded for each.
+:mod:`gradscope.reading` applies them to a recorded run, and :mod:`gradscope.words` says what they found.
 """
 
 from __future__ import annotations
@@ -24,9 +23,7 @@ from gradscope.diagnostics.gates import (
 from gradscope.diagnostics.law import LawComparison, compare_laws
 from gradscope.diagnostics.lyapunov import LyapunovSpectrum, lyapunov_exponents
 from gradscope.diagnostics.noise import NoiseScale, noise_scale
-from gradscope.diagnostics.outcome import Outcome, findings, outcomes_by_threshold
 from gradscope.diagnostics.ratio import one_step_ratio
-from gradscope.diagnostics.registry import DIAGNOSTICS, Diagnostic
 from gradscope.diagnostics.spectrum import SpectrumBand, spectrum_band
 from gradscope.diagnostics.thresholds import (
     AdaptiveEffect,
@@ -38,18 +35,15 @@ from gradscope.diagnostics.thresholds import (
 )
 
 __all__ = [
-    "DIAGNOSTICS",
     "AdaptiveEffect",
     "ClipStatistics",
     "DecayCurve",
     "DecayFit",
-    "Diagnostic",
     "Entry",
     "LawComparison",
     "LyapunovSpectrum",
     "MeanDifference",
     "NoiseScale",
-    "Outcome",
     "Saturation",
     "SpectrumBand",
     "ThresholdEffect",
@@ -65,13 +59,11 @@ __all__ = [
     "decay_curve",
     "direction_consistency",
     "find_entry",
-    "findings",
     "fit_decay",
     "lyapunov_exponents",
     "noise_scale",
     "norm_scale",
     "one_step_ratio",
-    "outcomes_by_threshold",
     "running_share",
     "saturation",
     "spectrum_band",

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from gradscope.diagnostics.curve import DecayCurve, Floats, curve_of_logs, decay_curve
 from gradscope.diagnostics.entry import Entry
-from gradscope.diagnostics.judgement import half_life, judge, leftovers, lost_from
+from gradscope.diagnostics.judgement import PRESERVED_FACTOR, half_life, judge, leftovers, lost_from
 from gradscope.diagnostics.line import Steps, default_range, fit_line
 from gradscope.errors import SettingError
 
@@ -84,6 +84,11 @@ class DecayFit:
         if not at.size or self.reference_lag is None:
             return float("nan")
         return float(10.0 ** (self.curve.log10[at[0]] - self.curve.log10[self.curve.first]))
+
+    @property
+    def factor(self) -> float:
+        """The change over the lag range that verdicts ask about."""
+        return PRESERVED_FACTOR
 
     @property
     def reach(self) -> float:

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gradscope.diagnostics import Outcome, decay_curve, findings, outcomes_by_threshold
-from gradscope.diagnostics.words import number
+from gradscope.diagnostics import decay_curve
 from gradscope.errors import EmptyRunError, NotRecordedError
 from gradscope.lab.tasks import build_task
 from gradscope.lab.telling import Chapter, Picture, Story
-from gradscope.plots import decay, norm_distribution, select, sweep_loss, sweep_metric
+from gradscope.plots import decay, norm_distribution, sweep_loss, sweep_metric
+from gradscope.reading import select
+from gradscope.reading.outcome import Outcome, findings, outcomes_by_threshold
+from gradscope.words import number
 
 POINT = ["task", "length", "cell", "init"]
 #: The figure of decay ends here: a saturated network's gradient falls by a hundred decades and would hide the others.
@@ -181,7 +183,7 @@ DECAY_CAPTION = (
 
 def decay_by_threshold(runs: Sequence[Any]) -> pd.DataFrame:
     """Rows as of :func:`gradscope.plots.decay.table`: a line per threshold over its runs, one before training."""
-    from gradscope.plots.sweeps import threshold_of
+    from gradscope.reading.sweeps import threshold_of
 
     late: dict[float, list[np.ndarray]] = {}
     early = []

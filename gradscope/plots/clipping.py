@@ -12,10 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from gradscope.diagnostics import threshold_table
-from gradscope.diagnostics.of_run import raw_norms
 from gradscope.errors import NotRecordedError, SettingError
-from gradscope.plots import marks, select, style
+from gradscope.plots import marks, style
 from gradscope.plots.text import label
+from gradscope.reading import select
+from gradscope.reading.answers import raw_norms
 
 TITLE = "What a clipping threshold would have done"
 NEEDS = "clipping through recorder.clip_grad_norm_ (or torch's own), or recorded parameter gradient norms"

@@ -11,13 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gradscope.diagnostics.of_run import answer
 from gradscope.errors import SettingError
-from gradscope.plots import marks, select, style
+from gradscope.plots import marks, style
 from gradscope.plots.decay import line_names
-from gradscope.plots.norms import last_attempt
-from gradscope.plots.sweeps import diverged_from
 from gradscope.plots.text import label
+from gradscope.reading import select
+from gradscope.reading.answers import answer
+from gradscope.reading.records import last_attempt
+from gradscope.reading.sweeps import diverged_from
 
 TITLE = "Models compared"
 NEEDS = "an adjoint of the state, which is recorded by default"

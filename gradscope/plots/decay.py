@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 
 from gradscope.diagnostics import DecayCurve
 from gradscope.errors import SettingError
-from gradscope.plots import marks, select, style
+from gradscope.plots import marks, style
 from gradscope.plots.text import label, norm_symbol
+from gradscope.reading import select
 
 TITLE = "Decay of the gradient with lag"
 NEEDS = "an adjoint of the state, which is recorded by default (quantities=['hidden', 'cell'])"

@@ -10,8 +10,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from gradscope.errors import EmptyRunError, NotRecordedError
-from gradscope.plots import marks, select, style
+from gradscope.plots import marks, style
 from gradscope.plots.text import label
+from gradscope.reading import select
+from gradscope.reading.records import last_attempt
 
 TITLE = "Gradient norm through training"
 NEEDS = "clipping through recorder.clip_grad_norm_ (or torch's own), or recorded parameter gradient norms"
@@ -76,14 +78,6 @@ def _of_run(name: str, run: Any) -> pd.DataFrame:
             "loss": indexed.get("loss", nothing).reindex(at).to_numpy(dtype=float),
         }
     )
-
-
-def last_attempt(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rank 0 (or the lowest there is), each step from its last attempt: a restart repeats steps."""
-    if not len(frame) or "attempt" not in frame:
-        return frame
-    frame = frame[frame["rank"] == frame["rank"].min()]
-    return frame[frame["attempt"] == frame.groupby("step")["attempt"].transform("max")]
 
 
 def draw(

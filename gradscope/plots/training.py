@@ -12,8 +12,9 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
 from gradscope.errors import SettingError
-from gradscope.plots import decay, marks, select, style
+from gradscope.plots import decay, marks, style
 from gradscope.plots.text import label
+from gradscope.reading import select
 
 TITLE = "Decay through training"
 NEEDS = "records at two or more steps (every=... smaller than the number of training steps)"

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from gradscope.errors import RunExistsError, SettingError
 from gradscope.plots.figures import provenance
 from gradscope.plots.saving import csv_bytes
+from gradscope.reading.facts import RunFacts, gather
 from gradscope.report import figures, page, story, summary
-from gradscope.report.facts import RunFacts, gather
 
 if TYPE_CHECKING:
     from gradscope.store import Run

@@ -13,7 +13,7 @@ from gradscope.errors import EmptyRunError, NotRecordedError
 from gradscope.plots import style
 from gradscope.plots.figures import figure_of
 from gradscope.plots.saving import render
-from gradscope.plots.select import recorded
+from gradscope.reading.select import recorded
 
 FORMATS = ("pdf", "png", "svg")
 

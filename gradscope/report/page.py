@@ -10,13 +10,13 @@ from html import escape
 from typing import Any
 
 from gradscope._version import __version__
-from gradscope.diagnostics.of_run import SiteAnswer
-from gradscope.diagnostics.words import clip_sentence, correlation, number, percent, sentence, within
 from gradscope.plots.text import visible
-from gradscope.report.facts import RunFacts
+from gradscope.reading.answers import SiteAnswer
+from gradscope.reading.facts import RunFacts
 from gradscope.report.figures import Drawn
 from gradscope.report.svg import inline
 from gradscope.report.template import PAGE, READING, STYLE
+from gradscope.words import clip_sentence, correlation, number, percent, sentence, within
 
 #: More runs than this are counted, not named, under the title.
 _MAX_NAMED = 12

@@ -32,8 +32,8 @@ import numpy as np
 
 from gradscope._version import __version__
 from gradscope.diagnostics import DecayFit
-from gradscope.diagnostics.words import clip_sentence
-from gradscope.report.facts import RunFacts
+from gradscope.reading.facts import RunFacts
+from gradscope.words import clip_sentence
 
 SCHEMA, SCHEMA_VERSION = "gradscope-report", "1.0"
 

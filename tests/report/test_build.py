@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from gradscope.diagnostics.of_run import answer
 from gradscope.errors import EmptyRunError, RunExistsError, SettingError
+from gradscope.reading.answers import answer
 from gradscope.report import build_report
 from gradscope.schema import RunMeta
 from gradscope.store import RunWriter, open_run

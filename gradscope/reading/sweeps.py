@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from gradscope.errors import NotRecordedError, SettingError
-from gradscope.plots import select
-from gradscope.plots.norms import last_attempt
+from gradscope.reading import select
+from gradscope.reading.records import last_attempt
 
 
 def threshold_of(run: Any) -> float:

@@ -5,8 +5,8 @@ from torch import nn
 
 import gradscope
 from gradscope.diagnostics import find_entry, fit_decay
-from gradscope.diagnostics.words import sentence
 from gradscope.errors import SettingError
+from gradscope.words import sentence
 
 LAGS = np.arange(60)
 
@@ -126,6 +126,6 @@ def test_no_direction_of_a_bidirectional_stack_read_at_its_last_output_explodes(
 
 
 def gradscope_answers(run):
-    from gradscope.diagnostics.of_run import answers
+    from gradscope.reading.answers import answers
 
     return answers(run)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from gradscope.diagnostics.clipping import ClipStatistics
-from gradscope.diagnostics.decay import DecayFit
-from gradscope.diagnostics.judgement import PRESERVED_FACTOR
+if TYPE_CHECKING:
+    from gradscope.diagnostics import ClipStatistics, DecayFit
 
 LAST_STEP = "the last step"
 
@@ -111,7 +111,7 @@ def _verdict(fit: DecayFit) -> list[str]:
     elif fit.verdict == "exploding":
         parts.append(f"growing {over}{_change(fit)}, {_growth(fit)} per step, R² {correlation(fit.r2)}")
     if fit.verdict == "preserved":
-        parts.append(f"preserved {over}{_change(fit)}, within a factor of {PRESERVED_FACTOR:g} throughout")
+        parts.append(f"preserved {over}{_change(fit)}, within a factor of {fit.factor:g} throughout")
     if fit.verdict == "undetermined":
         parts.append(f"no verdict: {fit.reason}")
     if fit.lost_from is not None and fit.last_lag != fit.reference_lag:

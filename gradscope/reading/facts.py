@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 
 from gradscope.diagnostics import ClipStatistics, ThresholdSuggestion
-from gradscope.diagnostics.of_run import (
+from gradscope.errors import EmptyRunError, NotRecordedError
+from gradscope.reading import select
+from gradscope.reading.answers import (
     SiteAnswer,
     answer,
     clip_statistics_of_run,
@@ -18,10 +20,8 @@ from gradscope.diagnostics.of_run import (
     suggestion_of_run,
     threshold_table_of_run,
 )
-from gradscope.errors import EmptyRunError, NotRecordedError
-from gradscope.plots import select
-from gradscope.plots.norms import last_attempt
-from gradscope.plots.sweeps import diverged_from
+from gradscope.reading.records import last_attempt
+from gradscope.reading.sweeps import diverged_from
 from gradscope.schema import Coverage, SiteInfo
 
 #: Keys under which a model's number of parameters may have been described.

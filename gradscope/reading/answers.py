@@ -14,8 +14,8 @@ from gradscope.diagnostics.clipping import ClipStatistics, clip_statistics
 from gradscope.diagnostics.decay import DecayFit, fit_decay
 from gradscope.diagnostics.entry import Entry, find_entry
 from gradscope.diagnostics.thresholds import ThresholdSuggestion, suggest_threshold, threshold_table
-from gradscope.diagnostics.words import sentence
 from gradscope.errors import EmptyRunError, NotRecordedError, SettingError, UnknownNameError
+from gradscope.words import sentence
 
 if TYPE_CHECKING:
     from gradscope.store import Run

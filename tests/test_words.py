@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from gradscope.diagnostics import clip_statistics, fit_decay
-from gradscope.diagnostics.words import clip_sentence, correlation, interval, number, percent, sentence
+from gradscope.words import clip_sentence, correlation, interval, number, percent, sentence
 
 LAGS = np.arange(61)
 

@@ -3,8 +3,9 @@ import pytest
 
 import gradscope
 from gradscope import schema, store
-from gradscope.diagnostics import fit_decay, of_run
+from gradscope.diagnostics import fit_decay
 from gradscope.errors import EmptyRunError, NotRecordedError, SettingError, UnknownNameError
+from gradscope.reading import answers as of_run
 
 LAGS = np.arange(40)
 LSTM = schema.SiteInfo("lstm/l0", "lstm", "LSTM", "lstm", curve="cell")

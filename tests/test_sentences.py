@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from gradscope.diagnostics import clip_statistics, fit_decay, suggest_threshold
-from gradscope.diagnostics.words import clip_sentence, correlation, number, sentence, within
+from gradscope.words import clip_sentence, correlation, number, sentence, within
 
 LAGS = np.arange(61)
 FIRST = 5
