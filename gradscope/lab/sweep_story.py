@@ -175,8 +175,8 @@ def _marked(data: pd.DataFrame, gone: pd.Series) -> pd.DataFrame:
 
 
 DECAY_CAPTION = (
-    "Norm of the adjoint against lag, relative to lag 0, at the last record, a line per threshold of norm clipping, "
-    "and of all runs before training: geometric mean over runs; band: lowest to highest "
+    "Norm of the adjoint against lag, relative to lag 0, in the last tenth of the records, a line per threshold of "
+    "norm clipping, and of all runs before training: geometric mean over runs; band: lowest to highest "
     f"run. The axis ends at {LOWEST:g} at the latest; triangles: exactly zero in most runs."
 )
 
@@ -194,17 +194,17 @@ def decay_by_threshold(runs: Sequence[Any]) -> pd.DataFrame:
         except (NotRecordedError, EmptyRunError):
             continue
         found = select.norms(run, site, quantity)
-        early.append(_level(found, found.steps[0]))
-        late.setdefault(threshold_of(run), []).append(_level(found, found.steps[-1]))
+        early.append(_level(found, "first"))
+        late.setdefault(threshold_of(run), []).append(_level(found, "late"))
     frames = [_line(_name(threshold), late[threshold], site, quantity) for threshold in sorted(late)]
     if early:
         frames.append(_line(_START, early, site, quantity))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def _level(found: select.Norms, step: int) -> np.ndarray:
-    """Geometric mean over the sequences of a record, zero where they are."""
-    curve = found.curve(step)
+def _level(found: select.Norms, part: str) -> np.ndarray:
+    """Geometric mean over the sequences of a part of the run, zero where they are."""
+    curve = found.curve(found.at(part))
     lost = np.isnan(curve.log10) & (curve.n_zero + curve.n_below_normal > 0)
     with np.errstate(over="ignore", under="ignore"):
         return np.where(lost, 0.0, 10.0**curve.log10)

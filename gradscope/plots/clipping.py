@@ -16,7 +16,8 @@ from gradscope.errors import NotRecordedError, SettingError
 from gradscope.plots import marks, style
 from gradscope.plots.text import label
 from gradscope.reading import select
-from gradscope.reading.answers import raw_norms
+from gradscope.reading.counted import read
+from gradscope.reading.norms import raw_norms
 
 TITLE = "What a clipping threshold would have done"
 NEEDS = "clipping through recorder.clip_grad_norm_ (or torch's own), or recorded parameter gradient norms"
@@ -45,10 +46,10 @@ def table(runs: Sequence[Any], *, thresholds: Sequence[float] | None = None, poi
     SettingError
         A threshold that is not positive.
     """
-    found = {
-        name: (_positive(raw_norms(run)["norm"]), raw_norms(run)["norm"].to_numpy(dtype=float), _used(run))
-        for name, run in zip(select.run_names(runs), runs, strict=True)
-    }
+    found = {}
+    for name, run in zip(select.run_names(runs), runs, strict=True):
+        norms = raw_norms(run)["norm"]
+        found[name] = _positive(norms), norms.to_numpy(dtype=float), _used(run)
     every = np.concatenate([positive for positive, _, _ in found.values()])
     if not every.size:
         paths = ", ".join(str(run.path) for run in runs)
@@ -72,7 +73,7 @@ def _positive(norms: pd.Series) -> np.ndarray:
 
 def _used(run: Any) -> tuple[float, ...]:
     """Thresholds of the run's own norm clipping; none if there are many (adaptive to the past)."""
-    clips = run.clips()
+    clips = read(run).clips()
     values = {float(c) for c in clips["threshold"][clips["kind"] == "norm"] if 0 < c < np.inf} if len(clips) else set()
     return tuple(sorted(values)) if len(values) <= 3 else ()
 

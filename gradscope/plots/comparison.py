@@ -17,7 +17,7 @@ from gradscope.plots.decay import line_names
 from gradscope.plots.text import label
 from gradscope.reading import select
 from gradscope.reading.answers import answer
-from gradscope.reading.records import last_attempt
+from gradscope.reading.counted import read
 from gradscope.reading.sweeps import diverged_from
 
 TITLE = "Models compared"
@@ -60,7 +60,7 @@ def table(runs: Sequence[Any], *, site: str | Sequence[str] | None = None, metri
 
 
 def _final(run: Any, metric: str) -> float:
-    steps = last_attempt(run.steps())
+    steps = read(run).steps()
     if metric not in steps or not len(steps):
         return float("nan")
     steps = steps.sort_values("step", kind="stable")

@@ -36,18 +36,19 @@ def table(
         All sites when not given.
     quantity : str, optional
         By default what describes each site: the cell state of an LSTM, else the hidden state.
-    step : int, "first" or "last", optional
-        Recorded step; by default the last with a usable norm.
+    step : int or str, optional
+        Recorded step, or part of the run: ``first``, ``early``, ``late`` (by default: the last tenth of the recorded
+        steps, of which the sentences speak), ``last`` or ``all``.
     coverage : float
         Share of sequences inside the band.
 
     Returns
     -------
     DataFrame
-        run, site, quantity, step, lag; ``norm``: (chained) geometric mean over sequences; ``relative``: the same over
-        that at the first usable lag; ``low``, ``high``, ``relative_low``, ``relative_high``: quantiles over
-        sequences (relative: each over its own start); ``n_sequences`` behind them, and how many were exactly zero,
-        below the smallest normal number, or not finite.
+        run, site, quantity, ``first_step`` and ``step`` (the last), lag; ``norm``: (chained) geometric mean over
+        sequences; ``relative``: the same over that at the first usable lag; ``low``, ``high``, ``relative_low``,
+        ``relative_high``: quantiles over sequences (relative: each over its own start); ``n_sequences`` behind them,
+        and how many were exactly zero, below the smallest normal number, or not finite.
 
     Raises
     ------
@@ -59,8 +60,9 @@ def table(
     frames = []
     for name, run, at, shown in select.sites_with(runs, quantity, site):
         found = select.norms(run, at, shown)
-        chosen = select.chosen_step(found.steps, step, found.last())
-        head = {"run": name, "site": at, "quantity": shown, "step": chosen}
+        chosen = found.at(step)
+        first, last = found.span(chosen)
+        head = {"run": name, "site": at, "quantity": shown, "first_step": first, "step": last}
         frames.append(curve_frame(found.curve(chosen), head, coverage))
     return pd.concat(frames, ignore_index=True)
 
@@ -208,8 +210,8 @@ def caption(data: pd.DataFrame) -> str:
     """What the figure shows, in words, with lag range and number of sequences."""
     quantities = " and ".join(symbol_words(q) for q in dict.fromkeys(data["quantity"]))
     n = data["n_sequences"]
-    steps = sorted(set(data["step"]))
-    when = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
+    first, last = data.get("first_step", data["step"]).min(), data["step"].max()
+    when = f"step {first}" if first == last else f"steps {first} to {last}"
     return (
         f"Norm of the {quantities} against lag, relative to the first usable lag; geometric mean over "
         f"{_span(n.min(), n.max())} sequences at each lag, band: central 80 % of sequences. "

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from gradscope.errors import NotRecordedError, SettingError
 from gradscope.plots import marks, style
 from gradscope.reading import select, sweeps
-from gradscope.reading.answers import raw_norms
+from gradscope.reading.norms import raw_norms
 
 TITLE = "Distribution of gradient norms before clipping"
 NEEDS = "clipping through recorder.clip_grad_norm_ (or torch's own), or recorded parameter gradient norms"

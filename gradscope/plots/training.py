@@ -44,8 +44,8 @@ def table(
         found = select.norms(run, at, shown)
         steps = found.steps
         for i in np.unique(np.linspace(0, len(steps) - 1, min(curves, len(steps))).round().astype(int)):
-            head = {"run": name, "site": at, "quantity": shown, "step": steps[i]}
-            frames.append(decay.curve_frame(found.curve(steps[i]), head, coverage))
+            head = {"run": name, "site": at, "quantity": shown, "first_step": steps[i], "step": steps[i]}
+            frames.append(decay.curve_frame(found.curve(found.at(steps[i])), head, coverage))
     return pd.concat(frames, ignore_index=True)
 
 

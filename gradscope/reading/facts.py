@@ -16,11 +16,11 @@ from gradscope.reading.answers import (
     SiteAnswer,
     answer,
     clip_statistics_of_run,
-    raw_norms,
     suggestion_of_run,
     threshold_table_of_run,
 )
-from gradscope.reading.records import last_attempt
+from gradscope.reading.counted import Reading, read_all
+from gradscope.reading.norms import raw_norms
 from gradscope.reading.sweeps import diverged_from
 from gradscope.schema import Coverage, SiteInfo
 
@@ -38,7 +38,7 @@ class RunFacts:
     """
 
     name: str
-    run: Any
+    run: Reading
     answers: tuple[SiteAnswer, ...]
     silent: dict[str, str]
     sites: dict[str, SiteInfo]
@@ -68,17 +68,16 @@ def gather(runs: Sequence[Any]) -> list[RunFacts]:
     EmptyRunError
         No run holds a record.
     """
-    facts = [_of_run(name, run) for name, run in zip(select.run_names(runs), runs, strict=True)]
+    facts = [_of_run(name, run) for name, run in zip(select.run_names(runs), read_all(runs), strict=True)]
     if not any(found.n_records for found in facts):
         for run in runs:
-            if hasattr(run, "require_records"):
-                run.require_records()
+            run.require_records()
         paths = ", ".join(str(run.path) for run in runs)
         raise EmptyRunError(f"{paths}: no record, so there is nothing to report. Train at least one recorded step.")
     return facts
 
 
-def _of_run(name: str, run: Any) -> RunFacts:
+def _of_run(name: str, run: Reading) -> RunFacts:
     answers, silent = [], {}
     for site in run.sites:
         try:
@@ -87,7 +86,7 @@ def _of_run(name: str, run: Any) -> RunFacts:
             silent[site] = str(error)
     norms = raw_norms(run)
     has_norms = bool(np.isfinite(norms["norm"].to_numpy(dtype=float)).any())
-    steps = last_attempt(run.steps())
+    steps = run.steps()
     diverged = _diverged_at(run, steps)
     return RunFacts(
         name=name,

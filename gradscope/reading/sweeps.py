@@ -10,12 +10,12 @@ import pandas as pd
 
 from gradscope.errors import NotRecordedError, SettingError
 from gradscope.reading import select
-from gradscope.reading.records import last_attempt
+from gradscope.reading.counted import read
 
 
 def threshold_of(run: Any) -> float:
     """The threshold a run was clipped at by its norm (the most frequent); inf without norm clipping."""
-    clips = run.clips()
+    clips = read(run).clips()
     values = clips["threshold"][clips["kind"] == "norm"] if len(clips) else pd.Series(dtype=float)
     return float(values.mode().iloc[0]) if len(values) else float("inf")
 
@@ -42,7 +42,7 @@ def traces(runs: Sequence[Any], metric: str, thresholds: Sequence[float | None] 
     frames = []
     for i, (name, run) in enumerate(zip(select.run_names(runs), runs, strict=True)):
         given = threshold_of(run) if thresholds is None else thresholds[i]
-        steps = last_attempt(run.steps())
+        steps = read(run).steps()
         if metric in steps and len(steps):
             steps = steps.sort_values("step", kind="stable")
             value = steps[metric].to_numpy(dtype=float)
@@ -51,7 +51,7 @@ def traces(runs: Sequence[Any], metric: str, thresholds: Sequence[float | None] 
             gone = at >= diverged_from(run, at, value)
             frames.append(pd.DataFrame({**head, "step": at, "value": value, "diverged": gone}))
     if not frames:
-        there = sorted({c for run in runs for c in run.steps().columns} - {"step", "attempt", "rank", "time"})
+        there = sorted({c for run in runs for c in read(run).steps().columns} - {"step", "attempt", "rank", "time"})
         raise NotRecordedError(
             f"no run logged {metric!r} (logged: {', '.join(there) or 'nothing'}). "
             f"Log it with recorder.log({metric}=...)."
@@ -67,7 +67,7 @@ def diverged_from(run: Any, steps: np.ndarray, value: np.ndarray) -> float:
     metric had been logged at every step before.
     """
     found = [_never_again(steps, value, np.isinf(value) | (np.isnan(value) & _dense(value)))]
-    clips = last_attempt(run.clips())
+    clips = read(run).clips()
     if len(clips):
         norm = clips["norm_before"].to_numpy(dtype=float)
         found.append(_never_again(clips["step"].to_numpy(), norm, ~np.isfinite(norm)))

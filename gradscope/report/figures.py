@@ -13,6 +13,7 @@ from gradscope.errors import EmptyRunError, NotRecordedError
 from gradscope.plots import style
 from gradscope.plots.figures import figure_of
 from gradscope.plots.saving import render
+from gradscope.reading import read_all
 from gradscope.reading.select import recorded
 
 FORMATS = ("pdf", "png", "svg")
@@ -41,7 +42,7 @@ class Drawn:
 
 
 def _several_steps(runs: Sequence[Any]) -> bool:
-    return any(run.records(site)["step"].nunique() > 1 for run in runs for site in _recorded_sites(run))
+    return any(run.records(site)["step"].nunique() > 1 for run in read_all(runs) for site in _recorded_sites(run))
 
 
 def _recorded_sites(run: Any) -> list[str]:
@@ -51,7 +52,7 @@ def _recorded_sites(run: Any) -> list[str]:
 #: In the order of the page: the answer, how it came about, clipping, then what only some runs have.
 WANTED = (
     Wanted("decay", "decay", "Decay of the gradient at the end of training"),
-    Wanted("decay_start", "decay", "Decay of the gradient at the start", {"step": "first"}, _several_steps),
+    Wanted("decay_start", "decay", "Decay of the gradient at the start", {"step": "early"}, _several_steps),
     Wanted("training", "training", when=_several_steps),
     Wanted("comparison", "comparison", when=lambda runs: len(runs) > 1),
     Wanted("norms", "norms"),

@@ -61,24 +61,16 @@ def test_each_record_is_fitted_as_its_arrays_are(tmp_path):
 def test_a_skipped_step_is_not_fitted(tmp_path):
     run = write(tmp_path / "run", [-0.2, -0.1, -0.05], skipped=[1])
     assert of_run.decay_fits(run)["step"].tolist() == [0, 20]
-    assert of_run.part_of_run(run, "lstm/l0", "all").tolist() == [0, 2]
-
-
-def test_parts_are_the_first_and_last_tenth_of_the_steps(tmp_path):
-    run = write(tmp_path / "run", np.linspace(-0.2, -0.1, 20))
-    chosen = {part: of_run.part_of_run(run, "lstm/l0", part).tolist() for part in of_run.PARTS}
-    assert chosen == {"first": [0], "early": [0, 1], "late": [18, 19], "last": [19], "all": list(range(20))}
-    with pytest.raises(UnknownNameError, match="Did you mean 'early'"):
-        of_run.part_of_run(run, "lstm/l0", "earl")
 
 
 def test_a_pooled_fit_sees_the_sequences_of_all_its_records(tmp_path):
     run = write(tmp_path / "run", np.linspace(-0.2, -0.1, 20))
     fit = of_run.pooled_fit(run, "lstm/l0", part="late")
     tables = [site_record(rate) for rate in np.linspace(-0.2, -0.1, 20)[-2:]]
-    expected = fit_decay(LAGS, np.vstack([t.arrays["cell"] for t in tables]))
-    assert fit.n_sequences == 8
+    expected = fit_decay(LAGS, np.vstack([t.arrays["cell"] for t in tables]), steps=np.repeat([18, 19], 4))
+    assert (fit.n_sequences, fit.n_steps, fit.unit) == (8, 2, "step")
     assert fit.rate == pytest.approx(expected.rate)
+    assert fit.interval == pytest.approx(expected.interval)
 
 
 def test_the_answer_compares_the_end_of_a_run_with_its_beginning(tmp_path):
