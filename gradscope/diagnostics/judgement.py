@@ -74,13 +74,13 @@ def judge(curve: DecayCurve, line: Line, entry: Entry | None = None) -> tuple[st
     for verdict, sign in (("vanishing", -1.0), ("exploding", 1.0)):
         if min(sign * low, sign * high, sign * line.change) >= _DECADES:
             if sign > 0 and entry is not None and entry.explains_growth(PRESERVED_FACTOR):
-                return "undetermined", _joined(f"grows {where}, but {entry.words}", alone)
+                return "undetermined", f"grows {where}, but {entry.words}"
             said = "falls" if sign < 0 else "grows"
             curved = "" if line.r2 >= MIN_R2 else f"the curve is not a straight line (R² {_number(line.r2)})"
             return verdict, _joined(f"{said} by a factor of {10 ** abs(line.change):.2g} {where}", curved, alone)
     if max(abs(low), abs(high)) < _DECADES and line.swing < _DECADES:
         if entry is not None and entry.explains_level:
-            return "undetermined", _joined(f"level {where}, but {entry.words}", alone)
+            return "undetermined", f"level {where}, but {entry.words}"
         return _if_it_lasts(curve, f"stays within a factor of {PRESERVED_FACTOR:g} {where}", alone)
     if line.swing >= _DECADES and abs(line.change) < _DECADES:
         return "undetermined", _joined(f"the curve falls and rises {where}: its ends say less than its course", alone)

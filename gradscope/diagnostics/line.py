@@ -150,7 +150,7 @@ def _refusal(rows: Floats, x: Floats, interval: tuple[float, float], arm: float)
     shared = sharing(rows, x)
     if shared is None or (interval[1] - interval[0]) / 2 >= arm:
         return ""
-    return f"one recorded step, whose {len(rows)} sequences share the course of their curves (correlation {shared:.2f})"
+    return f"one step, whose {len(rows)} sequences share their course (correlation {shared:.2f})"
 
 
 def _slope(x: Floats, y: Floats) -> float:

@@ -181,11 +181,11 @@ def direct_caveat(run: Run | Reading, site: str) -> str:
     if has_layer_above(run, site):
         return (
             "a gradient arrives from the layer above at most timesteps: the curve is that of the stack from here on "
-            "up, and falls more slowly than this recurrence alone would let it"
+            "up, not of this recurrence alone"
         )
     return (
         "a gradient enters from above at most timesteps, not only at the last: the curve sums the contributions of "
-        "many losses, and falls more slowly than the recurrence alone would let it"
+        "many losses, and is not that of the recurrence alone"
     )
 
 
