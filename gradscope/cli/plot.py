@@ -18,7 +18,7 @@ from gradscope.errors import SettingError
 @click.option("--style", default="neurips", show_default=True, help="Paper width: aaai, iclr, icml, icml2, ieee, ieee2, jmlr, neurips, screen.")  # fmt: skip  # noqa: E501
 @click.option("--site", multiple=True, help="Only this site. May be repeated.")
 @click.option("--quantity", help="hidden, cell, input ...; by default what describes each site.")
-@click.option("--step", help="A recorded step, 'first' or 'last'.")
+@click.option("--step", help="A recorded step, or first, early, late, last, all.")
 @click.option("--horizon", type=float, help="Mark the first lag where the gradient is below this fraction.")
 @click.option("--absolute", is_flag=True, help="Norms themselves, not relative to lag 0.")
 def plot(
@@ -61,12 +61,14 @@ def plot(
 
 
 def _step(step: str | None) -> int | str | None:
-    if step is None or step in ("first", "last"):
+    from gradscope.reading import PARTS
+
+    if step is None or step in PARTS:
         return step
     try:
         return int(step)
     except ValueError:
-        raise SettingError(f"--step takes a number, 'first' or 'last', not {step!r}.") from None
+        raise SettingError(f"--step takes a number or one of {', '.join(PARTS)}, not {step!r}.") from None
 
 
 def _accepted(function: Any, given: dict[str, Any], kind: str) -> dict[str, Any]:

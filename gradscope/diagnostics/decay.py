@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from html import escape
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,6 +14,7 @@ from gradscope.diagnostics.entry import Entry
 from gradscope.diagnostics.judgement import PRESERVED_FACTOR, half_life, judge, leftovers, lost_from
 from gradscope.diagnostics.line import Steps, default_range, fit_line
 from gradscope.errors import SettingError
+from gradscope.words import sentence
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +86,12 @@ class DecayFit:
         if not at.size or self.reference_lag is None:
             return float("nan")
         return float(10.0 ** (self.curve.log10[at[0]] - self.curve.log10[self.curve.first]))
+
+    def __str__(self) -> str:
+        return sentence(self)
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(sentence(self))}</p>"
 
     @property
     def factor(self) -> float:
