@@ -58,6 +58,7 @@ class Reading:
             self._load()
 
     def _load(self) -> None:
+        self._n_records = self.run.n_records
         tables = {name: getattr(self.run, name)() for name in ("steps", "clips", "parameters")}
         records = {site: self.run.records(site) for site in self.run.sites}
         starts = attempt_starts([*tables.values(), *records.values()])
@@ -116,7 +117,7 @@ class Reading:
     @property
     def n_records(self) -> int:
         """All that were written, whether they count or not."""
-        return self.run.n_records
+        return self._n_records
 
     @property
     def sites(self) -> tuple[str, ...]:

@@ -34,8 +34,8 @@ class Choice:
 
     Notes
     -----
-    Never counted are records of a step whose update the loss scaler skipped, and of a pass whose gradients were
-    dropped before an update.
+    Never counted are records of a step whose update the loss scaler skipped, of a pass whose gradients were dropped
+    before an update, and clipping calls that no update saw.
     """
 
     first_step: int | None = None
@@ -69,7 +69,8 @@ def counting(table: pd.DataFrame, starts: Mapping[int, int], choice: Choice = EV
     Parameters
     ----------
     table : DataFrame
-        With ``step``, ``attempt`` and ``rank``; ``skipped``, ``dropped`` and ``pass_label`` count where they are there.
+        With ``step``, ``attempt`` and ``rank``; ``skipped``, ``dropped``, ``pass_label`` and, of clipping calls,
+        ``effective`` and ``place`` count where they are there.
     starts : mapping of int to int
         From :func:`attempt_starts`.
     choice : Choice
@@ -90,6 +91,9 @@ def counting(table: pd.DataFrame, starts: Mapping[int, int], choice: Choice = EV
     for mark in ("skipped", "dropped"):
         if mark in table:
             kept &= ~table[mark].to_numpy(dtype=bool)
+    if "effective" in table:
+        # A step that was skipped for its norm is told as such; a clip that the update never saw is no clip.
+        kept &= (table["effective"].to_numpy() != 0) | (table["place"].to_numpy() == "skipped")
     if choice.label is not None and "pass_label" in table:
         kept &= table["pass_label"].to_numpy() == choice.label
     return kept

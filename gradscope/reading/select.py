@@ -65,6 +65,7 @@ def sites_with(
         Nothing left to show; says what to record.
     """
     wanted = [site] if isinstance(site, str) else list(site) if site is not None else None
+    readings = read_all(runs)
     known = sorted({name for run in runs for name in run.sites})
     for name in wanted or ():
         if name not in known:
@@ -73,7 +74,7 @@ def sites_with(
         paths = ", ".join(str(run.path) for run in runs)
         raise EmptyRunError(f"{paths}: no record yet, so there is nothing to draw. Train at least one recorded step.")
     found = []
-    for name, run in zip(run_names(runs), read_all(runs), strict=True):
+    for name, run in zip(run_names(runs), readings, strict=True):
         for at in run.sites:
             if wanted is None or at in wanted:
                 there = recorded(run, at)

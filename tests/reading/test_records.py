@@ -57,6 +57,11 @@ def test_a_step_whose_update_never_happened_does_not_count(mark):
     assert counting(frame, {1: 0}).tolist() == [False, True]
 
 
+def test_a_clip_that_no_update_saw_does_not_count_unless_the_step_was_skipped():
+    frame = table([(1, 0, step) for step in range(4)], effective=[1, 0, 0, 1], place=["update", "after", "skipped", ""])
+    assert counting(frame, {1: 0}).tolist() == [True, False, True, True]
+
+
 def test_a_label_chooses_a_pass_where_records_carry_one():
     frame = table([(1, 0, 0), (1, 0, 0)], pass_label=["critic", "actor"])
     assert counting(frame, {1: 0}, Choice(label="actor")).tolist() == [False, True]
