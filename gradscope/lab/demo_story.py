@@ -10,10 +10,10 @@ import pandas as pd
 
 from gradscope.diagnostics import DecayFit
 from gradscope.lab.sweep_story import DECAY_CAPTION, LOWEST, decay_by_threshold
-from gradscope.lab.telling import Chapter, Picture, Story
 from gradscope.lab.train import TrainResult
 from gradscope.plots import decay, gates, norm_distribution, sweep_loss, timescales, training
 from gradscope.reading.answers import curve_quantity, pooled_fit
+from gradscope.report.telling import Chapter, Picture, Story
 from gradscope.words import number
 
 #: What the page calls the members of the zoo.

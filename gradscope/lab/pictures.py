@@ -12,10 +12,10 @@ from gradscope.diagnostics import decay_curve
 from gradscope.lab.claims import Claim
 from gradscope.lab.lecture import EXPLODING_CLIPS
 from gradscope.lab.measuring import CLIP_FRACTIONS, Results
-from gradscope.lab.telling import Picture
 from gradscope.plots import decay, evidence, learning
 from gradscope.plots import gates as gates_plot
 from gradscope.plots import timescales as timescales_plot
+from gradscope.report.telling import Picture
 
 _WHEN = {"start": "at initialisation", "end": "after training"}
 

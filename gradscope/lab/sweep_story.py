@@ -11,10 +11,10 @@ import pandas as pd
 from gradscope.diagnostics import decay_curve
 from gradscope.errors import EmptyRunError, NotRecordedError
 from gradscope.lab.tasks import build_task
-from gradscope.lab.telling import Chapter, Picture, Story
 from gradscope.plots import decay, norm_distribution, sweep_loss, sweep_metric
 from gradscope.reading import select
 from gradscope.reading.outcome import Outcome, findings, outcomes_by_threshold
+from gradscope.report.telling import Chapter, Picture, Story
 from gradscope.words import number
 
 POINT = ["task", "length", "cell", "init"]

@@ -13,7 +13,7 @@ from gradscope._version import __version__
 from gradscope.plots.text import visible
 from gradscope.reading.answers import SiteAnswer
 from gradscope.reading.facts import RunFacts
-from gradscope.report.figures import Drawn
+from gradscope.report.drawing import Drawn
 from gradscope.report.svg import inline
 from gradscope.report.template import PAGE, READING, STYLE
 from gradscope.words import clip_sentence, correlation, number, percent, sentence, within

@@ -163,7 +163,7 @@ def test_an_empty_run_writes_nothing(tmp_path):
 
 def test_a_failure_while_writing_leaves_nothing_behind(tmp_path, monkeypatch):
     run = make_run(tmp_path / "r", (-0.2,))
-    monkeypatch.setattr("gradscope.report.figures.draw_all", lambda *_, **__: ([], {}))
+    monkeypatch.setattr("gradscope.report.figures.pictures_of", lambda *_, **__: ([], {}))
 
     def fail(*_):
         raise OSError("disk full")
