@@ -132,9 +132,10 @@ def fit_decay(
     that course is from straight, and none is given where R² is below .995.
 
     A verdict is given from five lags on. Over the lag range, *vanishing* is a fall to a tenth or less, by the curve's
-    own ends and by the whole interval; *exploding* is the mirror image; *preserved* is an interval, and a curve, that
-    stay within a factor of ten throughout. Everything else is *undetermined*. A curved decay (R² < .95, or two halves
-    whose slopes differ by half) can be vanishing, but gets no half-life.
+    own ends and by the whole interval (or by each of five or more recorded steps); *exploding* is the mirror image;
+    *preserved* is an interval, and a curve, that stay within a factor of ten throughout. Everything else is
+    *undetermined*. A curved decay (R² < .95, or two halves whose slopes differ by half) can be vanishing, but gets no
+    half-life.
 
     Parameters
     ----------

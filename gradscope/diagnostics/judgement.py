@@ -14,6 +14,8 @@ MIN_R2 = 0.95
 MAX_BEND = 1.5
 #: Fewer lags than this support neither a half-life nor a verdict.
 MIN_LAGS = 5
+#: So many recorded steps that all agree are enough for a verdict.
+MIN_STEPS = 5
 #: A change over the lag range by less than this factor, up or down, is "preserved".
 PRESERVED_FACTOR = 10.0
 
@@ -63,8 +65,9 @@ def judge(curve: DecayCurve, line: Line, entry: Entry | None = None) -> tuple[st
     """Verdict and its reason.
 
     Over the lag range: *vanishing* is a fall by ``PRESERVED_FACTOR`` or more, by the curve's own ends and by the whole
-    interval of the line; *exploding* its mirror image; *preserved* is an interval, and a curve, that stay within the
-    factor throughout. Anything else, or fewer than ``MIN_LAGS`` lags, is *undetermined*.
+    interval of the line, or by the line of each of ``MIN_STEPS`` or more recorded steps; *exploding* its mirror image;
+    *preserved* is an interval, and a curve, that stay within the factor throughout. Anything else, or fewer than
+    ``MIN_LAGS`` lags, is *undetermined*.
     """
     if line.n_lags < MIN_LAGS:
         return _judge_short(curve, line, entry)
@@ -72,21 +75,39 @@ def judge(curve: DecayCurve, line: Line, entry: Entry | None = None) -> tuple[st
     where = f"over lags {line.lag_range[0]}–{line.lag_range[1]}" if line.lag_range else ""
     low, high = line.bounds[0] * line.span, line.bounds[1] * line.span
     for verdict, sign in (("vanishing", -1.0), ("exploding", 1.0)):
-        if min(sign * low, sign * high, sign * line.change) >= _DECADES:
+        each = _each_step(line, sign)
+        if sign * line.change >= _DECADES and (each or min(sign * low, sign * high) >= _DECADES):
             if sign > 0 and entry is not None and entry.explains_growth(PRESERVED_FACTOR):
                 return "undetermined", f"grows {where}, but {entry.words}"
             said = "falls" if sign < 0 else "grows"
             curved = "" if line.r2 >= MIN_R2 else f"the curve is not a straight line (R² {_number(line.r2)})"
-            return verdict, _joined(f"{said} by a factor of {10 ** abs(line.change):.2g} {where}", curved, alone)
+            return verdict, _joined(f"{said} by a factor of {10 ** abs(line.change):.2g} {where}{each}", curved, alone)
     if max(abs(low), abs(high)) < _DECADES and line.swing < _DECADES:
         if entry is not None and entry.explains_level:
             return "undetermined", f"level {where}, but {entry.words}"
         return _if_it_lasts(curve, f"stays within a factor of {PRESERVED_FACTOR:g} {where}", alone)
     if line.swing >= _DECADES and abs(line.change) < _DECADES:
         return "undetermined", _joined(f"the curve falls and rises {where}: its ends say less than its course", alone)
+    if low <= 0 <= high and len(line.step_changes) > 1:
+        return "undetermined", (
+            f"the {len(line.step_changes)} recorded steps differ: {where} their lines change by "
+            f"{min(line.step_changes):.2g} to {max(line.step_changes):.2g} decades"
+        )
     if low <= 0 <= high:
         return "undetermined", _joined(f"the interval of the rate includes no change at all {where}", alone)
     return "undetermined", _joined(f"too close to a factor of {PRESERVED_FACTOR:g} {where} to tell", alone)
+
+
+def _each_step(line: Line, sign: float) -> str:
+    """That every recorded step changes by the factor on its own, in words; empty where one does not.
+
+    Of steps that differ widely the mean has a wide interval, though none of them is in doubt. That all of five lie
+    beyond the factor has a probability of 1/32 where half of all steps do (the sign test).
+    """
+    changes = np.array(line.step_changes)
+    if changes.size < MIN_STEPS or np.min(sign * changes) < _DECADES:
+        return ""
+    return f", and by {PRESERVED_FACTOR:g} or more in each of the {changes.size} recorded steps"
 
 
 def lost_from(curve: DecayCurve) -> int | None:

@@ -31,7 +31,8 @@ class Line:
     ``change`` is the curve's own last value minus its first, ``swing`` its largest minus its smallest, both in
     decades over the range; ``span`` is the range's length in lags. ``bounds`` are what a verdict asks about: the
     interval, or where that is refused (``interval_reason``) a wide one from the course of the curve itself.
-    ``local`` are the slopes of the first and the second half of the range, ``middle`` the lag where they meet.
+    ``local`` are the slopes of the first and the second half of the range, ``middle`` the lag where they meet;
+    ``step_changes`` what each recorded step's own line changes over the range, in decades, where there are several.
     """
 
     rate: float = float("nan")
@@ -50,6 +51,7 @@ class Line:
     swing: float = float("nan")
     local: tuple[float, float] = (float("nan"), float("nan"))
     middle: int = 0
+    step_changes: tuple[float, ...] = ()
 
 
 def default_range(curve: DecayCurve) -> tuple[float, float]:
@@ -131,6 +133,7 @@ def fit_line(
         swing=float(y.max() - y.min()),
         local=(_slope(x[: half + 1], y[: half + 1]), _slope(x[half:], y[half:])),
         middle=int(x[half]),
+        step_changes=_step_changes(curve.sequences[taking_part][:, used], x, clusters) if n_steps > 1 else (),
     )
 
 
@@ -139,6 +142,16 @@ def _clusters(steps: Steps | None, taking_part: Bools) -> Steps:
     if steps is None:
         return np.zeros(int(taking_part.sum()), dtype=np.int64)
     return np.asarray(np.unique(steps[taking_part], return_inverse=True)[1], dtype=np.int64).reshape(-1)
+
+
+def _step_changes(rows: Floats, x: Floats, clusters: Steps) -> tuple[float, ...]:
+    """Slope of each step's own mean difference curve, times the range; steps that miss a lag are left out."""
+    differences = np.diff(rows, axis=1)
+    both = ~np.isnan(differences)
+    sums, present = _summed(np.where(both, differences, 0.0), clusters), _summed(both.astype(np.float64), clusters)
+    whole = (present > 0).all(axis=1)
+    curves = np.concatenate([np.zeros((int(whole.sum()), 1)), np.cumsum(sums[whole] / present[whole], axis=1)], axis=1)
+    return tuple(_slope(x, curve) * float(x[-1] - x[0]) for curve in curves)
 
 
 def _refusal(rows: Floats, x: Floats, interval: tuple[float, float], arm: float) -> str:
