@@ -95,7 +95,9 @@ def judge(curve: DecayCurve, line: Line, entry: Entry | None = None) -> tuple[st
         )
     if low <= 0 <= high:
         return "undetermined", _joined(f"the interval of the rate includes no change at all {where}", alone)
-    return "undetermined", _joined(f"too close to a factor of {PRESERVED_FACTOR:g} {where} to tell", alone)
+    interval = f" ({low:.2g} to {high:.2g})" if line.interval is not None else ""
+    changes = f"{where} the line changes by {line.rate * line.span:.2g} decades{interval}"
+    return "undetermined", _joined(f"{changes}, too close to a factor of {PRESERVED_FACTOR:g} to tell", alone)
 
 
 def _each_step(line: Line, sign: float) -> str:
