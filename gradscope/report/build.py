@@ -19,6 +19,7 @@ from gradscope.report.drawing import Drawn, draw
 from gradscope.report.telling import Story
 
 if TYPE_CHECKING:
+    from gradscope.reading import Reading
     from gradscope.store import Run
 
 
@@ -50,7 +51,7 @@ class ReportPaths:
 
 
 def build_report(
-    runs: Sequence[Run],
+    runs: Sequence[Run | Reading],
     out: str | os.PathLike[str],
     *,
     title: str = "",
@@ -66,7 +67,7 @@ def build_report(
     Parameters
     ----------
     runs : sequence of Run
-        From :func:`gradscope.open_run`.
+        From :func:`gradscope.open_run`, or :func:`gradscope.reading.read` for a choice of their records.
     out : path
         Must not exist, or be an empty directory.
     title : str, optional
