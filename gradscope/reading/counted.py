@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import pandas as pd
@@ -14,8 +15,10 @@ from gradscope.reading.records import EVERYTHING, Choice, attempt_starts, counti
 from gradscope.schema import Coverage, RunMeta, SiteInfo
 from gradscope.store import Run
 
-#: Arrays of a run are kept when they take no more than this together; else each is read when it is asked for.
-HELD_BYTES = 256 << 20
+#: Arrays are kept while those of all runs that are read take no more than this; else each is read when it is asked for.
+HELD_BYTES = 512 << 20
+
+_ALIVE: WeakSet[Reading] = WeakSet()
 
 
 def read(run: Run | Reading, choice: Choice | None = None) -> Reading:
@@ -54,6 +57,7 @@ class Reading:
         self.choice = choice
         self._kept: dict[str, np.ndarray] = {}
         self._held: dict[tuple[str, ...], Any] = {}
+        self._bytes = 0
         with run.opened():
             self._load()
 
@@ -72,7 +76,10 @@ class Reading:
             self._held["records", site] = table.iloc[at].reset_index(drop=True)
             self._held["lengths", site] = self.run.lengths(site)[at]
         wanted = [(site, name) for site in records for name in self.run.datasets(site) if not name.endswith("_tensor")]
-        if sum(self.run.nbytes(site, name) for site, name in wanted) <= HELD_BYTES:
+        size = sum(self.run.nbytes(site, name) for site, name in wanted)
+        if size + sum(other._bytes for other in _ALIVE) <= HELD_BYTES:
+            self._bytes = size
+            _ALIVE.add(self)
             for site, name in wanted:
                 self._held[site, name] = self.run.array(site, name)[self._kept[site]]
 

@@ -1,5 +1,6 @@
 """One run, read once, says the same thing everywhere."""
 
+import gc
 import json
 import re
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import gradscope
 from gradscope import plots
 from gradscope.errors import EmptyRunError
-from gradscope.reading import Choice, read
+from gradscope.reading import Choice, counted, read
 from gradscope.reading.answers import answer, answers, pooled_fit
 from gradscope.reading.norms import raw_norms
 from gradscope.report import build_report
@@ -132,11 +133,11 @@ def test_a_report_opens_every_file_of_a_run_twice(tmp_path, monkeypatch):
     opened = []
     whole = guard._raw_hdf5
 
-    def counted(path):
+    def counting(path):
         opened.append(Path(path).name)
         return whole(path)
 
-    monkeypatch.setattr(guard, "_raw_hdf5", counted)
+    monkeypatch.setattr(guard, "_raw_hdf5", counting)
     for name in ("a", "b"):
         make_run(tmp_path / name, [-0.2, -0.1, -0.05], sites=("lstm/l0", "lstm/l1", "lstm/l2"))
     opened.clear()
@@ -152,6 +153,17 @@ def test_a_large_run_is_read_array_by_array(tmp_path, monkeypatch):
     bare = read(gradscope.open_run(tmp_path / "run"))
     np.testing.assert_array_equal(bare.array("lstm/l0", "cell"), whole.array("lstm/l0", "cell"))
     assert not [key for key in bare._held if key[-1] == "cell"]
+
+
+def test_many_runs_share_what_may_be_kept(tmp_path, monkeypatch):
+    runs = [make_run(tmp_path / name) for name in "abc"]
+    gc.collect()
+    others = sum(other._bytes for other in counted._ALIVE)
+    size = sum(runs[0].nbytes("lstm/l0", name) for name in runs[0].datasets("lstm/l0"))
+    monkeypatch.setattr(counted, "HELD_BYTES", others + 2 * size)
+    assert [read(run)._bytes for run in runs] == [size, size, 0]
+    for run in runs:
+        np.testing.assert_array_equal(read(run).array("lstm/l0", "cell"), run.array("lstm/l0", "cell"))
 
 
 def test_the_same_run_is_read_once_and_forgotten_when_closed(tmp_path):
