@@ -155,7 +155,7 @@ def draw(
     if horizon is not None:
         _mark_horizon(ax, [rows for _, rows in lines], horizon, relative)
     ax.set_xlabel("lag (recurrent steps back from the last)")
-    ax.set_ylabel(y_label(list(dict.fromkeys(data["quantity"])), relative))
+    ax.set_ylabel(y_label(list(dict.fromkeys(data["quantity"])), relative, origin(data)))
     if not any(np.isfinite(values).any() for values in shown):
         style.note(ax, "no usable norm")
     if legend and (len(lines) > 1):
@@ -200,10 +200,17 @@ def line_names(keys: Sequence[tuple[str, ...]]) -> list[str]:
     return [f"{run}: {site}" for run, site, *_ in keys] if sites else []
 
 
-def y_label(quantities: Sequence[str], relative: bool) -> str:
+def origin(data: pd.DataFrame) -> str:
+    """What relative curves are relative to: their first usable lag, where the gradient enters."""
+    usable = data[np.isfinite(data["relative"])]
+    first = sorted(set(usable.groupby(["run", "site"], sort=False)["lag"].min()))
+    return f"lag {first[0]}" if len(first) == 1 else "lag 0" if not first else "where it enters"
+
+
+def y_label(quantities: Sequence[str], relative: bool, to: str = "lag 0") -> str:
     """Axis label; several quantities are named in words."""
     name = norm_symbol(quantities[0]) if len(quantities) == 1 else "gradient norm"
-    return f"{name} relative to lag 0" if relative else name
+    return f"{name} relative to {to}" if relative else name
 
 
 def caption(data: pd.DataFrame) -> str:

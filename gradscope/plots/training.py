@@ -98,7 +98,7 @@ def draw(
     for step, colour in zip(drawn, colours, strict=True):
         decay.edges(ax, data[data["step"] == step], colour)
     ax.set_xlabel("lag (recurrent steps back from the last)")
-    ax.set_ylabel(decay.y_label(list(dict.fromkeys(data["quantity"])), relative))
+    ax.set_ylabel(decay.y_label(list(dict.fromkeys(data["quantity"])), relative, decay.origin(data)))
     if not any(np.isfinite(values).any() for values in shown):
         style.note(ax, "no usable norm")
     if len(drawn) == 1:

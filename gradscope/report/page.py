@@ -134,9 +134,9 @@ def comparison(facts: Sequence[RunFacts]) -> str:
     fractions = sorted({said.late.horizon_fraction for found in facts for said in found.answers})
     note = (
         '<p class="soft">At the end of training (last tenth of the recorded steps). Horizon: first lag where the '
-        f"gradient is below {' or '.join(percent(f) for f in fractions) or 'a stated fraction'} of that at lag 0. "
-        "Brackets: 95 % interval over recorded steps, or over the sequences of a single one; where those share the "
-        "course of their curves, a wide one from that course, or none.</p>"
+        f"gradient is below {' or '.join(percent(f) for f in fractions) or 'a stated fraction'} of that where it "
+        "enters. Brackets: 95 % interval over recorded steps, or over the sequences of a single one; where those share "
+        "the course of their curves, a wide one from that course, or none.</p>"
     )
     return table(head, rows) + note
 

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 
@@ -6,6 +8,7 @@ from gradscope import schema, store
 from gradscope.diagnostics import fit_decay
 from gradscope.errors import EmptyRunError, NotRecordedError, SettingError, UnknownNameError
 from gradscope.reading import answers as of_run
+from gradscope.words import number
 
 LAGS = np.arange(40)
 LSTM = schema.SiteInfo("lstm/l0", "lstm", "LSTM", "lstm", curve="cell")
@@ -80,6 +83,21 @@ def test_the_answer_compares_the_end_of_a_run_with_its_beginning(tmp_path):
     assert answer.sentence.startswith("lstm/l0 (cell), step 20: the gradient reaching 39 steps back is ")
     assert "[at step 0: the gradient reaching" in answer.sentence
     assert answer.caveat == ""
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_sentence_of_a_recording_is_that_of_its_raw_rows(tmp_path, seed):
+    rates = np.random.default_rng(seed).uniform(-0.25, -0.05, 3)
+    run = write(tmp_path / "run", rates, lengths=(40, 40, 40))
+    (found,) = of_run.answers(run)
+    rows = run.norms("lstm/l0", "cell")
+    for when, fit in ((0, found.early), (20, found.late)):
+        mean = np.log10(rows[rows["step"] == when].pivot(index="sequence", columns="lag", values="norm")).mean()
+        slope = np.polyfit(np.arange(5, 40), mean[5:], 1)[0]
+        assert fit.rate == pytest.approx(slope)
+        head = f"the gradient reaching 39 steps back is {number(10 ** (mean[39] - mean[0]))} of that at the last step"
+        (half,) = re.search(re.escape(head) + r"; half-life ([\d.]+) steps", found.sentence).groups()
+        assert float(half) == pytest.approx(-np.log10(2) / slope, rel=0.05)
 
 
 def test_a_single_record_is_answered_once(tmp_path):
