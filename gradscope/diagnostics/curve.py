@@ -58,6 +58,7 @@ def decay_curve(
     norms: ArrayLike,
     *,
     lengths: ArrayLike | None = None,
+    starts: ArrayLike | None = None,
     smallest_normal: float | None = None,
 ) -> DecayCurve:
     """Average gradient norms over sequences, in log space, lag by lag.
@@ -75,6 +76,9 @@ def decay_curve(
     lengths : array_like of int, shape (S,), optional
         A NaN at a lag below the length is then counted as a non-finite gradient; without lengths, only a NaN that
         is followed by a number is.
+    starts : array_like of int, shape (S,), optional
+        First lag of each sequence, 0 when not given: what goes on in another module begins later, and a NaN before
+        is no gradient.
     smallest_normal : float, optional
         Norms below it have lost precision and are left out; that of the dtype of ``norms`` when not given.
 
@@ -86,7 +90,7 @@ def decay_curve(
     at, table, smallest = _checked(lags, norms, smallest_normal)
     order = np.argsort(at)
     at, table = at[order], table[:, order]
-    nonfinite = _nonfinite(at, table, lengths)
+    nonfinite = _nonfinite(at, table, lengths, starts)
     zero = table == 0
     below = (table > 0) & (table < smallest)
     usable = np.isfinite(table) & ~zero & ~below
@@ -151,18 +155,24 @@ def _checked(lags: ArrayLike, norms: ArrayLike, smallest_normal: float | None) -
     return at, table, float(smallest_normal)
 
 
-def _nonfinite(at: Floats, table: Floats, lengths: ArrayLike | None) -> Bools:
+def _nonfinite(at: Floats, table: Floats, lengths: ArrayLike | None, starts: ArrayLike | None) -> Bools:
     missing = np.isnan(table)
     if lengths is None:
         # A trailing NaN is padding; one that a number follows is a gradient that was not a number.
         followed = np.cumsum(~missing[:, ::-1], axis=1)[:, ::-1] > 0
     else:
-        length = np.asarray(lengths)
-        if length.shape != (table.shape[0],):
-            raise SettingError(f"lengths must hold one number per sequence: got {length.shape} for {table.shape[0]}.")
-        followed = at[None, :] < length[:, None]
+        followed = at[None, :] < _each(lengths, table, "lengths")[:, None]
+    if starts is not None:
+        followed &= at[None, :] >= _each(starts, table, "starts")[:, None]
     result: Bools = np.isinf(table) | (missing & followed)
     return result
+
+
+def _each(given: ArrayLike, table: Floats, name: str) -> Counts:
+    values = np.asarray(given)
+    if values.shape != (table.shape[0],):
+        raise SettingError(f"{name} must hold one number per sequence: got {values.shape} for {table.shape[0]}.")
+    return values
 
 
 def _filled(lags: Floats, logs: Floats) -> Floats:

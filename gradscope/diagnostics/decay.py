@@ -118,6 +118,7 @@ def fit_decay(
     seed: int = 0,
     horizon_fraction: float = 0.01,
     lengths: ArrayLike | None = None,
+    starts: ArrayLike | None = None,
     steps: ArrayLike | None = None,
     entry: Entry | None = None,
     smallest_normal: float | None = None,
@@ -150,7 +151,7 @@ def fit_decay(
         Of the bootstrap.
     horizon_fraction : float
         Fraction of the gradient at lag 0 that defines the horizon.
-    lengths, smallest_normal
+    lengths, starts, smallest_normal
         As in :func:`gradscope.diagnostics.decay_curve`.
     steps : array_like of int, shape (S,), optional
         Recorded step of each sequence. Without it all are taken to be of one step: pass it wherever steps are pooled.
@@ -174,7 +175,7 @@ def fit_decay(
     (1.0, 'vanishing')
     """
     _check_settings(lag_range, confidence, resamples, horizon_fraction)
-    curve = decay_curve(lags, norms, lengths=lengths, smallest_normal=smallest_normal)
+    curve = decay_curve(lags, norms, lengths=lengths, starts=starts, smallest_normal=smallest_normal)
     at = _checked_steps(steps, len(curve.sequences))
     return _fit_curve(curve, lag_range, confidence, resamples, seed, horizon_fraction, "sequence", at, entry)
 

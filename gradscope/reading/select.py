@@ -169,13 +169,15 @@ class Norms:
 
     def fit(self, at: Positions, **options: Any) -> DecayFit:
         """:func:`gradscope.fit_decay` of some records, pooled: all their sequences, with the step of each."""
-        values, lengths = self.values[at], self.lengths[at]
+        lags, values = self._laid(self.values, at)
+        starts, lengths = self._ends(at)
         steps = self.records["step"].to_numpy(dtype=np.int64)[at]
         return fit_decay(
-            np.arange(values.shape[-1]),
-            _flat(values),
-            lengths=lengths.reshape(-1),
-            steps=np.repeat(steps, values.shape[1]),
+            lags,
+            values,
+            lengths=lengths,
+            starts=starts,
+            steps=np.repeat(steps, self.values.shape[1]),
             entry=self.entry(at),
             smallest_normal=self._smallest(at),
             **options,
@@ -185,23 +187,46 @@ class Norms:
         """Where the gradient enters in some records; None where that was not recorded."""
         if self.direct is None or self.total is None:
             return None
-        direct, total = _flat(self.direct[at]), _flat(self.total[at])
-        return find_entry(np.arange(direct.shape[-1]), direct, total, self.above)
+        lags, direct = self._laid(self.direct, at)
+        return find_entry(lags, direct, self._laid(self.total, at)[1], self.above)
 
     def curve(self, at: Positions) -> DecayCurve:
         """The decay curve of some records, up to their longest sequence."""
-        values, lengths = _flat(self.values[at]), self.lengths[at].reshape(-1)
-        values, lengths = values[lengths > 0], lengths[lengths > 0]
-        reached = int(lengths.max()) if lengths.size else 0
-        return decay_curve(np.arange(reached), values[:, :reached], lengths=lengths, smallest_normal=self._smallest(at))
+        lags, values = self._laid(self.values, at)
+        starts, lengths = self._ends(at)
+        there = lengths > starts
+        reached = lags < lengths[there].max(initial=0)
+        return decay_curve(
+            lags[reached],
+            values[there][:, reached],
+            lengths=lengths[there],
+            starts=starts[there],
+            smallest_normal=self._smallest(at),
+        )
+
+    @property
+    def after(self) -> NDArray[np.int64]:
+        """Steps of the sequence after this site's last one, per record: its lags begin there."""
+        if "after" not in self.records:
+            return np.zeros(len(self.records), dtype=np.int64)
+        return np.maximum(self.records["after"].to_numpy(dtype=np.int64), 0)
+
+    def _laid(self, values: Floats, at: Positions) -> tuple[Floats, Floats]:
+        """The lags of some records, and their rows (record · sequence, lag) laid along them."""
+        after, block = self.after[at], values[at]
+        low, width = int(after.min()), block.shape[-1]
+        laid = np.full((*block.shape[:2], width + int(after.max()) - low), np.nan)
+        for row, values_of, shift in zip(laid, block, after - low, strict=True):
+            row[:, shift : shift + width] = values_of
+        return np.arange(low, low + laid.shape[-1], dtype=np.float64), laid.reshape(-1, laid.shape[-1])
+
+    def _ends(self, at: Positions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First lag of every sequence, and the lag behind its last."""
+        starts = np.repeat(self.after[at], self.lengths.shape[1])
+        return starts, starts + self.lengths[at].reshape(-1)
 
     def _smallest(self, at: Positions) -> float:
         return float(self.records["smallest_normal"].to_numpy()[at].max())
-
-
-def _flat(values: Floats) -> Floats:
-    """(record, sequence, lag) as (record · sequence, lag)."""
-    return values.reshape(-1, values.shape[-1])
 
 
 @dataclass(frozen=True, eq=False)
