@@ -12,7 +12,7 @@ from gradscope.diagnostics import decay_curve
 from gradscope.errors import EmptyRunError, NotRecordedError
 from gradscope.lab.tasks import build_task
 from gradscope.plots import decay, norm_distribution, sweep_loss, sweep_metric
-from gradscope.reading import select
+from gradscope.reading import curves, select
 from gradscope.reading.outcome import Outcome, findings, outcomes_by_threshold
 from gradscope.report.telling import Chapter, Picture, Story
 from gradscope.words import number
@@ -193,7 +193,7 @@ def decay_by_threshold(runs: Sequence[Any]) -> pd.DataFrame:
             _, _, site, quantity = select.sites_with([run], None)[0]
         except (NotRecordedError, EmptyRunError):
             continue
-        found = select.norms(run, site, quantity)
+        found = curves.norms(run, site, quantity)
         early.append(_level(found, "first"))
         late.setdefault(threshold_of(run), []).append(_level(found, "late"))
     frames = [_line(_name(threshold), late[threshold], site, quantity) for threshold in sorted(late)]
@@ -202,7 +202,7 @@ def decay_by_threshold(runs: Sequence[Any]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def _level(found: select.Norms, part: str) -> np.ndarray:
+def _level(found: curves.Norms, part: str) -> np.ndarray:
     """Geometric mean over the sequences of a part of the run, zero where they are."""
     curve = found.curve(found.at(part))
     lost = np.isnan(curve.log10) & (curve.n_zero + curve.n_below_normal > 0)

@@ -13,7 +13,7 @@ from gradscope.diagnostics import DecayCurve
 from gradscope.errors import SettingError
 from gradscope.plots import marks, style
 from gradscope.plots.text import label, norm_symbol
-from gradscope.reading import select
+from gradscope.reading import curves, select
 
 TITLE = "Decay of the gradient with lag"
 NEEDS = "an adjoint of the state, which is recorded by default (quantities=['hidden', 'cell'])"
@@ -59,7 +59,7 @@ def table(
         raise SettingError(f"coverage must lie between 0 and 1, got {coverage}.")
     frames = []
     for name, run, at, shown in select.sites_with(runs, quantity, site):
-        found = select.norms(run, at, shown)
+        found = curves.norms(run, at, shown)
         chosen = found.at(step)
         first, last = found.span(chosen)
         head = {"run": name, "site": at, "quantity": shown, "first_step": first, "step": last}

@@ -15,6 +15,7 @@ from gradscope.errors import SettingError
 from gradscope.plots import decay, marks, style
 from gradscope.plots.text import label
 from gradscope.reading import select
+from gradscope.reading.curves import norms
 
 TITLE = "Decay through training"
 NEEDS = "records at two or more steps (every=... smaller than the number of training steps)"
@@ -41,7 +42,7 @@ def table(
         raise SettingError(f"curves must be at least 1, got {curves}.")
     frames = []
     for name, run, at, shown in select.sites_with(runs, quantity, site):
-        found = select.norms(run, at, shown)
+        found = norms(run, at, shown)
         steps = found.steps
         for i in np.unique(np.linspace(0, len(steps) - 1, min(curves, len(steps))).round().astype(int)):
             head = {"run": name, "site": at, "quantity": shown, "first_step": steps[i], "step": steps[i]}

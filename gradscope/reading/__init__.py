@@ -1,7 +1,7 @@
 """From a run to arrays and answers, without pictures: which records count is decided here and only here.
 
-:func:`read` gives a run as it counts, read once; :mod:`.answers`, :mod:`.norms`, :mod:`.select`, :mod:`.sweeps` and
-:mod:`.facts` take everything from it.
+:func:`read` gives a run as it counts, read once. :mod:`.curves`, :mod:`.norms`, :mod:`.select`, :mod:`.answers`,
+:mod:`.sweeps` and :mod:`.facts` take everything from it.
 """
 
 from __future__ import annotations

@@ -14,16 +14,15 @@ from gradscope.diagnostics.clipping import ClipStatistics, clip_statistics
 from gradscope.diagnostics.decay import DecayFit, fit_decay
 from gradscope.diagnostics.thresholds import ThresholdSuggestion, suggest_threshold, threshold_table
 from gradscope.errors import NotRecordedError, SettingError, UnknownNameError
+from gradscope.reading import select
 from gradscope.reading.counted import Reading, read
+from gradscope.reading.curves import has_layer_above, norms
 from gradscope.reading.norms import raw_norms
-from gradscope.reading.select import has_layer_above, norms
 from gradscope.store import Run
 from gradscope.words import sentence
 
 #: Names under which a learning rate may have been logged.
 LEARNING_RATES = ("lr", "learning_rate")
-
-_PER_LAG = ("sequence", "lag")
 
 
 def curve_quantity(run: Run | Reading, site: str) -> str:
@@ -34,15 +33,13 @@ def curve_quantity(run: Run | Reading, site: str) -> str:
     NotRecordedError
         Nothing with a curve against lag was recorded there.
     """
-    recorded = [name for name in run.quantities(site) if _has_curve(name)]
-    preferred = run.site(site).curve
-    if preferred in recorded:
-        return preferred
-    if not recorded:
+    found = select.curve_quantity(run, site)
+    if found is None:
+        preferred = run.site(site).curve
         raise NotRecordedError(
             f"{site}: no gradient norms against lag were recorded; record quantities=[{preferred!r}] there."
         )
-    return recorded[0]
+    return found
 
 
 def decay_fits(
@@ -251,7 +248,7 @@ def _quantity(run: Run | Reading, site: str, quantity: str | None) -> str:
 
 def _has_curve(quantity: str) -> bool:
     # The direct gradient is what arrives from above: it has a course along the lag, but no decay through time.
-    return quantity != "direct" and schema.DATASETS.get(quantity) == _PER_LAG
+    return quantity != "direct" and quantity in select.PER_LAG
 
 
 def _span(steps: tuple[int, int]) -> str:

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gradscope.reading.select import Norms
+from gradscope.reading.curves import Norms
 
 
 def found(after, lags=20, sequences=3):
