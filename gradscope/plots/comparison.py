@@ -17,8 +17,7 @@ from gradscope.plots.decay import line_names
 from gradscope.plots.text import label
 from gradscope.reading import select
 from gradscope.reading.answers import answer
-from gradscope.reading.counted import read
-from gradscope.reading.sweeps import diverged_from
+from gradscope.reading.sweeps import final_value
 
 TITLE = "Models compared"
 NEEDS = "an adjoint of the state, which is recorded by default"
@@ -60,15 +59,8 @@ def table(runs: Sequence[Any], *, site: str | Sequence[str] | None = None, metri
 
 
 def _final(run: Any, metric: str) -> float:
-    steps = read(run).steps()
-    if metric not in steps or not len(steps):
-        return float("nan")
-    steps = steps.sort_values("step", kind="stable")
-    value = steps[metric].dropna()
-    if np.isfinite(diverged_from(run, steps["step"].to_numpy(), steps[metric].to_numpy(dtype=float))):
-        return float("nan")
-    last = value.iloc[-max(1, len(value) // 20) :] if len(value) else value
-    return float(last.mean()) if len(last) and np.isfinite(last).all() else float("nan")
+    value, _ = final_value(run, metric)
+    return float("nan") if value is None else value
 
 
 def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "screen", column: str = "half_life") -> Axes:

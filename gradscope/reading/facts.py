@@ -21,7 +21,7 @@ from gradscope.reading.answers import (
 )
 from gradscope.reading.counted import Reading, read_all
 from gradscope.reading.norms import raw_norms
-from gradscope.reading.sweeps import diverged_from
+from gradscope.reading.sweeps import final_value
 from gradscope.schema import Coverage, SiteInfo
 
 #: Keys under which a model's number of parameters may have been described.
@@ -87,7 +87,7 @@ def _of_run(name: str, run: Reading) -> RunFacts:
     norms = raw_norms(run)
     has_norms = bool(np.isfinite(norms["norm"].to_numpy(dtype=float)).any())
     steps = run.steps()
-    diverged = _diverged_at(run, steps)
+    final_loss, diverged = final_value(run, "loss")
     return RunFacts(
         name=name,
         run=run,
@@ -102,30 +102,10 @@ def _of_run(name: str, run: Reading) -> RunFacts:
         lost=dict(run.lost),
         n_steps=int(steps["step"].nunique()) if len(steps) else 0,
         n_records=int(run.n_records),
-        final_loss=_final_loss(steps) if diverged is None else float("nan"),
+        final_loss=final_loss,
         diverged_at=diverged,
         parameters=_parameter_count(run.model),
     )
-
-
-def _diverged_at(run: Any, steps: pd.DataFrame) -> int | None:
-    steps = steps.sort_values("step", kind="stable")
-    loss = steps["loss"].to_numpy(dtype=float) if "loss" in steps else np.empty(0)
-    at = steps["step"].to_numpy(dtype=np.int64) if loss.size else np.empty(0, dtype=np.int64)
-    found = diverged_from(run, at, loss)
-    return int(found) if np.isfinite(found) else None
-
-
-def _final_loss(steps: pd.DataFrame) -> float | None:
-    """Mean of the last twentieth of the logged losses (at least one): a single step is noise."""
-    if "loss" not in steps or not len(steps):
-        return None
-    loss = steps.sort_values("step", kind="stable")["loss"].to_numpy(dtype=float)
-    logged = np.flatnonzero(~np.isnan(loss))
-    if not logged.size:
-        return None
-    last = loss[logged[-max(1, logged.size // 20) :]]
-    return float(np.mean(last[np.isfinite(last)]))
 
 
 def _parameter_count(model: dict[str, Any]) -> int | None:

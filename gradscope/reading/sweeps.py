@@ -10,7 +10,8 @@ import pandas as pd
 
 from gradscope.errors import NotRecordedError, SettingError
 from gradscope.reading import select
-from gradscope.reading.counted import read
+from gradscope.reading.counted import Reading, read
+from gradscope.store import Run
 
 
 def threshold_of(run: Any) -> float:
@@ -72,6 +73,27 @@ def diverged_from(run: Any, steps: np.ndarray, value: np.ndarray) -> float:
         norm = clips["norm_before"].to_numpy(dtype=float)
         found.append(_never_again(clips["step"].to_numpy(), norm, ~np.isfinite(norm)))
     return min(found)
+
+
+def final_value(run: Run | Reading, metric: str) -> tuple[float | None, int | None]:
+    """What a logged metric ended at, and the step from which the run diverged (None where it did not).
+
+    The mean of the last twentieth of what was logged (at least one value): a single step is noise. None where it was
+    not logged, NaN where the run diverged.
+    """
+    steps = read(run).steps()
+    steps = steps.sort_values("step", kind="stable") if len(steps) else steps
+    known = metric in steps and len(steps) > 0
+    value = steps[metric].to_numpy(dtype=float) if known else np.empty(0)
+    at = steps["step"].to_numpy(dtype=np.int64) if known else np.empty(0, dtype=np.int64)
+    gone = diverged_from(run, at, value)
+    if np.isfinite(gone):
+        return float("nan"), int(gone)
+    logged = value[~np.isnan(value)]
+    if not logged.size:
+        return None, None
+    last = logged[-max(1, logged.size // 20) :]
+    return float(np.mean(last[np.isfinite(last)])), None
 
 
 def _dense(value: np.ndarray) -> np.ndarray:
