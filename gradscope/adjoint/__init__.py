@@ -3,13 +3,14 @@
 from gradscope.adjoint.contributions import cell_path, consistency, weight_contribution
 from gradscope.adjoint.order import Order
 from gradscope.adjoint.stack import CELLS, Kept, StackCall, earlier_adjoints, recomputed_output, stack_adjoints
-from gradscope.adjoint.types import Adjoints, Cell, GateClip, Trajectory, Weights
+from gradscope.adjoint.types import Adjoints, Cell, GateClip, Keep, Trajectory, Weights
 
 __all__ = [
     "CELLS",
     "Adjoints",
     "Cell",
     "GateClip",
+    "Keep",
     "Kept",
     "Order",
     "StackCall",

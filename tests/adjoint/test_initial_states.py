@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from gradscope.adjoint import StackCall, Weights, stack_adjoints
+from gradscope.adjoint import Keep, StackCall, Weights, stack_adjoints
 
 T, B, X, H = 37, 4, 3, 5
 LENGTHS = torch.tensor([37, 33, 20, 1])
@@ -64,8 +64,8 @@ def test_initial_states_have_the_gradient_that_autograd_gives(
     module = CELLS[cell](X, H, num_layers=layers, bidirectional=bidirectional).double()
     call, expected = _run(module, packed)
     exact = {"rtol": 1e-10, "atol": 1e-14} if arithmetic == torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
-    for keep_gates in (True, False):
-        sites = stack_adjoints(call, arithmetic, keep_gates=keep_gates)
+    for keep in (Keep(), Keep(gates=False)):
+        sites = stack_adjoints(call, arithmetic, keep=keep)
         for (layer, direction), site in sites.items():
             place = layer * (1 + bidirectional) + direction
             found = [site.initial_hidden, site.initial_cell][: len(expected)]

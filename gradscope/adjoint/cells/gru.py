@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradscope.adjoint.cells.rnn import shifted
 from gradscope.adjoint.order import Order
-from gradscope.adjoint.types import Adjoints, GateClip, Trajectory, Weights
+from gradscope.adjoint.types import KEEP_GATES, Adjoints, GateClip, Keep, Trajectory, Weights
 from gradscope.adjoint.walk import Walk
 
 
@@ -87,36 +87,41 @@ class GRUCell:
         direct_cell: Tensor | None,
         order: Order,
         clip: GateClip | None = None,
-        keep_gates: bool = True,
+        keep: Keep = KEEP_GATES,
         last: Tensor | None = None,
     ) -> Adjoints:
         hidden = trajectory.hidden
         walk = Walk(direct, hidden.dtype, last=last)
         steps, batch, size = hidden.shape
         gates = gates_hh = None
-        if keep_gates:
+        if keep.gates:
             gates, gates_hh = (hidden.new_empty(steps, batch, 3, size) for _ in range(2))
         # z stands beside the coefficients of the gates, so that one product gives all of z ⊙ a_t and δ^hh.
         coefficient, product = walk.buffer(4, size), walk.buffer(4, size)
         lanes = _Lanes(walk.a, coefficient, product)
         launch = walk.launch(lambda n: lanes.reverse(walk, n, weights.w_hh))
-        for block in walk.blocks(gates, gates_hh):
+        entering = walk.result(weights.w_ih.shape[1]) if keep.input else None
+        for block in walk.blocks(gates, gates_hh, entering):
             n = block.stop - block.start
             part = self._part(trajectory, block, weights)
             kappa = self._coefficients(part, coefficient[:n])
             if clip is None:
                 launch(n)
-                candidate = kappa.mul_(walk.a[:n]) if keep_gates else kappa
+                candidate = kappa.mul_(walk.a[:n]) if keep.gates or keep.input else kappa
             else:
                 candidate = lanes.reverse_clipped(n, kappa, part, weights.w_hh, clip)
             walk.leave(torch.addmm(lanes.kept[0], lanes.delta[0], weights.w_hh))
             if gates is not None and gates_hh is not None:
                 gates_hh[block] = product[:n, :, 1:]
                 gates[block, :, :2], gates[block, :, 2] = product[:n, :, 1:3], candidate
+            if entering is not None:
+                here = entering[block].flatten(0, 1)
+                torch.mm(product[:n, :, 1:3].flatten(0, 1).flatten(1), weights.w_ih[: 2 * size], out=here)
+                here.addmm_(candidate.flatten(0, 1), weights.w_ih[2 * size :])
         flat = None if gates is None else gates.flatten(2)
         flat_hh = None if gates_hh is None else gates_hh.flatten(2)
         found = walk.adjoints(order, trajectory, weights)
-        found.gates, found.gates_hh = flat, flat_hh
+        found.gates, found.gates_hh, found.input_gradient = flat, flat_hh, entering
         return found
 
 

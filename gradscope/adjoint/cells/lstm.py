@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradscope.adjoint.cells.rnn import shifted
 from gradscope.adjoint.order import Order
-from gradscope.adjoint.types import Adjoints, GateClip, Trajectory, Weights
+from gradscope.adjoint.types import KEEP_GATES, Adjoints, GateClip, Keep, Trajectory, Weights
 from gradscope.adjoint.walk import Walk
 
 
@@ -114,7 +114,7 @@ class LSTMCell:
         direct_cell: Tensor | None,
         order: Order,
         clip: GateClip | None = None,
-        keep_gates: bool = True,
+        keep: Keep = KEEP_GATES,
         last: Tensor | None = None,
     ) -> Adjoints:
         c = trajectory.cell
@@ -125,9 +125,10 @@ class LSTMCell:
         # What arrives at the cell from above differs from block to block.
         launch = walk.launch(lambda steps: lanes.reverse(walk, steps, weights, clip), same=direct_cell is None)
         cell, carry, gates = torch.empty_like(c), None, None
-        if keep_gates:
+        if keep.gates:
             carry, gates = torch.empty_like(c), c.new_empty(*c.shape[:2], 4, c.shape[2])
-        for block in walk.blocks(cell, carry, gates):
+        entering = walk.result(weights.w_ih.shape[1]) if keep.input else None
+        for block in walk.blocks(cell, carry, gates, entering):
             steps = block.stop - block.start
             self._coefficients(trajectory, block, lanes.coefficient[:steps], lanes.to_cell[:steps])
             launch(steps)
@@ -137,10 +138,13 @@ class LSTMCell:
                 carry[block.stop - 1] = walk.carry_in
                 carry[block.start : block.stop - 1] = lanes.product[1:steps, :, 0]
                 gates[block] = lanes.product[:steps, :, 1:]
+            if entering is not None:
+                torch.matmul(lanes.product[:steps, :, 1:].flatten(2), weights.w_ih, out=entering[block])
         flat = None if gates is None else gates.flatten(2)
         found = walk.adjoints(order, trajectory, weights)
         found.cell, found.cell_carry, found.direct_cell = cell, carry, direct_cell
         found.gates = found.gates_hh = flat
+        found.input_gradient = entering
         return found
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradscope.adjoint.order import Order
-from gradscope.adjoint.types import Adjoints, GateClip, Trajectory, Weights
+from gradscope.adjoint.types import KEEP_GATES, Adjoints, GateClip, Keep, Trajectory, Weights
 from gradscope.adjoint.walk import Walk
 
 
@@ -59,12 +59,13 @@ class ElmanCell:
         direct_cell: Tensor | None,
         order: Order,
         clip: GateClip | None = None,
-        keep_gates: bool = True,
+        keep: Keep = KEEP_GATES,
         last: Tensor | None = None,
     ) -> Adjoints:
         h = trajectory.hidden
         walk = Walk(direct, h.dtype, last=last)
-        gates = torch.empty_like(h) if keep_gates else None
+        gates = torch.empty_like(h) if keep.gates else None
+        entering = walk.result(weights.w_ih.shape[1]) if keep.input else None
         slope, delta = walk.buffer(h.shape[2]), walk.buffer(h.shape[2])
         a_t, slope_t, delta_t = walk.a.unbind(), slope.unbind(), delta.unbind()
 
@@ -77,13 +78,16 @@ class ElmanCell:
                     a_t[t - 1].addmm_(delta_t[t], weights.w_hh)
 
         launch = walk.launch(body)
-        for block in walk.blocks(gates):
+        for block in walk.blocks(gates, entering):
             steps = block.stop - block.start
             slope[:steps] = self._slope(h[block])
             launch(steps)
             walk.leave(delta_t[0] @ weights.w_hh)
             if gates is not None:
                 gates[block] = delta[:steps]
+            if entering is not None:
+                torch.matmul(delta[:steps], weights.w_ih, out=entering[block])
         found = walk.adjoints(order, trajectory, weights)
         found.gates = found.gates_hh = gates
+        found.input_gradient = entering
         return found

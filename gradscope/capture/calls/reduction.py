@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradscope.adjoint import Adjoints, cell_path, consistency, weight_contribution
+from gradscope.adjoint import Adjoints, Keep, cell_path, consistency, weight_contribution
 from gradscope.adjoint.magnitude import norms
 from gradscope.schema import DATASETS, QUANTITIES, SiteRecord
 
@@ -17,15 +17,22 @@ TENSORS: dict[str, Callable[[Adjoints], Tensor | None]] = {
     "hidden": lambda a: a.hidden,
     "cell": lambda a: a.cell,
     "cell_carry": lambda a: a.cell_carry,
-    "input": Adjoints.input,
+    "input": lambda a: a.input,
     "gates": lambda a: a.gates,
     "direct": lambda a: a.direct,
     "recurrent": Adjoints.recurrent,
     "cell_path": cell_path,
 }
 
-#: Quantities that need more than the total adjoints of the states: gates, their adjoints, the carry.
-NEEDS_GATES = {"gates", "input", "weight", "consistency", "activations", "cell_carry"}
+# Quantities that need gates, their adjoints or the carry.
+_NEED_GATES = {"gates", "weight", "consistency", "activations", "cell_carry"}
+
+# Quantities whose norms the adjoints remember, for the range of float32 was checked on them.
+_NORMS: dict[str, Callable[[Adjoints], Tensor]] = {
+    "hidden": lambda a: a.hidden_norms,
+    "cell": lambda a: a.cell_norms,
+    "input": lambda a: a.input_norms,
+}
 
 # Quantities that come with the adjoints' own scale.
 _SCALED = {"hidden", "cell", "cell_carry", "input", "gates"}
@@ -38,6 +45,12 @@ _NEARLY_LOST = 2.0**-960
 
 # A sigmoid gate outside [.05, .95], or a tanh candidate beyond ±.95, counts as saturated.
 _SATURATION = 0.05
+
+
+def needed(quantities: Iterable[str]) -> Keep:
+    """Return what a walk has to keep for these quantities."""
+    wanted = set(quantities)
+    return Keep(gates=bool(_NEED_GATES & wanted), input="input" in wanted)
 
 
 def reduce_site(
@@ -55,8 +68,8 @@ def reduce_site(
             arrays.update(_activations(adjoints, gate_names))
         elif (values := TENSORS[name](adjoints)) is not None:
             scale = adjoints.scale if name in _SCALED else None
-            if name in ("hidden", "cell"):
-                found = (adjoints.hidden_norms if name == "hidden" else adjoints.cell_norms)[:, :, None]
+            if name in _NORMS:
+                found = _NORMS[name](adjoints)[:, :, None]
             else:
                 found = norms(values.unflatten(2, (len(gate_names) or 1 if name == "gates" else 1, -1)))
             faded = adjoints.faded if name in _SCALED or name == "recurrent" else None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from gradscope.adjoint import Adjoints
+from gradscope.adjoint import Adjoints, Keep
 from gradscope.capture.calls.cells import Chains
 from gradscope.capture.calls.custom import InputTap, LayerCall, open_layer_call, tap_input
 from gradscope.capture.calls.fused import CannotRecordError, FusedCall, open_call, watch
@@ -31,8 +31,8 @@ class Listener(Protocol):
     samples: int | None
     #: Whether adjoints are wanted in float64 throughout.
     precise: bool
-    #: Whether gate adjoints, or what follows from them, are wanted.
-    keeps_gates: bool
+    #: What is wanted beside the total adjoints of the states.
+    keep: Keep
 
     def opened(self, target: Target) -> int:
         """Count a forward call with a graph; return which use of the module in this step it is, from 1."""
@@ -194,9 +194,10 @@ class Watcher:
         rng, listener = self._rng.pop(id(module), None), self._listener
         call, watched = open_call(module, args, kwargs, output, listener.samples, rng, listener.precise)
         call.carried = carried
-        if not (listener.precise or listener.keeps_gates):
+        if not (listener.precise or listener.keep.gates):
             reach = self._reach.get(target.path, sys.maxsize)
-            call.step_nodes = step_nodes(module, watched.get("grad_output"), call.selection, reach)
+            output, weights = watched.get("grad_output"), call.call.weights
+            call.step_nodes = step_nodes(module, output, call.selection, weights, reach, listener.keep.input)
         use = self._listener.opened(target)
 
         def finished(done: FusedCall, task: int) -> None:
@@ -223,7 +224,7 @@ class Watcher:
         suffixes = {(info.layer, int(info.reverse)): info.site for info in target.sites}
         layers = {layer for layer, _ in suffixes}
         listener = self._listener
-        found = call.adjoints(task, layers, listener.loss_scale(), listener.precise, listener.keeps_gates)
+        found = call.adjoints(task, layers, listener.loss_scale(), listener.precise, listener.keep)
         if call.step_nodes is not None:
             self._reach[target.path] = call.step_nodes.reach
         for place, site in suffixes.items():

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from gradscope.adjoint import Adjoints, weight_contribution
+from gradscope.adjoint import Adjoints, Keep, weight_contribution
 from gradscope.capture.calls.reduction import TENSORS
 from gradscope.capture.calls.watcher import Watcher
 from gradscope.capture.layers.discovery import Target, discover, discover_or_none, select
@@ -121,7 +121,7 @@ class _Collector:
 
     samples: int | None = None
     precise = True
-    keeps_gates = True
+    keep = Keep(gates=True)
 
     def __init__(self) -> None:
         self.sites: dict[str, SiteSnapshot] = {}

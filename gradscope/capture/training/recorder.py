@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.adjoint import Adjoints
-from gradscope.capture.calls.reduction import NEEDS_GATES, site_record
+from gradscope.capture.calls.reduction import needed, site_record
 from gradscope.capture.calls.watcher import Watcher
 from gradscope.capture.layers.discovery import Target, unwrapped
 from gradscope.capture.training import clipping, scaling
@@ -63,7 +63,7 @@ class Recorder:
         self._stepped: set[int] = set()
         self._coverage = CoverageLedger(targets)
         self._coverage_written = 0
-        self.keeps_gates = bool(NEEDS_GATES & set(settings.quantities))
+        self.keep = needed(settings.quantities)
         self._ledger = StepLedger(self.model, settings.optimizers, self._lost)
         self._watcher = Watcher(targets, self)
         self._writer = RunWriter(
@@ -381,7 +381,7 @@ def record(
     samples : int or None
         Sequences of the batch to record, evenly spaced; sequences do not mix, so a subset is exact. None for all.
     quantities : str or sequence of str, optional
-        Of ``gradscope.schema.QUANTITIES``; ``hidden``, ``cell`` and ``direct`` by default, ``"all"`` for every one.
+        Of ``gradscope.schema.QUANTITIES``; ``hidden``, ``cell``, ``input`` and ``direct`` by default, or ``"all"``.
     sites : str or sequence of str, optional
         Sites, module paths or patterns; every recurrent layer by default. The path of any other module records the
         gradient of its input.

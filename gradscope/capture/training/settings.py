@@ -102,9 +102,7 @@ def _positive(name: str, value: Any, remedy: str = "") -> None:
 
 def _quantities(wanted: Sequence[str] | str | None, targets: list[Target]) -> tuple[str, ...]:
     if wanted is None:
-        # A black box has its input gradient only.
-        curves = {info.curve for target in targets for info in target.sites}
-        return (*DEFAULT_QUANTITIES, "input") if "input" in curves else DEFAULT_QUANTITIES
+        return DEFAULT_QUANTITIES
     names = [wanted] if isinstance(wanted, str) else list(wanted)
     if names == ["all"]:
         return tuple(QUANTITIES)
