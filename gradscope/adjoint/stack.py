@@ -12,22 +12,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gradscope.adjoint.cells.gru import GRUCell
+from gradscope.adjoint.cells import CELLS
+from gradscope.adjoint.cells.cell import shifted
 from gradscope.adjoint.cells.lstm import LSTMCell
-from gradscope.adjoint.cells.rnn import ElmanCell, shifted
 from gradscope.adjoint.order import Order
-from gradscope.adjoint.types import KEEP_GATES, Adjoints, Cell, GateClip, Keep, Trajectory, Weights
+from gradscope.adjoint.types import KEEP_GATES, Adjoints, GateClip, Keep, Trajectory, Weights
 from gradscope.adjoint.walk import BLOCK
-
-#: The equations of each ``nn.RNNBase.mode``.
-CELLS: dict[str, Cell] = {
-    "RNN_TANH": ElmanCell(relu=False),
-    "RNN_RELU": ElmanCell(relu=True),
-    "GRU": GRUCell(),
-    "LSTM": LSTMCell(),
-}
-
-_KERNELS = {"RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu", "GRU": "gru", "LSTM": "lstm"}
 
 
 @dataclass(frozen=True)
@@ -321,7 +311,7 @@ def _run_layer(call: StackCall, layer: int, direction: int, x: Tensor) -> Tensor
     flat = [w for w in weights.flat() if w is not None]
     state = call.h0[index : index + 1].to(dtype)
     initial = state if call.c0 is None else (state, call.c0[index : index + 1].to(dtype))
-    kernel = getattr(torch, _KERNELS[call.mode])
+    kernel = getattr(torch, CELLS[call.mode].kernel)
     output = kernel(
         order.apply(x.to(dtype)).contiguous(), initial, flat, weights.b_ih is not None, 1, 0.0, False, False, False
     )[0]

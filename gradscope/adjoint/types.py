@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -172,53 +171,3 @@ KEEP_GATES = Keep()
 
 #: Clips ∂L/∂(pre-activation) inside the recurrence, in place (Graves 2013); None leaves it alone.
 GateClip = Callable[[Tensor], object]
-
-
-class Cell(Protocol):
-    """The equations of one kind of recurrence."""
-
-    gate_names: tuple[str, ...]
-
-    def trajectory(
-        self,
-        x: Tensor,
-        hidden: Tensor,
-        h0: Tensor,
-        c0: Tensor | None,
-        weights: Weights,
-        whole: bool = True,
-    ) -> Trajectory:
-        """Recompute gates (and cell states) from the layer's input and output.
-
-        Unless it is wanted ``whole``, :meth:`reverse` may be left to recompute the gates of each block.
-        """
-        ...
-
-    def at(
-        self, x: Tensor, hidden: Tensor, hidden_prev: Tensor, cell_prev: Tensor | None, weights: Weights
-    ) -> Trajectory:
-        """Recompute gates at steps whose previous states are all known (a cell called step by step)."""
-        ...
-
-    def local(self, trajectory: Trajectory, hidden: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return ``gates`` and ``gates_hh`` (T, B, G·H) from known adjoints of h_t and c_t."""
-        ...
-
-    def reverse(
-        self,
-        trajectory: Trajectory,
-        weights: Weights,
-        direct: Tensor,
-        direct_cell: Tensor | None,
-        order: Order,
-        clip: GateClip | None = None,
-        keep: Keep = KEEP_GATES,
-        last: Tensor | None = None,
-    ) -> Adjoints:
-        """Run the recurrence backward in time from the direct gradients.
-
-        The arithmetic is that of the trajectory; float32 is walked with a scale. The total adjoints of the states are
-        found in any case, ``keep`` says what else. ``last`` (B, P) is the adjoint of h_t at the last step where it is
-        known already.
-        """
-        ...

@@ -7,19 +7,58 @@ the n block of the pre-activation adjoint is κ ⊙ a_t.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass
 
-from gradscope.adjoint.cells.rnn import shifted
+import torch
+from torch import Tensor, nn
+
+from gradscope.adjoint.cells.cell import Cell, shifted
+from gradscope.adjoint.linear import Linearization
 from gradscope.adjoint.order import Order
 from gradscope.adjoint.types import KEEP_GATES, Adjoints, GateClip, Keep, Trajectory, Weights
 from gradscope.adjoint.walk import Walk
 
 
-class GRUCell:
+@dataclass(frozen=True)
+class GRULinearization(Linearization):
+    """A step of h_t = (1 − z) n + z h_{t−1}, linearised.
+
+    Attributes
+    ----------
+    coefficient : Tensor, shape (T, B, 3, H)
+        δ^hh / a_t: what W_hh h_{t−1} + b_hh becomes in h_t.
+    candidate : Tensor, shape (T, B, H)
+        κ, the same for the n block of W_ih x_t + b_ih; its other blocks are those of ``coefficient``.
+    keep : Tensor, shape (T, B, H)
+        z.
+    """
+
+    coefficient: Tensor
+    candidate: Tensor
+    keep: Tensor
+
+    def push(self, t: int, tangents: Tensor) -> Tensor:
+        product = (tangents @ self.weights.w_hh.t()).unflatten(-1, (3, -1)) * self.coefficient[t][:, None]
+        return product.sum(-2).addcmul_(self.keep[t][:, None], tangents)
+
+    def gates(self, t: int, cotangents: Tensor) -> tuple[Tensor, Tensor]:
+        through = cotangents[..., None, :] * self.coefficient[t][:, None]
+        gates = torch.cat((through[..., :2, :].flatten(-2), cotangents * self.candidate[t][:, None]), -1)
+        return gates, through.flatten(-2)
+
+    def pull(self, t: int, cotangents: Tensor) -> Tensor:
+        through = (cotangents[..., None, :] * self.coefficient[t][:, None]).flatten(-2)
+        return (through @ self.weights.w_hh).addcmul_(self.keep[t][:, None], cotangents)
+
+
+class GRUCell(Cell):
     """``nn.GRU``."""
 
-    gate_names: tuple[str, ...] = ("r", "z", "n")
+    gate_names = ("r", "z", "n")
+    kernel = "gru"
+
+    def computes(self, module: nn.Module) -> bool:
+        return isinstance(module, nn.GRUCell)
 
     def trajectory(
         self,
@@ -123,6 +162,11 @@ class GRUCell:
         found = walk.adjoints(order, trajectory, weights)
         found.gates, found.gates_hh, found.input_gradient = flat, flat_hh, entering
         return found
+
+    def linearise(self, trajectory: Trajectory, weights: Weights) -> GRULinearization:
+        coefficient = trajectory.hidden.new_empty(*trajectory.hidden.shape[:2], 4, trajectory.hidden.shape[2])
+        kappa = self._coefficients(trajectory, coefficient)
+        return GRULinearization(weights, coefficient[:, :, 1:], kappa, coefficient[:, :, 0])
 
 
 class _Lanes:

@@ -6,26 +6,46 @@ input nor the gates are recomputed.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass
 
+import torch
+from torch import Tensor, nn
+
+from gradscope.adjoint.cells.cell import Cell, shifted
+from gradscope.adjoint.linear import Linearization
 from gradscope.adjoint.order import Order
 from gradscope.adjoint.types import KEEP_GATES, Adjoints, GateClip, Keep, Trajectory, Weights
 from gradscope.adjoint.walk import Walk
 
 
-def shifted(states: Tensor, initial: Tensor) -> Tensor:
-    """Return the state each step started from: ``initial`` (B, H), then ``states`` (T, B, H) without the last."""
-    return torch.cat((initial[None], states[:-1]))
+@dataclass(frozen=True)
+class ElmanLinearization(Linearization):
+    """``slope`` (T, B, H) is φ' at every pre-activation."""
+
+    slope: Tensor
+
+    def push(self, t: int, tangents: Tensor) -> Tensor:
+        return (tangents @ self.weights.w_hh.t()) * self.slope[t][:, None]
+
+    def gates(self, t: int, cotangents: Tensor) -> tuple[Tensor, Tensor]:
+        gates = cotangents * self.slope[t][:, None]
+        return gates, gates
+
+    def pull(self, t: int, cotangents: Tensor) -> Tensor:
+        return self.gates(t, cotangents)[1] @ self.weights.w_hh
 
 
-class ElmanCell:
+class ElmanCell(Cell):
     """``nn.RNN``; ``relu`` chooses the nonlinearity."""
 
-    gate_names: tuple[str, ...] = ("h",)
+    gate_names = ("h",)
 
     def __init__(self, relu: bool) -> None:
         self.relu = relu
+        self.kernel = "rnn_relu" if relu else "rnn_tanh"
+
+    def computes(self, module: nn.Module) -> bool:
+        return isinstance(module, nn.RNNCell) and (module.nonlinearity == "relu") == self.relu
 
     def trajectory(
         self,
@@ -91,3 +111,6 @@ class ElmanCell:
         found.gates = found.gates_hh = gates
         found.input_gradient = entering
         return found
+
+    def linearise(self, trajectory: Trajectory, weights: Weights) -> ElmanLinearization:
+        return ElmanLinearization(weights, self._slope(trajectory.hidden))

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from gradscope.adjoint import CELLS, Adjoints, Order, Weights
-from gradscope.adjoint.cells.lstm import LSTMCell
 from gradscope.capture.calls.fused import CannotRecordError, ancestors
 from gradscope.capture.calls.views import behind_view
 from gradscope.capture.layers.discovery import Target
@@ -67,8 +66,8 @@ class Chain:
             self.weights.to(dtype),
         )
         carry = None
-        if isinstance(equations, LSTMCell) and cell is not None:
-            through = equations.through_output(trajectory, hidden)
+        through = equations.through_output(trajectory, hidden)
+        if through is not None and cell is not None:
             # Where one fused node makes h_t and c_t (CUDA), what reaches c_t leaves out the way through h_t.
             carry, cell = (cell, cell + through) if self.carry_only else (cell - through, cell)
         gates, gates_hh = equations.local(trajectory, hidden, cell)

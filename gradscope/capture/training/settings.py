@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradscope.adjoint import CELLS
 from gradscope.capture.layers.discovery import Target, discover, discover_or_none, select
 from gradscope.errors import SettingError, UnknownNameError
 from gradscope.schema import DEFAULT_QUANTITIES, QUANTITIES
@@ -112,7 +113,12 @@ def _quantities(wanted: Sequence[str] | str | None, targets: list[Target]) -> tu
     if not names:
         raise SettingError("quantities is empty: nothing would be recorded")
     modes = {target.mode for target in targets}
-    if modes <= {"RNN_TANH", "RNN_RELU", "GRU"} and set(names) <= {"cell", "cell_carry", "cell_path"}:
+    without = {mode for mode, cell in CELLS.items() if not cell.has_cell}
+    if modes <= without and set(names) <= {
+        "cell",
+        "cell_carry",
+        "cell_path",
+    }:
         raise SettingError(f"no site has {' or '.join(names)}: only an LSTM has a cell state; ask for 'hidden'")
     return tuple(name for name in QUANTITIES if name in names)
 
