@@ -66,6 +66,10 @@ class Trajectory:
     candidate_hh: Tensor | None = None
     x: Tensor | None = None
 
+    def first(self) -> Trajectory:
+        """Return the first processed step alone."""
+        return Trajectory(*(None if part is None else part[:1] for part in vars(self).values()))  # type: ignore[arg-type]
+
 
 @dataclass
 class Adjoints:

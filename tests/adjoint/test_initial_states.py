@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+import gradscope
 from gradscope.adjoint import Keep, StackCall, Weights, stack_adjoints
 
 T, B, X, H = 37, 4, 3, 5
@@ -103,3 +104,24 @@ def test_what_no_gradient_reaches_is_zero() -> None:
         found = stack_adjoints(silent, arithmetic)[0, 0].initial_hidden
         assert found is not None
         assert not found.any()
+
+
+@pytest.mark.parametrize("shape", ["batched", "unbatched"])
+@pytest.mark.parametrize("kind", ["RNNCell", "GRUCell", "LSTMCell"])
+def test_a_cell_in_a_loop_has_them_too(kind: str, shape: str) -> None:
+    torch.manual_seed(0)
+    cell = getattr(nn, kind)(X, H, dtype=torch.float64)
+    batch = (B,) if shape == "batched" else ()
+    x = torch.randn(9, *batch, X, dtype=torch.float64)
+    initial = [torch.randn(*batch, H, dtype=torch.float64, requires_grad=True) for _ in range(1 + (kind == "LSTMCell"))]
+
+    def loss(given: list[Tensor]) -> Tensor:
+        state: Any = tuple(given) if len(given) > 1 else given[0]
+        for x_t in x:
+            state = cell(x_t, state)
+        return sum((s.sin().sum() for s in (state if isinstance(state, tuple) else (state,))), start=x.new_zeros(()))
+
+    expected = torch.autograd.grad(loss(initial), initial)
+    found = gradscope.snapshot(cell, lambda: loss([s.detach() for s in initial]))["model"].adjoints
+    for gradient, reference in zip((found.initial_hidden, found.initial_cell), expected, strict=False):
+        torch.testing.assert_close(gradient, reference.reshape(-1, H), rtol=1e-10, atol=1e-14)

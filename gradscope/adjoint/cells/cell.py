@@ -93,3 +93,11 @@ class Cell(ABC):
     @abstractmethod
     def linearise(self, trajectory: Trajectory, weights: Weights) -> Linearization:
         """Return the one-step Jacobians along ``trajectory``, whose gates are known."""
+
+    def initial(
+        self, trajectory: Trajectory, weights: Weights, hidden: Tensor, carry: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return ∂L/∂h_0 and ∂L/∂c_0, (B, P) and (B, H), from known adjoints of h_t and (h_t held fixed) c_t."""
+        known = hidden[0] if carry is None else torch.cat((hidden[0], carry[0]), 1)
+        before = self.linearise(trajectory.first(), weights).pull(0, known[:, None])[:, 0]
+        return before[:, : hidden.shape[2]], None if carry is None else before[:, hidden.shape[2] :]

@@ -72,9 +72,9 @@ class Chain:
             carry, cell = (cell, cell + through) if self.carry_only else (cell - through, cell)
         gates, gates_hh = equations.local(trajectory, hidden, cell)
         weights = self.weights.to(dtype)
-        return Adjoints(
-            order, hidden, None, trajectory, weights, gates=gates, gates_hh=gates_hh, cell=cell, cell_carry=carry
-        )
+        found = Adjoints(order, hidden, None, trajectory, weights, gates, gates_hh, cell, carry)
+        found.initial_hidden, found.initial_cell = equations.initial(trajectory, weights, hidden, carry)
+        return found
 
     def _stack(self, arrived: dict[tuple[int, int], Tensor], state: int, dtype: torch.dtype) -> Tensor:
         zero = torch.zeros_like(self.steps[0].after[state], dtype=dtype)
