@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,72 +17,20 @@ from torch import Tensor, nn
 
 from gradscope.adjoint import Adjoints, Order, Weights
 from gradscope.adjoint.magnitude import FADES_BELOW, largest
+from gradscope.capture.calls.step_graph import INPUT, KEPT, PRODUCT, STEPS, SiteNodes, site_nodes
 from gradscope.capture.layers.rows import Selection
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """What a timestep looks like; ways are positions among the next functions.
-
-    Attributes
-    ----------
-    name : str
-        The node that makes h_t.
-    to_input : tuple of int
-        The way from there to the input of all timesteps, by timestep.
-    to_product : tuple of int
-        The way to a node at which the adjoint of W_hh h_{t−1} + b_hh arrives.
-    to_kept : tuple of int or None
-        The way to a node at which arrives what the state itself keeps of the adjoint.
-    """
-
-    name: str
-    to_input: tuple[int, ...]
-    to_product: tuple[int, ...]
-    to_kept: tuple[int, ...] | None = None
-
-
-_STEPS = {
-    "RNN_TANH": _Shape("TanhBackward0", (0, 1), (0,)),
-    "RNN_RELU": _Shape("ReluBackward0", (0, 1), (0,)),
-    # h = (h − n) z + n, with n = tanh(W_in x + r (W_hn h)).
-    "GRU": _Shape("AddBackward0", (1, 0, 0, 0), (1, 0, 1, 0, 0), (0, 0)),
-}
-
-# What stands between the input of a layer and the output of the one below.
-_BETWEEN = ("Unbind", "View", "UnsafeView", "Transpose", "Mul", "NativeDropout", "Mm", "Clone")
 
 # Watched beyond where they last faded, for training moves that.
 _MARGIN = 8
 
-# In place of a timestep: what arrives at all of them from above, at the input of all of them, and at the first one's
-# share of h_0: through W_hh, and past it.
-_ABOVE, _INPUT, _PRODUCT, _KEPT = -1, -2, -3, -4
+# In place of a timestep: what arrives at all of them from above.
+_ABOVE = -1
 
 # The adjoint at the last step is what arrives there from above: both are seen, and differ by rounding only.
 _TOLERANCE = 1e-4
 
 # Multiplications that a replay needs for a timestep, in the time a hook takes.
 _WORTH_IT = 2**18
-
-
-@dataclass(frozen=True)
-class _SiteNodes:
-    """The nodes of one layer and direction.
-
-    Attributes
-    ----------
-    whole : Node
-        Gathers the output of all timesteps.
-    steps : list of Node
-        One for each timestep, in input time order.
-    more : dict of int to Node
-        The node of ``_INPUT``, ``_PRODUCT`` and ``_KEPT``, where it has a gradient.
-    """
-
-    whole: Any
-    steps: list[Any]
-    more: dict[int, Any]
 
 
 class StepNodes:
@@ -109,7 +55,7 @@ class StepNodes:
 
     def __init__(
         self,
-        sites: Mapping[tuple[int, int], _SiteNodes],
+        sites: Mapping[tuple[int, int], SiteNodes],
         steps: int,
         reach: int,
         selection: Selection,
@@ -126,7 +72,7 @@ class StepNodes:
                 nodes.steps[t].register_prehook(_keep(self._arrived, (layer, direction, t)))
             for name, node in nodes.more.items():
                 # At once: the gradient at the input of all timesteps is as large as the layer's own gates.
-                take = self._entering(layer, direction) if name == _INPUT else None
+                take = self._entering(layer, direction) if name == INPUT else None
                 node.register_prehook(_keep(self._arrived, (layer, direction, name), take))
 
     def forget(self, task: int) -> None:
@@ -145,7 +91,8 @@ class StepNodes:
                 # Along one flat axis: along the middle one of three, index_select takes ten times as long.
                 wanted = torch.arange(0, steps * batch, batch)[:, None] + selection.rows
                 gates = gates.flatten(0, 1).index_select(0, wanted.flatten()).unflatten(0, wanted.shape)
-            return gates @ weight.to(gates.dtype)
+            with torch.autocast("cpu", enabled=False):  # backward may run inside the user's
+                return gates @ weight.to(gates.dtype)
 
         return entering
 
@@ -185,8 +132,8 @@ class StepNodes:
         final: Tensor | None,
         scale: float,
     ) -> tuple[Adjoints, int] | None:
-        seen, entering = self._seen(arrived, place), arrived.get((*place, _INPUT))
-        if seen is None or (entering is None and _INPUT in self._more):
+        seen, entering = self._seen(arrived, place), arrived.get((*place, INPUT))
+        if seen is None or (entering is None and INPUT in self._more):
             return None  # part of the pass was left out: autograd.grad for some of the inputs
         first, rows = self._steps - self._watched, self._selection
         hidden, above = self._whole(seen), arrived.get((*place, _ABOVE))
@@ -234,7 +181,7 @@ class StepNodes:
         self, arrived: dict[tuple[int, int, int], Tensor], place: tuple[int, int], scale: float
     ) -> Tensor | None:
         """Return ∂L/∂h_0 of the selected sequences from what arrived at the first step's share of it."""
-        wanted = (_PRODUCT, _KEPT) if _KEPT in self._more else (_PRODUCT,)
+        wanted = (PRODUCT, KEPT) if KEPT in self._more else (PRODUCT,)
         if any((*place, name) not in arrived for name in wanted):
             return None
         product, *kept = (arrived[(*place, name)].index_select(0, self._selection.rows) for name in wanted)
@@ -293,7 +240,7 @@ def step_nodes(
 
     None where they are not nodes of the graph that can be recognised, or where it would take longer than a replay.
     """
-    if output is None or module.mode not in _STEPS or not reach:
+    if output is None or module.mode not in STEPS or not reach:
         return None
     if output.device.type != "cpu" or output.dtype not in (torch.float32, torch.float64):
         return None
@@ -305,65 +252,7 @@ def step_nodes(
         return None
     steps = output.shape[1 - selection.batch_dim]
     try:
-        found = _sites(output.grad_fn, module, steps, inputs)
+        found = site_nodes(output.grad_fn, module, steps, inputs)
     except (AttributeError, IndexError, ValueError):  # another torch, another graph
         return None
     return None if found is None else StepNodes(found, steps, reach, selection, weights)
-
-
-def _sites(end: Any, module: nn.RNNBase, steps: int, inputs: bool) -> dict[tuple[int, int], _SiteNodes] | None:
-    shape = _STEPS[module.mode]
-    directions = 1 + module.bidirectional
-    sites: dict[tuple[int, int], _SiteNodes] = {}
-    for layer in range(module.num_layers - 1, -1, -1):
-        end = _below(end)
-        gathered = [node for node, _ in end.next_functions] if directions == 2 else [end]
-        if len(gathered) != directions:
-            return None
-        for direction, whole in enumerate(gathered):
-            nodes = [node for node, _ in whole.next_functions]
-            if (
-                whole.name() != "StackBackward0"
-                or len(nodes) != steps
-                or any(n is None or n.name() != shape.name for n in nodes)
-            ):
-                return None
-            more = _more(shape, nodes[-1 if direction else 0], inputs)
-            if inputs and _INPUT not in more:
-                return None
-            sites[layer, direction] = _SiteNodes(whole, nodes, more)
-        end = _follow(sites[layer, 0].steps[0], shape.to_input) if layer else end
-    return sites
-
-
-def _more(shape: _Shape, first: Any, inputs: bool) -> dict[int, Any]:
-    """Find the nodes from which the gradients of the input and of the initial state follow, from the first step's."""
-    found = {_PRODUCT: _follow(first, shape.to_product)}
-    if shape.to_kept is not None:
-        found[_KEPT] = _follow(first, shape.to_kept)
-    if None in found.values():
-        found = {}
-    if inputs:
-        by_step = _follow(first, shape.to_input)
-        if by_step is not None and by_step.name() == "UnbindBackward0":
-            found[_INPUT] = by_step.next_functions[0][0]
-    return {name: node for name, node in found.items() if node is not None}
-
-
-def _follow(node: Any, way: tuple[int, ...]) -> Any:
-    """Follow the edges at these positions; None where one leads to what needs no gradient."""
-    for position in way:
-        node = None if node is None else node.next_functions[position][0]
-    return node
-
-
-def _below(node: Any) -> Any:
-    """Follow the input of a layer down to where the output of the one below is gathered."""
-    while True:
-        name = node.name()
-        if name.startswith("Addmm"):
-            node = node.next_functions[1][0]
-        elif name.startswith(_BETWEEN):
-            node = node.next_functions[0][0]
-        else:
-            return node
