@@ -11,7 +11,7 @@ import click
 
 from gradscope.cli.script import NoSuchModuleError, check_script, run_script, when_torch_is_imported
 from gradscope.errors import RunExistsError, SettingError, UnknownNameError
-from gradscope.schema import QUANTITIES
+from gradscope.schema import DEFAULT_QUANTITIES, QUANTITIES
 
 
 @click.command(context_settings={"allow_interspersed_args": False}, options_metavar="[OPTIONS] [-m]")
@@ -25,7 +25,11 @@ from gradscope.schema import QUANTITIES
     "--every", default=10, show_default=True, metavar="N", type=click.IntRange(min=1), help="Record one step in N."
 )
 @click.option("--samples", default="8", show_default=True, metavar="N|all", help="Sequences of each batch to record.")
-@click.option("--quantities", metavar="A,B", help=f"Of {', '.join(QUANTITIES)}; or all. Default: hidden,cell.")
+@click.option(
+    "--quantities",
+    metavar="A,B",
+    help=f"Of {', '.join(QUANTITIES)}; or all. Default: {','.join(DEFAULT_QUANTITIES)}.",
+)
 @click.option("--sites", metavar="A,B", help="Sites, module paths or patterns; default: every recurrent layer.")
 @click.option("--tensors", is_flag=True, help="Keep the full tensors beside the norms.")
 @click.option(
