@@ -38,11 +38,9 @@ class Models(nn.Module):
 class _Bystander:
     """Keeps torch's clipping functions observed, so that a function imported by name is an observed one."""
 
-    def before_clip(self, parameters: list[Tensor], kind: str, threshold: float) -> None: ...
+    def before_clip(self, call: clipping.ClipCall) -> None: ...
 
-    def after_clip(
-        self, parameters: list[Tensor], kind: str, threshold: float, before: Any, total_norm: Tensor | None
-    ) -> None: ...
+    def after_clip(self, call: clipping.ClipCall, before: Any, total_norm: Tensor | None) -> None: ...
 
 
 @dataclass

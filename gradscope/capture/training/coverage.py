@@ -22,6 +22,8 @@ class CoverageLedger:
         self._asides: dict[str, Counter[str]] = {}
         self._opened: set[str] = set()
         self._missed: dict[str, str] = {}
+        # Of the step rather than of a site.
+        self._remarks: Counter[tuple[str, str]] = Counter()
         #: Bumped when a line appears that was not there before.
         self.version = 0
 
@@ -29,9 +31,15 @@ class CoverageLedger:
         """Note a forward call with a graph."""
         self._opened.add(path)
 
-    def missed(self, path: str, reason: str) -> None:
+    def missed(self, path: str, reason: str, *, unless_known: bool = False) -> None:
         """Note why a call in this step is not recorded."""
-        self._missed[path] = reason
+        if not (unless_known and path in self._missed):
+            self._missed[path] = reason
+
+    def remark(self, about: str, reason: str) -> None:
+        """Note something that holds for the step, not for one site."""
+        self.version += (about, reason) not in self._remarks
+        self._remarks[about, reason] += 1
 
     def end_step(self, seen: set[str]) -> None:
         """Close the books of one recorded step; ``seen`` are the sites it recorded."""
@@ -73,4 +81,5 @@ class CoverageLedger:
                 )
             for reason, times in (reasons + self._asides.get(site, Counter())).most_common():
                 lines.append(Coverage(site, "partial" if count else "missing", reason, times))
+        lines += [Coverage(about, "partial", reason, times) for (about, reason), times in self._remarks.items()]
         return lines
