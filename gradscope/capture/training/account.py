@@ -49,6 +49,10 @@ class Keeper(Protocol):
         """Take the end of a pass."""
         ...
 
+    def updated_by_hand(self) -> None:
+        """Take an update that is over: its gradients may have been zeroed since."""
+        ...
+
     def measure(self, parameters: list[Tensor], again: bool) -> None:
         """Measure gradients as an update is about to use them."""
         ...
@@ -236,23 +240,26 @@ class Account:
             self._after_pass(note)
 
     def _after_pass(self, note: PassNote) -> None:
+        self.scales.passed(note.scaled, note.reached)
+        for clip in self.clips:
+            if clip.open and clip.touches & note.reached:
+                clip.place = "partial"
         self._keeper.pass_ended(note)
-        if note.reached or note.for_parameters:
-            for clip in self.clips:
-                if clip.open and clip.touches & note.reached:
-                    clip.place = "partial"
-            self.scales.passed(note.scaled, note.reached)
         if self._ends_after_pass is not None:
             skipped, self._ends_after_pass = self._ends_after_pass, None
             self._end(skipped)
             return
         if self._updates.running:
             return
-        by_hand = self.by == "hand" or (not self.by and not self._rounds.any)
-        if note.reached or (by_hand and note.for_parameters):
+        if note.reached or (self.perhaps_by_hand and note.for_parameters):
             moving = [p for p in self._model.parameters() if id(p) in note.reached] or self._model.parameters()
-            self._moved = Movement((p for p in moving if p.requires_grad), closely=by_hand)
+            self._moved = Movement((p for p in moving if p.requires_grad), closely=self.perhaps_by_hand)
             self._wait(True)
+
+    @property
+    def perhaps_by_hand(self) -> bool:
+        """Whether updates may be the script's own: no optimizer is known, and no mark was set."""
+        return self.by == "hand" or (not self.by and not self._rounds.any)
 
     @property
     def evaluation(self) -> int:
@@ -292,10 +299,10 @@ class Account:
         if self._updates.running or len(self._running) > late or not self.passes:
             return
         moved = self._moved is not None and self._moved.happened()
-        if moved and (self.by == "hand" or (not self.by and not self._rounds.any)):
+        if moved and self.perhaps_by_hand:
             self.by = "hand"
             self._use(self.optimized)
-            self._measure(self.optimized, again=False)
+            self._keeper.updated_by_hand()
             self.order.append("update by hand")
             self._end(False, late)
             return
@@ -305,7 +312,7 @@ class Account:
             return
         self.order.append("zeroed")
         for note in open_passes:
-            note.considered, note.elsewhere = True, self._elsewhere
+            note.considered = True
         if not moved and self._is_skip(open_passes):
             for note in open_passes:
                 note.whole = True
@@ -352,11 +359,11 @@ class Account:
 
     def elsewhere(self, optimizer: torch.optim.Optimizer) -> None:
         self._elsewhere = True
+        for note in self.passes:
+            note.elsewhere = note.elsewhere or not note.fed
         given = parameters_of(optimizer)
         if any(id(p) in self._own for p in given):
             self.book.examine()
-            for note in self.book.sources(given):
-                note.elsewhere = True
             self.book.spend(given)
 
     def evaluation_begins(self, number: int) -> None:
@@ -485,10 +492,11 @@ class Account:
 
     def _unaccounted(self) -> list[PassNote]:
         """The passes that must have fed an update although no parameter's gradient tells so."""
-        backward = [n for n in self.passes if n.kind == "backward" and n.for_parameters and not n.gone]
+        at_hand = [n for n in self.passes if n.for_parameters and not n.gone and not n.elsewhere]
+        backward = [n for n in at_hand if n.kind == "backward"]
         if backward:
             return [n for n in backward if n.evaluation <= 1]
-        return [n for n in self.passes if n.kind == "grad" and n.for_parameters][-1:]
+        return [n for n in at_hand if n.kind == "grad"][-1:]
 
     def differentiated_again(self) -> set[str]:
         """Return the sites of gradients taken with ``create_graph`` before a pass that fed the update."""

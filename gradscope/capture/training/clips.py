@@ -65,6 +65,7 @@ class ClipNote:
     evaluation: int = 0
     measured: list[float] | None = None
     asked_two: float = math.nan
+    left: float | None = None
 
     @property
     def open(self) -> bool:
@@ -194,6 +195,11 @@ class ClipBook:
         """Take the call as carried out."""
         self._account.book.edit(call.parameters)
         self._account.order.append(f"clip {call.kind}")
+        if self._account.perhaps_by_hand and note.measured is not None:
+            scale = self._account.scales.left_in(call.parameters)
+            self._ledger.changed(call.parameters, scale)
+            kind = 2.0 if math.isnan(note.norm_type) else note.norm_type
+            note.left = applied_norm(gradient_norms(call.parameters, kind), kind) / scale
         if call.kind == "value" and note.measured is None:
             return
         if call.kind == "norm" and total_norm is not None:
@@ -225,6 +231,12 @@ class ClipBook:
             if note.used and (touched := [given[i] for i in note.touches if i in given]):
                 kind = 2.0 if math.isnan(note.norm_type) else note.norm_type
                 note.applied = applied_norm(gradient_norms(touched, kind), kind) / self._account.scales.left_in(touched)
+
+    def applied_by_hand(self) -> None:
+        """Note the same where the update was seen only after it."""
+        for note in self._account.clips:
+            if note.used and note.left is not None:
+                note.applied = note.left
 
     def end_step(self, recorded: bool) -> None:
         """Take over the calls of a step that is over."""

@@ -29,6 +29,7 @@ class StepLedger:
         self._applied_before = True
         self._raw: dict[str, float] = {}
         self._at_pass_end: dict[str, float] = {}
+        self._latest: dict[str, float] = {}
         self._current: dict[str, Any] = {}
         self._ended: tuple[int, dict[str, Any]] | None = None
         self._logs_after_step = True
@@ -63,7 +64,7 @@ class StepLedger:
         self._ended = (step, row)
         self._current = {}
         self._raw = {}
-        self._at_pass_end = {}
+        self._at_pass_end, self._latest = {}, {}
         self.parameter_norms = {}
         self._applied_before = True
         self.touched = False
@@ -87,6 +88,7 @@ class StepLedger:
         """Forget the norms of a partial sum; measure the new one where ``parameters`` are given."""
         self._raw = {}
         self._at_pass_end = {} if parameters is None else self._norms(parameters, scale)
+        self._latest = dict(self._at_pass_end)
 
     def unclipped(self, parameters: Iterable[Tensor], norms: Iterable[float], scale: float) -> None:
         """Take norms measured before a clipping call; the first call after a pass sees what the pass left."""
@@ -103,6 +105,18 @@ class StepLedger:
         self.parameter_norms = self.applied | raw
         self._current["grad_norm"] = math.hypot(*self.parameter_norms.values())
         self._current["grad_norm_applied"] = math.hypot(*self.applied.values())
+
+    def changed(self, parameters: Iterable[Tensor], scale: float) -> None:
+        """Measure what a clipping call has left, where the update may come without a word."""
+        self._latest |= self._norms(parameters, scale)
+
+    def updated_by_hand(self) -> None:
+        """Take the last gradients that were measured for those of the update."""
+        if self._latest:
+            self.applied, self._applied_before = dict(self._latest), False
+            self.parameter_norms = self._latest | self._at_pass_end | self._raw
+            self._current["grad_norm"] = math.hypot(*self.parameter_norms.values())
+            self._current["grad_norm_applied"] = math.hypot(*self._latest.values())
 
     def skipped(self) -> None:
         """No update used the gradient: what is known of it was measured before."""

@@ -263,7 +263,8 @@ class Recorder:
 
     def pass_ended(self, note: PassNote) -> None:
         self._ledger.touched = True
-        measured = self.recording and self._changed_unseen and note.reached
+        wanted = self._changed_unseen or self._account.perhaps_by_hand
+        measured = self.recording and wanted and note.reached
         trained = self._account.optimized if measured else None
         self._ledger.pass_ended(trained, self._account.scales.left_in(trained) if trained else 1.0)
 
@@ -272,6 +273,11 @@ class Recorder:
             with self._unharmed("gradient norms"):
                 self._ledger.measure(parameters, self._account.scales.left_in(parameters), again)
                 self._clips.applied(parameters)
+
+    def updated_by_hand(self) -> None:
+        if self.recording:
+            self._ledger.updated_by_hand()
+            self._clips.applied_by_hand()
 
     def step_ends(self, skipped: bool, late: bool) -> None:
         self._clips.end_step(self.recording)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from gradscope.capture.layers.discovery import Target, discover, discover_or_none, select
+from gradscope.capture.training.updates import held_optimizers
 from gradscope.errors import SettingError, UnknownNameError
 from gradscope.schema import DEFAULT_QUANTITIES, QUANTITIES
 
@@ -89,10 +90,17 @@ class Settings:
 
 def _optimizers(given: Any) -> tuple[torch.optim.Optimizer, ...]:
     listed = () if given is None else tuple(given) if isinstance(given, list | tuple) else (given,)
-    for optimizer in listed:
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise SettingError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
-    return listed
+    return tuple(one for optimizer in listed for one in _of_torch(optimizer))
+
+
+def _of_torch(optimizer: Any) -> list[torch.optim.Optimizer]:
+    """Return the optimizer itself, or those that an object (a schedule, a trainer's wrapper) holds."""
+    if isinstance(optimizer, torch.optim.Optimizer):
+        return [optimizer]
+    held = [] if isinstance(optimizer, type | nn.Module) else list(held_optimizers(optimizer, depth=0))
+    if not held:
+        raise SettingError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
+    return held
 
 
 def _positive(name: str, value: Any, remedy: str = "") -> None:
