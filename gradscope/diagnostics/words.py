@@ -131,7 +131,8 @@ def clip_sentence(statistics: ClipStatistics) -> str:
     kind = {"norm": "norm clipping", "value": "value clipping", "adaptive": "adaptive clipping (per row)"}.get(
         statistics.kind, "per-timestep clipping of the adjoint"
     )
-    said = f"{kind}{at} changed {percent(statistics.fraction_clipped)} of {_calls(statistics.calls)}"
+    whose = f" of {statistics.part}" if statistics.part else ""
+    said = f"{kind}{whose}{at} changed {percent(statistics.fraction_clipped)} of {_calls(statistics.calls)}"
     if statistics.fraction_clipped > 0:
         said += f", by a median factor of {number(statistics.clipped_scale)}"
         if statistics.kind != "norm" and not math.isnan(statistics.cosine_min):
