@@ -243,6 +243,11 @@ class Recorder:
     # -- steps -----------------------------------------------------------------------------------------------
 
     @property
+    def written_to(self) -> Path:
+        """Directory of this recorder's attempt and rank."""
+        return self._writer.path
+
+    @property
     def recording(self) -> bool:
         """Whether the current step is being recorded."""
         return self._watcher.running
@@ -256,6 +261,8 @@ class Recorder:
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Count the steps of one more optimizer, for instance of one made later for the same model."""
         self._account.follow(optimizer)
+        if not self._account.seen_passes:
+            self._uses.clear()  # a model that was tried before its training began
 
     def entering(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
         """Take a forward call that was under way when its step began to be recorded; as a forward pre-hook."""
