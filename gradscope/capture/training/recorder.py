@@ -67,7 +67,7 @@ class Recorder:
     def __init__(self, model: nn.Module, settings: Settings, targets: list[Target]) -> None:
         self.model, self.settings, self.targets = unwrapped(model), settings, targets
         self.samples = settings.samples
-        self.step_number = 0
+        self.step_number = settings.first_step
         self._uses: dict[str, int] = {}
         self._uses_of = 0
         self._infos: dict[str, SiteInfo] = {info.site: info for target in targets for info in target.sites}
@@ -480,6 +480,7 @@ def record(
     tensors: bool = False,
     durability: str = "default",
     restart: bool = False,
+    first_step: int = 0,
 ) -> Recorder:
     """Record the adjoints of an unmodified model while it trains.
 
@@ -492,8 +493,10 @@ def record(
     run_dir : path
         Directory of the run; it must not exist (see ``restart``).
     optimizer : torch.optim.Optimizer or sequence of them, optional
-        Its steps are counted. Several make one step together: it ends when each has stepped, or with the next forward
-        pass where they take turns. Without one, call ``recorder.step()`` after each update.
+        Its steps are counted; any object that holds one will do. Several make one step together: it ends when each has
+        stepped, or with the next forward pass where they take turns. Without one, whichever optimizer updates the
+        model's parameters is followed, and an update by hand is seen from their having changed after a pass;
+        ``recorder.step()`` after each update says it outright.
     every : int
         Record one step in ``every``.
     samples : int or None
@@ -509,6 +512,8 @@ def record(
         ``default`` survives a crash of the process, ``full`` also a power cut at any moment.
     restart : bool
         Add a new attempt to an existing run directory.
+    first_step : int
+        Number of the first step, for a training that goes on from a checkpoint.
 
     Returns
     -------
@@ -531,5 +536,6 @@ def record(
         tensors=tensors,
         durability=durability,
         restart=restart,
+        first_step=first_step,
     )
     return Recorder(model, settings, targets)

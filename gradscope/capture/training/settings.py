@@ -30,6 +30,7 @@ class Settings:
     tensors: bool
     durability: str
     restart: bool
+    first_step: int
     rank: int
     world_size: int
 
@@ -47,6 +48,7 @@ class Settings:
         tensors: bool,
         durability: str,
         restart: bool,
+        first_step: Any = 0,
     ) -> tuple[Settings, list[Target]]:
         """Return the settings and the targets they select, or say what is wrong."""
         if not isinstance(model, nn.Module):
@@ -56,6 +58,8 @@ class Settings:
         _positive("every", every)
         if samples is not None:
             _positive("samples", samples, "; pass None for the whole batch")
+        if isinstance(first_step, bool) or not isinstance(first_step, int) or first_step < 0:
+            raise SettingError(f"first_step must be a whole number of at least 0, not {first_step!r}")
         if durability not in ("default", "full"):
             raise SettingError(f"durability must be 'default' or 'full', not {durability!r}")
         targets = select(model, discover(model) if sites is None else discover_or_none(model), sites)
@@ -70,6 +74,7 @@ class Settings:
             tensors=bool(tensors),
             durability=durability,
             restart=bool(restart),
+            first_step=first_step,
             rank=rank,
             world_size=world_size,
         )
