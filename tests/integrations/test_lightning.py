@@ -191,3 +191,29 @@ def test_two_ranks_write_beside_each_other_and_agree_on_steps_and_norms(tmp_path
     np.testing.assert_allclose(steps[0], steps[1], rtol=1e-12, err_msg="after the all-reduce there is one gradient")
     hidden = run.array("rnn/l0", "hidden")
     assert not np.array_equal(hidden[:3], hidden[3:]), "each rank has its own batch"
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {root!r})
+import warnings
+warnings.simplefilter("ignore")
+from pathlib import Path
+from tests.integrations.test_lightning import Module, _fit
+_fit(Path({folder!r}), None, Module(), accumulate_grad_batches=2, gradient_clip_val=0.1)
+"""
+
+
+def test_the_launcher_records_the_same_script_with_the_same_numbers(tmp_path: Path) -> None:
+    root = str(Path(__file__).parents[2])
+    (tmp_path / "train.py").write_text(SCRIPT.format(root=root, folder=str(tmp_path)), encoding="utf-8")
+    launched = [sys.executable, "-m", "gradscope", "record", "--every", "1", "--out", "launched", "train.py"]
+    done = subprocess.run(launched, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    callback = GradscopeCallback(tmp_path / "called", every=1)
+    _fit(tmp_path, callback, accumulate_grad_batches=2, gradient_clip_val=0.1)
+    found, expected = (gradscope.open_run(tmp_path / name) for name in ("launched", "called"))
+    np.testing.assert_array_equal(found.array("rnn/l0", "hidden"), expected.array("rnn/l0", "hidden"))
+    columns = ["step", "norm_before", "place", "applied"]
+    assert found.clips()[columns].equals(expected.clips()[columns])
+    assert found.steps().grad_norm.equals(expected.steps().grad_norm)
