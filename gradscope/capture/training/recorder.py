@@ -31,6 +31,7 @@ from gradscope.capture.training.coverage import CoverageLedger
 from gradscope.capture.training.describe import describe_model, run_meta
 from gradscope.capture.training.gradients import PassNote
 from gradscope.capture.training.ledger import StepLedger
+from gradscope.capture.training.pace import Pace
 from gradscope.capture.training.settings import Settings
 from gradscope.errors import RunExistsError
 from gradscope.schema import Record, SiteInfo, SiteRecord
@@ -68,6 +69,7 @@ class Recorder:
         self.model, self.settings, self.targets = unwrapped(model), settings, targets
         self.samples = settings.samples
         self.step_number = settings.first_step
+        self._pace = Pace(settings.every, settings.budget, settings.first_step)
         self._uses: dict[str, int] = {}
         self._uses_of = 0
         self._infos: dict[str, SiteInfo] = {info.site: info for target in targets for info in target.sites}
@@ -253,7 +255,7 @@ class Recorder:
         return self._watcher.running
 
     def _begin_step(self) -> None:
-        if self.step_number % self.settings.every == 0:
+        if self._pace.records(self.step_number):
             self._watcher.start()
         else:
             self._watcher.rest()
@@ -298,6 +300,8 @@ class Recorder:
         rate = float(optimizers[0].param_groups[0]["lr"]) if optimizers else None
         self._ledger.end_step(self.step_number, self.recording, rate)
         self.step_number += 1
+        if self._pace.ended():
+            self._store(lambda: self._writer.set_settings(self.settings.to_json(self._pace.every)))
         was_recording = self.recording
         self._begin_step()
         self._late = late and self.recording and not was_recording
@@ -473,7 +477,8 @@ def record(
     run_dir: str | Path,
     *,
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
-    every: int = 10,
+    every: int | str = 10,
+    budget: float = 0.02,
     samples: int | None = 8,
     quantities: Sequence[str] | str | None = None,
     sites: Sequence[str] | str | None = None,
@@ -497,8 +502,11 @@ def record(
         stepped, or with the next forward pass where they take turns. Without one, whichever optimizer updates the
         model's parameters is followed, and an update by hand is seen from their having changed after a pass;
         ``recorder.step()`` after each update says it outright.
-    every : int
-        Record one step in ``every``.
+    every : int or "auto"
+        Record one step in ``every``. With ``"auto"`` the interval is chosen from the first two recorded steps, so that
+        recording costs at most ``budget`` of the training; it is written into the run (``settings["chosen_every"]``).
+    budget : float
+        Only with ``every="auto"``.
     samples : int or None
         Sequences of the batch to record, evenly spaced; sequences do not mix, so a subset is exact. None for all.
     quantities : str or sequence of str, optional
@@ -530,6 +538,7 @@ def record(
         run_dir=run_dir,
         optimizer=optimizer,
         every=every,
+        budget=budget,
         samples=samples,
         quantities=quantities,
         sites=sites,

@@ -23,7 +23,8 @@ class Settings:
 
     run_dir: Path
     optimizers: tuple[torch.optim.Optimizer, ...]
-    every: int
+    every: int | None
+    budget: float
     samples: int | None
     quantities: tuple[str, ...]
     sites: tuple[str, ...] | None
@@ -49,13 +50,19 @@ class Settings:
         durability: str,
         restart: bool,
         first_step: Any = 0,
+        budget: Any = 0.02,
     ) -> tuple[Settings, list[Target]]:
         """Return the settings and the targets they select, or say what is wrong."""
         if not isinstance(model, nn.Module):
             hint = ": pass an instance, not the class" if isinstance(model, type) else ""
             raise SettingError(f"model must be a torch.nn.Module, not {type(model).__name__}{hint}")
         optimizers = _optimizers(optimizer)
-        _positive("every", every)
+        if every == "auto":
+            every = None
+        else:
+            _positive("every", every, "; or 'auto'")
+        if not isinstance(budget, int | float) or not 0 < budget < 1:
+            raise SettingError(f"budget must be a share of the training between 0 and 1, not {budget!r}")
         if samples is not None:
             _positive("samples", samples, "; pass None for the whole batch")
         if isinstance(first_step, bool) or not isinstance(first_step, int) or first_step < 0:
@@ -68,6 +75,7 @@ class Settings:
             run_dir=Path(run_dir),
             optimizers=optimizers,
             every=every,
+            budget=float(budget),
             samples=samples,
             quantities=_quantities(quantities, targets),
             sites=None if sites is None else (sites,) if isinstance(sites, str) else tuple(sites),
@@ -80,10 +88,12 @@ class Settings:
         )
         return settings, targets
 
-    def to_json(self) -> dict[str, Any]:
-        """Return what is written into the run."""
+    def to_json(self, chosen: int | None = None) -> dict[str, Any]:
+        """Return what is written into the run; ``chosen`` is the interval that ``every="auto"`` came to."""
+        automatic = {"budget": self.budget, "chosen_every": chosen} if self.every is None else {}
         return {
-            "every": self.every,
+            "every": "auto" if self.every is None else self.every,
+            **automatic,
             "samples": self.samples,
             "quantities": list(self.quantities),
             "sites": None if self.sites is None else list(self.sites),
@@ -102,7 +112,8 @@ def _of_torch(optimizer: Any) -> list[torch.optim.Optimizer]:
     """Return the optimizer itself, or those that an object (a schedule, a trainer's wrapper) holds."""
     if isinstance(optimizer, torch.optim.Optimizer):
         return [optimizer]
-    held = [] if isinstance(optimizer, type | nn.Module) else list(held_optimizers(optimizer, depth=0))
+    strange = isinstance(optimizer, type | nn.Module | torch.optim.lr_scheduler.LRScheduler)
+    held = [] if strange else list(held_optimizers(optimizer, depth=0))
     if not held:
         raise SettingError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
     return held
