@@ -460,6 +460,7 @@ class Account:
             self._use(self.optimized)
             self._measure(self.optimized, again=False)
         self._end(skipped)
+        self._ended_before = False
 
     def _round_ends(self, skipped: bool) -> None:
         if self.by == "mark":
