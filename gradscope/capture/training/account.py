@@ -10,7 +10,7 @@ script skipped.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -102,6 +102,7 @@ class Account:
         self._rounds = Rounds(self._round_ends, self._entered)
         # Inner optimizer to the one that holds it: a step of either is the holder's.
         self._holders: weakref.WeakKeyDictionary[torch.optim.Optimizer, Any] = weakref.WeakKeyDictionary()
+        self._ids: weakref.WeakKeyDictionary[torch.optim.Optimizer, Any] = weakref.WeakKeyDictionary()
         self._known: list[weakref.ref[torch.optim.Optimizer]] = []
         #: How updates are known: "optimizer", "mark" (recorder.step) or "hand"; empty before the first.
         self.by = ""
@@ -179,7 +180,7 @@ class Account:
     def concerns(self, optimizer: torch.optim.Optimizer) -> bool:
         if self._leader(optimizer) in self._rounds:
             return True
-        given = {id(p) for p in parameters_of(optimizer)}
+        given = self._ids_of(optimizer)
         if not given & self._own or self.by == "mark":
             return False
         mine = self.optimizers
@@ -242,7 +243,7 @@ class Account:
     def _after_pass(self, note: PassNote) -> None:
         self.scales.passed(note.scaled, note.reached)
         for clip in self.clips:
-            if clip.open and clip.touches & note.reached:
+            if clip.open and not clip.touches.isdisjoint(note.reached):
                 clip.place = "partial"
         self._keeper.pass_ended(note)
         if self._ends_after_pass is not None:
@@ -252,8 +253,8 @@ class Account:
         if self._updates.running:
             return
         if note.reached or (self.perhaps_by_hand and note.for_parameters):
-            moving = [p for p in self._model.parameters() if id(p) in note.reached] or self._model.parameters()
-            self._moved = Movement((p for p in moving if p.requires_grad), closely=self.perhaps_by_hand)
+            moving = self.book.first_of(note.reached or self._own, Movement.PARAMETERS)
+            self._moved = Movement(moving, closely=self.perhaps_by_hand)
             self._wait(True)
 
     @property
@@ -269,7 +270,7 @@ class Account:
     def passes_in(self, parameters: list[Tensor]) -> list[PassNote]:
         """Return the passes whose gradient is in these parameters and has not been applied."""
         if self.book.looks_at(parameters):
-            return self.book.sources(parameters)
+            return self.book.sources({id(p) for p in parameters})
         return [note for note in self.passes if not note.fed and not note.gone and note.for_parameters]
 
     @property
@@ -301,7 +302,7 @@ class Account:
         moved = self._moved is not None and self._moved.happened()
         if moved and self.perhaps_by_hand:
             self.by = "hand"
-            self._use(self.optimized)
+            self._use({id(p) for p in self.optimized})
             self._keeper.updated_by_hand()
             self.order.append("update by hand")
             self._end(False, late)
@@ -364,7 +365,7 @@ class Account:
         given = parameters_of(optimizer)
         if any(id(p) in self._own for p in given):
             self.book.examine()
-            self.book.spend(given)
+            self.book.spend({id(p) for p in given})
 
     def evaluation_begins(self, number: int) -> None:
         self._wait(False)
@@ -382,8 +383,16 @@ class Account:
             for note in self.passes:
                 if note.evaluation:
                     note.used.clear()
-        self._use(given)
+        self._use(self._ids_of(optimizer))
         self._measure(given, again=not first)
+
+    def _ids_of(self, optimizer: torch.optim.Optimizer) -> frozenset[int]:
+        """Return the identities of what an optimizer updates; kept, for there may be thousands."""
+        size = sum(len(group["params"]) for group in optimizer.param_groups)
+        known = self._ids.get(optimizer)
+        if known is None or known[0] != size:
+            known = self._ids[optimizer] = (size, frozenset(id(p) for p in parameters_of(optimizer)))
+        return known[1]
 
     def _measure(self, given: list[Tensor], again: bool) -> None:
         self._measured = True
@@ -396,11 +405,10 @@ class Account:
             if clip.open and clip.notes and all(note.gone for note in clip.notes):
                 clip.place = "dropped"
 
-    def _use(self, parameters: list[Tensor]) -> None:
-        self.book.use(parameters)
-        given = {id(p) for p in parameters}
+    def _use(self, given: Collection[int]) -> None:
+        self.book.use(given)
         for clip in self.clips:
-            if clip.open and (not clip.touches or clip.touches & given):
+            if clip.open and (not clip.touches or not clip.touches.isdisjoint(given)):
                 clip.used = True
 
     def updated(self, optimizer: torch.optim.Optimizer) -> None:
@@ -411,7 +419,7 @@ class Account:
         self.by = self.by or "optimizer"
         self._stepped.add(id(optimizer))
         self._evaluation = 0
-        self.book.spend(parameters_of(optimizer))
+        self.book.spend(self._ids_of(optimizer))
         self.order.append("skipped update" if skipped else "update")
         self._rounds.stepped(self._leader(optimizer), skipped)
 
@@ -433,7 +441,7 @@ class Account:
         """``scaler.step`` has returned: without the optimizer's having stepped, the update was skipped."""
         if id(optimizer) not in self._stepped and self._trains(optimizer) and self.concerns(optimizer):
             self.book.examine()
-            self._use(parameters_of(optimizer))
+            self._use(self._ids_of(optimizer))
             self._take_update(optimizer, skipped=True)
 
     def mark(self) -> None:
@@ -457,7 +465,7 @@ class Account:
             note.whole = note.whole or skipped
         self.order.append("mark")
         if not skipped and not self._measured:
-            self._use(self.optimized)
+            self._use({id(p) for p in self.optimized})
             self._measure(self.optimized, again=False)
         self._end(skipped)
         self._ended_before = False

@@ -40,7 +40,7 @@ class ClipNote:
     used : bool
         Whether the update used the gradient that it left.
     norm : Tensor or None
-        The total norm as torch measured it, on its device.
+        The total norm as torch measured it, on its device; ``value`` once it has been read.
     """
 
     step: int
@@ -66,6 +66,7 @@ class ClipNote:
     measured: list[float] | None = None
     asked_two: float = math.nan
     left: float | None = None
+    value: float | None = None
 
     @property
     def open(self) -> bool:
@@ -211,7 +212,7 @@ class ClipBook:
         assert note.norm is not None
         if note.norm.device.type != "cpu" and note.measured is None:
             return
-        norm = float(note.norm)
+        norm = note.value = float(note.norm)
         if math.isnan(note.norm_type) and note.measured is not None:
             # A norm that the script computed itself: only a 2-norm can be told from the measurement.
             same = math.isclose(note.asked_two, norm, rel_tol=1e-2) or not math.isfinite(norm)
@@ -245,15 +246,17 @@ class ClipBook:
 
     def take(self) -> Iterator[ClipEvent]:
         """Yield the calls of the steps that are over; norms on another device come over in one transfer."""
+        if not self._done:
+            return
         done, self._done = self._done, []
-        pending = [note.norm for note in done if note.norm is not None]
+        pending = [note.norm for note in done if note.norm is not None and note.value is None]
         values = iter(
             torch.stack([norm.double().reshape(()).to(pending[0].device) for norm in pending]).tolist()
             if pending
             else []
         )
         for note in done:
-            yield note.event(None if note.norm is None else next(values))
+            yield note.event(next(values) if note.norm is not None and note.value is None else note.value)
 
     def _part(self, parameters: list[Tensor]) -> str:
         """Name a set of parameters by the modules it fills; empty for all that are trained."""

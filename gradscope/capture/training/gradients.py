@@ -6,8 +6,9 @@ however the script did that (``optimizer.zero_grad``, ``model.zero_grad``, ``p.g
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from torch import Tensor
@@ -144,34 +145,43 @@ class GradientBook:
             held.mark = mark
 
     def edit(self, parameters: Iterable[Tensor]) -> None:
-        """Take note that a recognised call has changed these gradients."""
-        for parameter in parameters:
-            if (held := self._held.get(id(parameter))) is not None:
-                held.mark = _mark(parameter.grad)
+        """Take note that a recognised call has changed these gradients; call :meth:`examine` before it."""
+        if self._closely:
+            for parameter in parameters:
+                if (held := self._held.get(id(parameter))) is not None:
+                    held.mark = _mark(parameter.grad)
+        else:
+            for held in self._few:
+                held.mark = _mark(held.parameter.grad)
 
     def looks_at(self, parameters: Iterable[Tensor]) -> bool:
         """Whether any of these is looked at in this step."""
         looked = self._held if self._closely else self._few_ids
         return any(id(p) in looked for p in parameters)
 
-    def sources(self, parameters: Iterable[Tensor]) -> list[PassNote]:
-        """Return the passes in these gradients, in order."""
-        found = [n for p in parameters if (held := self._held.get(id(p))) is not None for n in held.sources]
-        return list(dict.fromkeys(found))
+    def first_of(self, identities: Collection[int], count: int) -> list[Tensor]:
+        """Return the first few of these parameters."""
+        found = (held.parameter for i in identities if (held := self._held.get(i)) is not None)
+        return list(islice(found, count))
 
-    def use(self, parameters: Iterable[Tensor]) -> None:
-        """Let an update use these gradients."""
-        for parameter in parameters:
-            if (held := self._held.get(id(parameter))) is not None:
-                for note in held.sources:
-                    note.used.add(id(parameter))
+    def sources(self, identities: Collection[int]) -> list[PassNote]:
+        """Return the passes in these parameters' gradients, in order."""
+        return list(dict.fromkeys(note for held in self._among(identities) for note in held.sources))
 
-    def spend(self, parameters: Iterable[Tensor]) -> None:
+    def use(self, identities: Collection[int]) -> None:
+        """Let an update use these parameters' gradients."""
+        for held in self._among(identities):
+            for note in held.sources:
+                note.used.add(id(held.parameter))
+
+    def spend(self, identities: Collection[int]) -> None:
         """After the update: what is still there is no pass's any more."""
-        for parameter in parameters:
-            if (held := self._held.get(id(parameter))) is not None:
-                held.sources.clear()
-                held.mark = _mark(parameter.grad)
+        for held in self._among(identities):
+            held.sources.clear()
+            held.mark = _mark(held.parameter.grad)
+
+    def _among(self, identities: Collection[int]) -> Iterator[_Held]:
+        return (held for held in self._looked if id(held.parameter) in identities)
 
     def clear(self) -> None:
         """Forget the passes of a step that is over."""

@@ -51,6 +51,23 @@ class GradscopeWarning(UserWarning):
     """Something could not be recorded; training goes on untouched."""
 
 
+class _Unharmed:
+    """A context that hands errors to the recorder; entered several times a step, so no generator."""
+
+    __slots__ = ("_doing", "_recorder")
+
+    def __init__(self, recorder: Recorder, doing: str) -> None:
+        self._recorder, self._doing = recorder, doing
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if isinstance(error, Exception):
+            self._recorder._lost(self._doing, error)
+            return True
+        return False
+
+
 class Recorder:
     """Records a training; made by :func:`record`.
 
@@ -429,7 +446,7 @@ class Recorder:
         with self._unharmed("writing the run"):
             write()
 
-    def unharmed(self, doing: str) -> contextlib.AbstractContextManager[None]:
+    def unharmed(self, doing: str) -> _Unharmed:
         """Keep an error of gradscope's out of the training."""
         return self._unharmed(doing)
 
@@ -439,13 +456,9 @@ class Recorder:
             self._warned.add(what)
             _warn(f"gradscope: {message}")
 
-    @contextlib.contextmanager
-    def _unharmed(self, doing: str) -> Iterator[None]:
+    def _unharmed(self, doing: str) -> _Unharmed:
         """Keep any error of gradscope out of the user's training: warn once, count it."""
-        try:
-            yield
-        except Exception as error:
-            self._lost(doing, error)
+        return _Unharmed(self, doing)
 
     def _lost(self, doing: str, error: Exception) -> None:
         with contextlib.suppress(Exception):

@@ -37,7 +37,7 @@ class Rounds:
         self._members.add(optimizer)
 
     def __contains__(self, optimizer: object) -> bool:
-        return any(member is optimizer for member in self._members)
+        return optimizer in self._members
 
     @property
     def any(self) -> bool:
