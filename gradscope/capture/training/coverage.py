@@ -11,6 +11,10 @@ NOT_CALLED = "it was not called"
 NO_GRADIENT = "no gradient arrived at its output: the loss does not depend on it"
 
 
+ZEROED = "its gradient was zeroed before any update (zero_grad between backward() and the update?)"
+OTHER_LOSS = "only passes reached it whose gradient fed no update: of another loss, for attribution"
+
+
 class CoverageLedger:
     """Count, per site, the recorded steps in which it was seen and the reasons where it was not."""
 

@@ -23,11 +23,11 @@ from gradscope.capture.calls.reduction import NEEDS_GATES, site_record
 from gradscope.capture.calls.watcher import Watcher
 from gradscope.capture.layers.discovery import Target, unwrapped
 from gradscope.capture.training import clipping, scaling
-from gradscope.capture.training.account import UPDATE, Account
+from gradscope.capture.training.account import DROPPED, UPDATE, Account
 from gradscope.capture.training.arguments import norm_arguments, value_arguments
 from gradscope.capture.training.clipping import ClipCall
 from gradscope.capture.training.clips import ClipBook, ClipNote
-from gradscope.capture.training.coverage import CoverageLedger
+from gradscope.capture.training.coverage import OTHER_LOSS, ZEROED, CoverageLedger
 from gradscope.capture.training.describe import describe_model, run_meta
 from gradscope.capture.training.gradients import PassNote
 from gradscope.capture.training.ledger import StepLedger
@@ -332,6 +332,9 @@ class Recorder:
         self._changed_unseen = self._ledger.changed_unseen()
         if self._changed_unseen:
             self._coverage.remark("clipping", _UNSEEN_EDIT)
+        for site, role in self._apart_only(seen):
+            why = ZEROED if role == DROPPED else OTHER_LOSS
+            self._coverage.missed(self._infos[site].module, why, unless_known=True)
         if self._late:
             for target in self.targets:
                 self._coverage.missed(target.path, _LATE)
@@ -364,6 +367,11 @@ class Recorder:
                 by_role.setdefault(role, {})[site] = note.sites[site]
             for role, sites in sorted(by_role.items()):
                 yield note, role, sites
+
+    def _apart_only(self, seen: set[str]) -> Iterator[tuple[str, int]]:
+        """Yield the sites that only passes reached which fed no update, with what these were."""
+        for _, role, sites in self._parts():
+            yield from ((site, role) for site in sites if site not in seen and role != UPDATE)
 
     def _parameters_of_site(self, site: str) -> frozenset[int]:
         if site not in self._parameters_at:

@@ -115,7 +115,10 @@ def _of_torch(optimizer: Any) -> list[torch.optim.Optimizer]:
     strange = isinstance(optimizer, type | nn.Module | torch.optim.lr_scheduler.LRScheduler)
     held = [] if strange else list(held_optimizers(optimizer, depth=0))
     if not held:
-        raise SettingError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
+        raise SettingError(
+            f"optimizer must be a torch.optim.Optimizer, or hold one, not {type(optimizer).__name__}; leave it out to "
+            "have whatever updates the model's parameters followed"
+        )
     return held
 
 

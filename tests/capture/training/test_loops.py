@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn.utils import clip_grad_value_ as clip_values_imported_by_name
 
 import gradscope
+from gradscope.capture.training.coverage import ZEROED
 from gradscope.capture.training.recorder import GradscopeWarning
 from tests.capture.training.loops import LOOPS, Table
 
@@ -167,3 +169,34 @@ def test_steps_are_counted_alike_however_few_are_recorded(tmp_path: Path) -> Non
             LOOPS[name](table)
             counted[name, every] = table.recorder.step_number
         assert counted[name, 1] == counted[name, 100] == len(table.steps), name
+
+
+def test_a_gradient_that_is_zeroed_before_its_update_is_said_in_coverage(tmp_path: Path) -> None:
+    table = Table(tmp_path / "run")
+    optimizer = table.sgd()
+    with table.recorded(optimizer):
+        for _ in range(3):
+            table.backward()
+            optimizer.zero_grad()
+            optimizer.step()
+    run = gradscope.open_run(tmp_path / "run")
+    assert run.n_records == 0
+    assert run.apart.records("rnn/l0").dropped.tolist() == [True] * 3
+    assert [(line.site, line.status, line.reason) for line in run.coverage] == [("rnn/l0", "missing", ZEROED)]
+
+
+def test_a_value_clip_imported_by_name_before_the_recorder_is_said_in_coverage(tmp_path: Path) -> None:
+    table = Table(tmp_path / "run")
+    optimizer = table.sgd()
+    with table.recorded(optimizer):
+        for _ in range(3):
+            optimizer.zero_grad()
+            passed, raw = table.backward(), table.norm()
+            clip_values_imported_by_name(table.model.parameters(), 0.01)
+            table.note([passed], raw, table.norm())
+            optimizer.step()
+    run = gradscope.open_run(tmp_path / "run")
+    assert run.clips().empty
+    assert [line.site for line in run.coverage if line.reason] == ["clipping"]
+    np.testing.assert_allclose(run.steps().grad_norm, [step.raw for step in table.steps])
+    np.testing.assert_allclose(run.steps().grad_norm_applied, [step.applied for step in table.steps])
