@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -200,3 +201,42 @@ def test_a_value_clip_imported_by_name_before_the_recorder_is_said_in_coverage(t
     assert [line.site for line in run.coverage if line.reason] == ["clipping"]
     np.testing.assert_allclose(run.steps().grad_norm, [step.raw for step in table.steps])
     np.testing.assert_allclose(run.steps().grad_norm_applied, [step.applied for step in table.steps])
+
+
+# A skipped step that is known only once the next forward pass has run leaves that one unrecorded, and coverage says so.
+LATE = "an_update_skipped_with_zero_grad_after_the_forward_pass"
+
+
+@pytest.mark.parametrize("name", [name for name in LOOPS if name != LATE])
+def test_what_is_recorded_at_a_step_does_not_depend_on_whether_others_are(
+    name: str, recorded: Recorded, tmp_path: Path
+) -> None:
+    table, whole = recorded
+    half_table = Table(tmp_path / "run")
+    half_table.every = 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        LOOPS[name](half_table)
+    half = gradscope.open_run(tmp_path / "run")
+    assert half_table.recorder.step_number == table.recorder.step_number
+    columns = ["step", "micro", "skipped"]
+    expected, found = whole.records(table.site), half.records(table.site)
+    kept = (expected.step % 2 == 0).to_numpy()
+    assert found[columns].values.tolist() == expected[kept][columns].values.tolist()
+    if len(found):
+        arrays = [run.array(table.site, "hidden") for run in (half, whole)]
+        np.testing.assert_allclose(arrays[0], arrays[1][kept], rtol=1e-6)
+    clips = [run.clips() for run in (half, whole)]
+    if name != "clip_values":  # measured, and noted, in recorded steps only
+        assert clips[0][["step", "place", "part"]].equals(clips[1][["step", "place", "part"]])
+        np.testing.assert_allclose(clips[0].norm_before, clips[1].norm_before, rtol=1e-5)
+
+
+def test_a_skipped_step_that_is_known_late_is_said_in_coverage(tmp_path: Path) -> None:
+    table = Table(tmp_path / "run")
+    table.every = 2
+    LOOPS[LATE](table)
+    run = gradscope.open_run(tmp_path / "run")
+    assert table.recorder.step_number == 6
+    assert run.records("rnn/l0").step.tolist() == [0, 2]
+    assert any("before it was known that the step before had been skipped" in line.reason for line in run.coverage)
