@@ -34,6 +34,18 @@ def acting(clips: pd.DataFrame) -> pd.DataFrame:
     return clips[clips["effective"] > 0] if "effective" in clips else clips
 
 
+def of_steps(clips: pd.DataFrame) -> pd.DataFrame:
+    """The calls that are their steps' clipping: on the gradient that was applied, of all that are trained.
+
+    Thresholds are in the units of the norms: one that met scaled gradients is divided by the loss scale.
+    """
+    kept = acting(clips)
+    if "place" not in kept:
+        return kept
+    kept = kept[kept["place"].isin(["", "update"]) & (kept["part"] == "")]
+    return kept.assign(threshold=kept["threshold"] / kept["loss_scale"])
+
+
 def parts(clips: pd.DataFrame) -> tuple[str, ...]:
     """The sets of parameters that were clipped, in order; the empty name is all that are trained."""
     return tuple(dict.fromkeys(clips["part"])) if "part" in clips and len(clips) else ("",)

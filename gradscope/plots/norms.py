@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from gradscope.diagnostics.clip_calls import of_steps
 from gradscope.errors import EmptyRunError, NotRecordedError
 from gradscope.plots import marks, select, style
 from gradscope.plots.text import label
@@ -47,7 +48,7 @@ def table(runs: Sequence[Any]) -> pd.DataFrame:
 def _of_run(name: str, run: Any) -> pd.DataFrame:
     """Norms from the clipping calls; else the logged ``grad_norm``; else from the norms of the parameters."""
     steps = last_attempt(run.steps())
-    clips = last_attempt(run.clips())
+    clips = of_steps(last_attempt(run.clips()))
     clips = clips[clips["kind"] != "timestep"].groupby("step", as_index=True).first()
     parameters = last_attempt(run.parameters()).groupby("step").first()
     at = sorted({*map(int, steps.get("step", [])), *map(int, clips.index), *map(int, parameters.index)})

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gradscope.diagnostics.clip_calls import of_steps
 from gradscope.errors import NotRecordedError, SettingError
 from gradscope.plots import select
 from gradscope.plots.norms import last_attempt
@@ -15,7 +16,7 @@ from gradscope.plots.norms import last_attempt
 
 def threshold_of(run: Any) -> float:
     """The threshold a run was clipped at by its norm (the most frequent); inf without norm clipping."""
-    clips = run.clips()
+    clips = of_steps(run.clips())
     values = clips["threshold"][clips["kind"] == "norm"] if len(clips) else pd.Series(dtype=float)
     return float(values.mode().iloc[0]) if len(values) else float("inf")
 
@@ -67,7 +68,7 @@ def diverged_from(run: Any, steps: np.ndarray, value: np.ndarray) -> float:
     metric had been logged at every step before.
     """
     found = [_never_again(steps, value, np.isinf(value) | (np.isnan(value) & _dense(value)))]
-    clips = last_attempt(run.clips())
+    clips = of_steps(last_attempt(run.clips()))
     if len(clips):
         norm = clips["norm_before"].to_numpy(dtype=float)
         found.append(_never_again(clips["step"].to_numpy(), norm, ~np.isfinite(norm)))

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gradscope.diagnostics.clip_calls import acting, clip_remarks, norms_before, parts
+from gradscope.diagnostics.clip_calls import acting, clip_remarks, norms_before, of_steps, parts
 from gradscope.schema import ClipEvent
 
 
@@ -85,6 +85,13 @@ def test_norms_of_parts_are_never_mixed() -> None:
 def test_the_second_call_of_a_step_saw_what_the_first_had_left() -> None:
     table = calls({"norm_before": 9.0}, {"norm_before": 5.0}, {"step": 1, "norm_before": 7.0})
     assert norms_before(table).norm.tolist() == [9.0, 7.0]
+
+
+def test_the_clipping_of_a_step_is_what_acted_on_the_whole_gradient_that_was_applied() -> None:
+    rows = [{"step": 0, "place": "partial"}, {"step": 0}, {"step": 1, "place": "after", "effective": 0}]
+    rows += [{"step": 2, "part": "enc"}, {"step": 3, "place": ""}]
+    assert of_steps(calls(*rows)).step.tolist() == [0, 3]
+    assert of_steps(calls({"threshold": 2.0, "loss_scale": 1024.0})).threshold.tolist() == [2 / 1024]
 
 
 def test_a_run_that_did_not_note_places_is_taken_as_before() -> None:

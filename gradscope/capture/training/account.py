@@ -247,8 +247,7 @@ class Account:
                 clip.place = "partial"
         self._keeper.pass_ended(note)
         if self._ends_after_pass is not None:
-            skipped, self._ends_after_pass = self._ends_after_pass, None
-            self._end(skipped)
+            self._wait(True)  # what was measured in the pass may still be on its way
             return
         if self._updates.running:
             return
@@ -298,6 +297,10 @@ class Account:
     def settle(self, late: bool = False) -> None:
         """End the step if it is over without having said so: updated by hand, or skipped."""
         if self._updates.running or len(self._running) > late or not self.passes:
+            return
+        if self._ends_after_pass is not None:
+            skipped, self._ends_after_pass = self._ends_after_pass, None
+            self._end(skipped, late)
             return
         moved = self._moved is not None and self._moved.happened()
         if moved and self.perhaps_by_hand:
@@ -446,6 +449,8 @@ class Account:
 
     def mark(self) -> None:
         """``recorder.step()``: the script says that a step is over."""
+        if self._ends_after_pass is not None:
+            self.settle()
         self._wait(False)
         if self.by != "mark" and self._rounds.pending:
             self._rounds.finish()
