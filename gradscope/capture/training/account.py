@@ -118,6 +118,7 @@ class Account:
         self._measured = False
         self._ended_before = False
         self._stepped: set[int] = set()
+        self._updated: frozenset[int] = frozenset()
         self.seen_passes = 0
         self._told_any = False
         for optimizer in optimizers:
@@ -330,7 +331,10 @@ class Account:
         """Whether a gradient that was dropped had been meant for an update: made ready, or all of a usual step's."""
         if self._elsewhere or self.by == "mark" or not self._rounds.any:
             return False
-        return self._prepared or len(dropped) == self._usual
+        if self._usual is None:
+            return self._prepared
+        # Fewer than usual are the rest of an accumulation that was given up, at the end of an epoch for instance.
+        return len(dropped) == self._usual or (self._prepared and len(dropped) > self._usual)
 
     def prepared(self) -> None:
         """Note that the script does with the gradient what one does before an update."""
@@ -421,6 +425,7 @@ class Account:
     def _take_update(self, optimizer: torch.optim.Optimizer, skipped: bool) -> None:
         self.by = self.by or "optimizer"
         self._stepped.add(id(optimizer))
+        self._updated |= self._ids_of(optimizer)
         self._evaluation = 0
         self.book.spend(self._ids_of(optimizer))
         self.order.append("skipped update" if skipped else "update")
@@ -500,6 +505,7 @@ class Account:
             self._usual = len(fed) if regular else self._usual if skipped else None
             self.passes, self.clips, self.order = [], [], []
             self._note = self._moved = None
+            self._updated = frozenset()
             self._elsewhere = self._prepared = self._measured = False
             self.book.clear()
             self.scales.end_step()
@@ -525,8 +531,14 @@ class Account:
         A critic under the actor's loss is in a pass that fed an update, and its own gradient is dropped.
         """
         for site in sites:
-            own = parameters_at(site) & note.reached
-            yield site, self._role(note, own)
+            held = parameters_at(site)
+            own = held & note.reached
+            # Frozen for this pass only, while another part is updated: its own updates are other steps'.
+            aside = not own and self._updated and self._trained(held) and not held & self._updated
+            yield site, OTHER if aside else self._role(note, own)
+
+    def _trained(self, held: Collection[int]) -> bool:
+        return any(not self._ids_of(optimizer).isdisjoint(held) for optimizer in self.optimizers)
 
     def _role(self, note: PassNote, own: set[int]) -> int:
         if note.whole or (note.used & own if own else note.used):

@@ -120,6 +120,7 @@ class StepLedger:
 
     def skipped(self) -> None:
         """No update used the gradient: what is known of it was measured before."""
+        self._current.pop("grad_norm_applied", None)
         if raw := self._at_pass_end | self._raw:
             self._current.setdefault("grad_norm", math.hypot(*raw.values()))
 

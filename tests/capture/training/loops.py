@@ -476,6 +476,25 @@ def lbfgs(t: Table) -> None:
             t.note([first[0]], first[1], apart=[("evaluation", passed) for passed, _ in others])
 
 
+@loop
+def lbfgs_with_a_line_search(t: Table) -> None:
+    optimizer = torch.optim.LBFGS(t.model.parameters(), max_iter=4, line_search_fn="strong_wolfe")
+    x = torch.randn(T, B, FEATURES, dtype=torch.float64)
+    with t.recorded(optimizer):
+        for _ in range(2):
+            evaluations: list[tuple[float, float]] = []
+
+            def evaluate(evaluations: list[tuple[float, float]] = evaluations) -> Tensor:
+                optimizer.zero_grad()
+                loss = (t.model(x) - x.sum((0, 2))[:, None]).pow(2).mean()
+                evaluations.append((t.backward(loss), t.norm()))
+                return loss
+
+            optimizer.step(evaluate)
+            first, *others = evaluations
+            t.note([first[0]], first[1], apart=[("evaluation", passed) for passed, _ in others])
+
+
 class SAM(torch.optim.Optimizer):
     """Sharpness-aware minimisation as it is usually written: an optimizer around another."""
 
@@ -572,11 +591,36 @@ def an_update_skipped_with_zero_grad_after_the_forward_pass(t: Table) -> None:
     _skipping(t, clip=True, zero="between")
 
 
+@loop
+def an_accumulation_given_up_at_the_end_of_an_epoch(t: Table) -> None:
+    optimizer = t.sgd()
+    with t.recorded(optimizer) as recorder:
+        given_up: list[tuple[str, float]] = []
+        for _ in range(2):
+            optimizer.zero_grad()
+            for _ in range(2):
+                passes = []
+                for k in range(3):
+                    passes.append(t.backward(t.loss() / 3))
+                    t.clip("update" if k == 2 else "partial", float(recorder.clip_grad_norm_(100.0)))
+                t.note(passes, t.norm(), apart=given_up)
+                given_up = []
+                optimizer.step()
+                optimizer.zero_grad()
+            given_up = [("dropped", t.backward(t.loss() / 3))]
+            t.clip("dropped", float(recorder.clip_grad_norm_(100.0)))
+        optimizer.zero_grad()
+        t.note([t.backward()], t.norm(), apart=given_up)
+        optimizer.step()
+
+
 # --- loss scales -----------------------------------------------------------------------------------------------------
 
 
-def _scaled(t: Table, unscale: bool, clip: bool, parts: int = 1, spoil: int = -1) -> None:
+def _scaled(t: Table, unscale: bool, clip: bool, parts: int = 1, spoil: int = -1, fused: bool = False) -> None:
     optimizer, scaler = t.sgd(), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    if fused:
+        optimizer = torch.optim.SGD(t.model.parameters(), 0.1, fused=True)
     with t.recorded(optimizer):
         for k in range(4):
             optimizer.zero_grad()
@@ -594,7 +638,9 @@ def _scaled(t: Table, unscale: bool, clip: bool, parts: int = 1, spoil: int = -1
                 torch.nn.utils.clip_grad_norm_(t.model.parameters(), 0.1)
             applied = t.norm() / (1 if unscale else scale)
             skipped = k == spoil
-            t.note(passes, math.nan if skipped else raw, math.nan if skipped else applied, skipped=skipped)
+            # A fused optimizer is called all the same, and skips inside: its gradient was measured.
+            known = raw if fused or not skipped else math.nan
+            t.note(passes, known, math.nan if skipped else applied, skipped=skipped)
             scaler.step(optimizer)
             scaler.update()
 
@@ -622,6 +668,16 @@ def a_loss_scale_with_accumulation(t: Table) -> None:
 @loop
 def a_loss_scale_that_skips_an_update(t: Table) -> None:
     _scaled(t, unscale=False, clip=False, spoil=2)
+
+
+@loop
+def a_loss_scale_that_a_fused_optimizer_divides_out_itself(t: Table) -> None:
+    _scaled(t, unscale=False, clip=False, fused=True)
+
+
+@loop
+def a_loss_scale_for_which_a_fused_optimizer_skips(t: Table) -> None:
+    _scaled(t, unscale=False, clip=False, spoil=2, fused=True)
 
 
 # --- whose optimizer it is -------------------------------------------------------------------------------------------
@@ -687,6 +743,29 @@ def an_optimizer_inside_an_optimizer(t: Table) -> None:
             t.note([t.backward()], t.norm())
             optimizer.step()
             optimizer.zero_grad()
+
+
+@loop
+def gradients_assigned_by_hand_to_an_optimizer(t: Table) -> None:
+    optimizer = t.sgd()
+    with t.recorded(optimizer):
+        for _ in range(3):
+            loss, parameters = t.loss(), list(t.model.parameters())
+            *grads, at_states = torch.autograd.grad(loss, [*parameters, t.model.states])
+            for p, g in zip(parameters, grads, strict=True):
+                p.grad = g
+            t.note([float(at_states[-1, 0].norm())], t.norm())
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+@loop
+def gradients_that_are_never_zeroed(t: Table) -> None:
+    optimizer = t.sgd(lr=1e-2)
+    with t.recorded(optimizer):
+        for _ in range(3):
+            t.note([t.backward()], t.norm())
+            optimizer.step()
 
 
 @loop
@@ -893,6 +972,42 @@ def a_critic_under_the_loss_of_its_actor(t: Table) -> None:
             (-critic(actor(x)).mean()).backward()
             t.note([], t.norm(list(actor.parameters())), apart=[("other", t.at_last(critic))])
             of_actor.step()
+
+
+@loop
+def a_critic_frozen_while_its_generator_learns(t: Table) -> None:
+    """Both have optimizers and take turns; in the generator's pass the critic's parameters ask for no gradient."""
+    critic, generator = Net().double(), nn.Linear(FEATURES, FEATURES).double()
+    t.model, t.site = nn.ModuleDict({"critic": critic, "generator": generator}), "critic.rnn/l0"
+    of_critic, of_generator = t.sgd(critic), t.sgd(generator)
+    with t.recorded(of_critic, of_generator):
+        for _ in range(3):
+            noise = torch.randn(T, B, FEATURES, dtype=torch.float64)
+            of_critic.zero_grad()
+            critic(generator(noise).detach()).mean().backward()
+            t.note([t.at_last(critic)], t.norm(list(critic.parameters())))
+            of_critic.step()
+            critic.requires_grad_(False)
+            of_generator.zero_grad()
+            (-critic(generator(noise)).mean()).backward()
+            t.note([], t.norm(list(generator.parameters())), apart=[("other", t.at_last(critic))])
+            of_generator.step()
+            critic.requires_grad_(True)
+
+
+@loop
+def a_frozen_part_that_the_optimizer_holds(t: Table) -> None:
+    """The whole model was given to the optimizer and the recurrence frozen: its record is that of the update."""
+    t.model.rnn.requires_grad_(False)
+    before = nn.Linear(FEATURES, FEATURES).double()
+    t.model, t.site = nn.Sequential(before, t.model), "1.rnn/l0"
+    optimizer = t.sgd()
+    with t.recorded(optimizer):
+        for _ in range(3):
+            optimizer.zero_grad()
+            t.loss().backward()
+            t.note([t.at_last(t.model[1])], t.norm())
+            optimizer.step()
 
 
 @loop
