@@ -38,6 +38,7 @@ class Pace:
     ) -> None:
         self.every, self._budget, self._first, self._clock = every, budget, first, clock
         self._took: list[float] = []
+        self._spent = [0.0]
         self._began = clock()
 
     def records(self, step: int) -> bool:
@@ -46,18 +47,32 @@ class Pace:
             return step - self._first in (0, _TIMED - 1)
         return step % self.every == 0
 
+    @property
+    def choosing(self) -> bool:
+        """Whether the interval is still to be chosen."""
+        return self.every is None
+
+    def spend(self, seconds: float) -> None:
+        """Take time that was spent on following the order of a step, recorded or not."""
+        self._spent[-1] += seconds
+
     def ended(self) -> bool:
         """Take the end of a step; return whether the interval has just been chosen."""
         if self.every is not None:
             return False
         now = self._clock()
         self._took.append(now - self._began)
+        self._spent.append(0.0)
         self._began = now
         if len(self._took) < _TIMED:
             return False
         first, *plain, last = self._took
-        usual = sorted(plain)[len(plain) // 2]
-        # The first step of a training takes longer for reasons of its own: the smaller difference is the cost.
+        # Whatever else the machine does makes steps longer, never shorter: against the shortest plain step the cost is
+        # not underrated. The first step of a training takes longer for reasons of its own: of the two, the shorter.
+        usual = min(plain)
         cost = max(min(first, last) - usual, _LEAST_COST * usual)
-        self.every = max(1, math.ceil(cost / (self._budget * usual))) if usual > 0 else _TIMED
+        # Between recorded steps a little is spent too: it comes off the budget, of which a quarter is always left.
+        between = min(self._spent[1 : _TIMED - 1])
+        allowed = max(self._budget * usual - between, self._budget * usual / 4)
+        self.every = max(1, math.ceil(cost / allowed)) if usual > 0 else _TIMED
         return True

@@ -52,16 +52,22 @@ class GradscopeWarning(UserWarning):
 
 
 class _Unharmed:
-    """A context that hands errors to the recorder; entered several times a step, so no generator."""
+    """A context that hands errors to the recorder; entered several times a step, so no generator.
 
-    __slots__ = ("_doing", "_recorder")
+    The time inside of it is what ``every="auto"`` takes for the cost between recorded steps.
+    """
+
+    __slots__ = ("_began", "_doing", "_recorder")
 
     def __init__(self, recorder: Recorder, doing: str) -> None:
         self._recorder, self._doing = recorder, doing
 
-    def __enter__(self) -> None: ...
+    def __enter__(self) -> None:
+        self._began = time.perf_counter() if self._recorder._pace.choosing else 0.0
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if self._began and self._recorder._pace.choosing:
+            self._recorder._pace.spend(time.perf_counter() - self._began)
         if isinstance(error, Exception):
             self._recorder._lost(self._doing, error)
             return True

@@ -29,7 +29,7 @@ def _chosen(recorded: float, plain: float, budget: float = 0.02, warm_up: float 
 
 @pytest.mark.parametrize(
     ("recorded", "plain", "budget", "every"),
-    [(1.5, 1.0, 0.02, 25), (1.1, 1.0, 0.02, 5), (3.0, 1.0, 0.1, 20), (1.0, 1.0, 0.02, 3), (1.05, 1.0, 0.5, 1)],
+    [(1.5, 1.0, 0.02, 25), (1.09, 1.0, 0.02, 5), (3.0, 1.0, 0.1, 20), (1.0, 1.0, 0.02, 3), (1.05, 1.0, 0.5, 1)],
 )
 def test_recording_takes_at_most_its_share(recorded: float, plain: float, budget: float, every: int) -> None:
     assert _chosen(recorded, plain, budget) == every
@@ -38,6 +38,16 @@ def test_recording_takes_at_most_its_share(recorded: float, plain: float, budget
 
 def test_the_warm_up_of_the_first_step_is_not_taken_for_recording() -> None:
     assert _chosen(1.5, 1.0, warm_up=60.0) == 25
+
+
+def test_what_is_spent_between_recorded_steps_comes_off_the_budget() -> None:
+    now = [0.0]
+    pace = Pace(None, 0.02, 0, lambda: now[0])
+    for step in range(5):
+        now[0] += 1.5 if pace.records(step) else 1.0
+        pace.spend(0.01)
+        pace.ended()
+    assert pace.every == 50, "half of a budget of .02 is gone"
 
 
 def test_a_fixed_interval_is_not_reconsidered() -> None:
