@@ -217,7 +217,7 @@ class Account:
             # What the inputs of a pass for some leaves are is known only while it runs.
             for_parameters = not begun.asked or any(isinstance(t, Tensor) and t in self.book for t in begun.inputs)
             scaled = self.scales.of_pass(begun.roots)
-            self._note = PassNote(begun.kind, for_parameters, begun.create_graph, self._evaluation, scaled)
+            self._note = PassNote(begun.kind, for_parameters, begun.create_graph, self.evaluation, scaled)
             if scaled and self._keeper.recording:
                 self._note.scale = self.scales.factor()
             self.passes.append(self._note)
@@ -265,7 +265,7 @@ class Account:
     @property
     def evaluation(self) -> int:
         """Which evaluation of a closure runs, 0 outside of one."""
-        return self._evaluation
+        return self._evaluation if self._updates.running else 0
 
     def passes_in(self, parameters: list[Tensor]) -> list[PassNote]:
         """Return the passes whose gradient is in these parameters and has not been applied."""
@@ -312,7 +312,7 @@ class Account:
             self._end(False, late)
             return
         self.settle_clips()
-        open_passes = [p for p in self.passes if p.reached and not p.fed and not p.considered and not p.evaluation]
+        open_passes = [p for p in self.passes if p.reached and not p.fed and not p.considered and p.evaluation < 2]
         if not open_passes or not all(note.gone for note in open_passes):
             return
         self.order.append("zeroed")
@@ -382,7 +382,7 @@ class Account:
         self._wait(False)
         if self._running and self._note is not None:
             self.book.collect(self._note)  # an optimizer that steps while the gradients come in
-        elif not self._evaluation:
+        elif not self.evaluation:
             self.settle_clips()
         self.book.examine()
         given = parameters_of(optimizer)

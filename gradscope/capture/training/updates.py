@@ -101,6 +101,9 @@ class Updates:
             self._evaluating = True
             try:
                 result = closure(*args, **kwargs)
+            except BaseException:
+                self._under_way.clear()  # no hook of torch's tells that the step has ended
+                raise
             finally:
                 self._evaluating = outer
             if not outer and self._evaluations == 1 and (living := held()) is not None:

@@ -105,6 +105,22 @@ def test_a_pass_inside_of_a_pass_is_part_of_it(loop: Loop) -> None:
     assert loop.orders == ["pass, update"]
 
 
+def test_a_closure_that_fails_leaves_the_steps_after_it_in_order(loop: Loop) -> None:
+    def fails() -> Tensor:
+        loop.loss().backward()
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        loop.optimizer.step(fails)
+    loop.optimizer.zero_grad()
+    for _ in range(2):
+        loop.loss().backward()
+        loop.optimizer.step()
+        loop.optimizer.zero_grad()
+    assert loop.orders == ["pass, zeroed, pass, update", "pass, update"]
+    assert loop.recorder.step_number == 2
+
+
 # --- what makes no sense ---------------------------------------------------------------------------------------------
 
 
