@@ -25,28 +25,31 @@ if TYPE_CHECKING:
         snapshot,
         source_target,
         spectrum,
+        state,
     )
     from gradscope.diagnostics import DecayFit, fit_decay
-    from gradscope.store import Run, open_run
+    from gradscope.face import Run, compare, open_run
 
 # Loaded on first use, so that `import gradscope` and the reading commands never pay for torch.
 _HOME = {
     "ClipWhatIf": "gradscope.capture",
     "DecayFit": "gradscope.diagnostics",
     "Recorder": "gradscope.capture",
-    "Run": "gradscope.store",
+    "Run": "gradscope.face",
     "Snapshot": "gradscope.capture",
     "SourceTarget": "gradscope.capture",
     "Spectrum": "gradscope.capture",
     "check_adapter": "gradscope.capture",
     "clip_whatif": "gradscope.capture",
+    "compare": "gradscope.face",
     "fit_decay": "gradscope.diagnostics",
-    "open_run": "gradscope.store",
+    "open_run": "gradscope.face",
     "record": "gradscope.capture",
     "register_adapter": "gradscope.capture",
     "snapshot": "gradscope.capture",
     "source_target": "gradscope.capture",
     "spectrum": "gradscope.capture",
+    "state": "gradscope.capture",
 }
 
 __all__ = [
@@ -60,6 +63,7 @@ __all__ = [
     "__version__",
     "check_adapter",
     "clip_whatif",
+    "compare",
     "fit_decay",
     "open_run",
     "record",
@@ -67,6 +71,7 @@ __all__ = [
     "snapshot",
     "source_target",
     "spectrum",
+    "state",
 ]
 
 

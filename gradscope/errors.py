@@ -15,7 +15,8 @@
     │   ├── UnsafeFileError             a link, a filter or a size that is refused
     │   ├── EmptyRunError               a run without a single record
     │   └── NotRecordedError            that quantity was not recorded there
-    └── AdapterError                    a custom layer's adapter disagrees with autograd
+    ├── AdapterError                    a custom layer's adapter disagrees with autograd
+    └── InternalError                   a fault of gradscope's own, to be reported
 
 A message says what was wrong, with which file, site or option, and what to do.
 """
@@ -100,3 +101,7 @@ class NotRecordedError(RunError):
 
 class AdapterError(GradscopeError):
     """A custom layer's adapter disagrees with autograd, or cannot be used."""
+
+
+class InternalError(GradscopeError):
+    """A fault of gradscope's own: please report it, with the traceback."""

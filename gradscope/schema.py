@@ -50,6 +50,12 @@ class Quantity:
 
 _PER_LAG = ("sequence", "lag")
 
+#: Most states of one recurrence that are recorded by number, where hidden and cell cannot be told.
+MAX_STATES = 8
+
+#: What the numbered states are called.
+STATES = tuple(f"state_{k}" for k in range(1, MAX_STATES + 1))
+
 
 def _norm(name: str, symbol: str, description: str, tensor: tuple[str, ...]) -> Quantity:
     return Quantity(name, symbol, description, {name: _PER_LAG}, (*_PER_LAG, *tensor))
@@ -80,6 +86,10 @@ QUANTITIES: dict[str, Quantity] = {
             r"\|\partial L/\partial W_{hh}\|_t",
             "norm of the timestep's contribution to the recurrent weight gradient",
             {"weight": ("time",)},
+        ),
+        *(
+            _norm(f"state_{k}", rf"\partial L/\partial s^{{({k})}}_t", f"adjoint of state {k}", (f"unit_state_{k}",))
+            for k in range(1, MAX_STATES + 1)
         ),
         Quantity(
             "recurrent",
@@ -146,6 +156,8 @@ class SiteInfo:
         The quantity whose decay describes the site: ``cell`` for an LSTM, ``input`` for a black box, else ``hidden``.
     call : int
         1 for the first use of the module in a step; a second use is its own site, suffixed ``#2``.
+    how : str
+        How a site was found that no class told of: by data flow, in how many steps.
     """
 
     site: str
@@ -160,6 +172,7 @@ class SiteInfo:
     gates: tuple[str, ...] = ()
     curve: str = "hidden"
     call: int = 1
+    how: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -205,7 +218,9 @@ class SiteRecord:
     nonfinite : int
         Number of sampled sequences with any non-finite value.
     carried : int
-        Timesteps of earlier windows whose state was carried in (truncated back-propagation), 0 otherwise.
+        Steps of the same sequence before the first of these (earlier windows, an encoder); −1 where unknown.
+    after : int
+        Steps of the same sequence after the last of these, in other layers: lags count from there.
     """
 
     lengths: np.ndarray
@@ -214,6 +229,7 @@ class SiteRecord:
     arrays: dict[str, np.ndarray]
     nonfinite: int = 0
     carried: int = 0
+    after: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -99,6 +99,12 @@ class Adjoints:
         None when they are the adjoints themselves. ``direct`` is never scaled.
     faded : list of bool or None
         Processed steps whose adjoint is below 2^-1000 and held as 0.
+    states : tuple of Tensor, each of shape (T, B, N)
+        Adjoints of states that could not be told to be hidden or cell, in the order of the graph.
+    roles : tuple of str
+        Of a recurrence that was found: what its states are called.
+    shapes : tuple of tuple of int
+        Their shapes without time and batch; N is the product.
     """
 
     order: Order
@@ -116,6 +122,9 @@ class Adjoints:
     initial_cell: Tensor | None = None
     scale: Tensor | None = None
     faded: list[bool] | None = None
+    states: tuple[Tensor, ...] = ()
+    roles: tuple[str, ...] = ()
+    shapes: tuple[tuple[int, ...], ...] = ()
 
     @cached_property
     def hidden_norms(self) -> Tensor:

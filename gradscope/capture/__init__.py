@@ -1,5 +1,6 @@
 """Attach to a model, watch its recurrent layers, and record what the gradient does in them."""
 
+from gradscope.capture.calls.marks import state
 from gradscope.capture.layers.adapters import check_adapter, register_adapter
 from gradscope.capture.probes.clip_whatif import ClipWhatIf, clip_whatif
 from gradscope.capture.probes.snapshot import SiteSnapshot, Snapshot, snapshot
@@ -22,4 +23,5 @@ __all__ = [
     "snapshot",
     "source_target",
     "spectrum",
+    "state",
 ]

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from gradscope.capture.calls.watcher import _COMPILE_WARNING, _eager
-from gradscope.capture.layers.discovery import discover_or_none, unwrapped
+from gradscope.capture.layers.discovery import discover, unwrapped
 from gradscope.capture.training import clipping
 from gradscope.capture.training.recorder import Recorder, record
 from gradscope.errors import GradscopeError, RunExistsError
@@ -57,7 +57,7 @@ class Training:
 
     def recurrent(self) -> set[int]:
         """Identities of the recurrent modules."""
-        return {id(target.module) for root in self.roots for target in discover_or_none(root)}
+        return {id(target.module) for root in self.roots for target in discover(root)}
 
 
 @dataclass
@@ -154,7 +154,7 @@ class Launcher:
         self._looked_at.add(id(module))
         try:
             held = {id(p) for p in module.parameters() if p.requires_grad}
-            if not held or not discover_or_none(module) or self._stepped_aside():
+            if not held or not discover(module) or self._stepped_aside():
                 return None
             self._stop_waiting_for_hands()
             roots = _Living().owners(held, module, every=False)
@@ -356,7 +356,7 @@ class _Living:
         roots.sort(key=lambda root: (not around & {id(m) for m in root.modules()}, -sum(1 for _ in root.modules())))
         chosen, covered = [], set[int]()
         for root in roots:
-            inside = {id(target.module) for target in discover_or_none(root)}
+            inside = {id(target.module) for target in discover(root)}
             if inside - covered or (every and not inside):
                 chosen.append(root)
                 covered |= inside

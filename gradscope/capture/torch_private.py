@@ -30,3 +30,15 @@ def is_transformed(tensor: torch.Tensor) -> bool:
 def queue_callback(function: Any) -> None:
     """Call ``function`` at the end of the backward pass that runs."""
     torch.autograd.Variable._execution_engine.queue_callback(function)
+
+
+def saving_is_hooked() -> bool:
+    """Whether reading a tensor that is saved now would run somebody's code (checkpointing, offloading)."""
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return top is None or top(False) is not None
+
+
+def in_transform() -> bool:
+    """Whether a torch.func transform is under way."""
+    peek = getattr(torch._C._functorch, "peek_interpreter_stack", None)
+    return peek is not None and peek() is not None

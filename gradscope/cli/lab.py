@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from gradscope.lab.telling import Story
     from gradscope.report import ReportPaths
+    from gradscope.report.telling import Story
 
 
 @click.group()

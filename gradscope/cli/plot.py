@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from gradscope.cli.which import opened, which_records
 from gradscope.errors import SettingError
 
 
@@ -18,12 +19,13 @@ from gradscope.errors import SettingError
 @click.option("--style", default="neurips", show_default=True, help="Paper width: aaai, iclr, icml, icml2, ieee, ieee2, jmlr, neurips, screen.")  # fmt: skip  # noqa: E501
 @click.option("--site", multiple=True, help="Only this site. May be repeated.")
 @click.option("--quantity", help="hidden, cell, input ...; by default what describes each site.")
-@click.option("--step", help="A recorded step, 'first' or 'last'.")
+@click.option("--step", help="A recorded step, or first, early, late, last, all.")
 @click.option("--horizon", type=float, help="Mark the first lag where the gradient is below this fraction.")
 @click.option("--absolute", is_flag=True, help="Norms themselves, not relative to lag 0.")
+@which_records
 def plot(
     kind: str, runs: tuple[Path, ...], out: Path, style: str, site: tuple[str, ...], quantity: str | None,
-    step: str | None, horizon: float | None, absolute: bool,
+    step: str | None, horizon: float | None, absolute: bool, **choice: int | None,
 ) -> None:  # fmt: skip
     """Draw one figure. KIND is one of
 
@@ -45,28 +47,29 @@ def plot(
     from gradscope import plots
     from gradscope.plots import figures
     from gradscope.plots.style import preset
-    from gradscope.store import open_run
 
     module = plots.load(kind)
     preset(style)
     if not getattr(module, "FROM_RUNS", True):
         raise SettingError(f"the figure {kind!r} is not drawn from a recording: it needs {module.NEEDS}.")
-    opened = [open_run(run) for run in runs]
+    readings = opened(runs, **choice)
     select = {"site": list(site) or None, "quantity": quantity, "step": _step(step)}
     look: dict[str, Any] = {"horizon": horizon, "relative": False if absolute else None}
-    data = module.table(opened, **_accepted(module.table, select, kind))
+    data = module.table(readings, **_accepted(module.table, select, kind))
     drawer = figures.drawer(module)
-    for path in figures.write(module, data, out, style=style, runs=opened, **_accepted(drawer, look, kind)):
+    for path in figures.write(module, data, out, style=style, runs=readings, **_accepted(drawer, look, kind)):
         click.echo(path)
 
 
 def _step(step: str | None) -> int | str | None:
-    if step is None or step in ("first", "last"):
+    from gradscope.reading import PARTS
+
+    if step is None or step in PARTS:
         return step
     try:
         return int(step)
     except ValueError:
-        raise SettingError(f"--step takes a number, 'first' or 'last', not {step!r}.") from None
+        raise SettingError(f"--step takes a number or one of {', '.join(PARTS)}, not {step!r}.") from None
 
 
 def _accepted(function: Any, given: dict[str, Any], kind: str) -> dict[str, Any]:

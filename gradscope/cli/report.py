@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from gradscope.cli.which import opened, which_records
+
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
@@ -19,10 +21,12 @@ import click
     multiple=True,
     help="Exit with 3 when a site has this verdict at the end of training. May be repeated.",
 )
+@which_records
 @click.pass_context
 def report(
-    ctx: click.Context, runs: tuple[Path, ...], out: Path, title: str, as_json: bool, fail_on: tuple[str, ...]
-) -> None:
+    ctx: click.Context, runs: tuple[Path, ...], out: Path, title: str, as_json: bool, fail_on: tuple[str, ...],
+    **choice: int | None,
+) -> None:  # fmt: skip
     """Turn recorded runs into one HTML page with figures, tables and numbers.
 
     RUN is a run directory or a packed file. Several are compared.
@@ -30,10 +34,9 @@ def report(
     # Imported here: a mistyped option should not wait for matplotlib.
     from gradscope.report import build_report
     from gradscope.report.build import check_free
-    from gradscope.store import open_run
 
     check_free(out)
-    written = build_report([open_run(run) for run in runs], out, title=title)
+    written = build_report(opened(runs, **choice), out, title=title)
     if as_json:
         numbers = json.loads(written.summary.read_text(encoding="utf-8"))
         click.echo(json.dumps({"report": str(written.index), **numbers}, indent=2, sort_keys=True))

@@ -85,8 +85,8 @@ def sweep(out: Path, jobs: int | None, as_json: bool, **asked: Any) -> None:
 
         gradscope sweep -o clip-order --task temporal_order --clip none,0.1,0.5,1,5
 
-    Thresholds are compared under plain SGD unless asked otherwise: Adam divides a gradient by its own size, which
-    undoes most of what clipping does.
+    Thresholds are compared under SGD with momentum .9 unless asked otherwise: Adam divides a gradient by its size,
+    which undoes most of what clipping does.
     """
     from gradscope.lab.grid import grid_for
     from gradscope.lab.sweep import run_sweep, summary_table

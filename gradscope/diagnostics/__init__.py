@@ -1,7 +1,6 @@
 """One module per diagnostic: pure functions of arrays, numpy and scipy only.
 
-:mod:`gradscope.diagnostics.of_run` applies them to a recorded run, :mod:`gradscope.diagnostics.words` says what they
-found, and :data:`DIAGNOSTICS` lists them with what has to be recorded for each.
+:mod:`gradscope.reading` applies them to a recorded run, and :mod:`gradscope.words` says what they found.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from gradscope.diagnostics.consistency import direction_consistency
 from gradscope.diagnostics.curve import DecayCurve, decay_curve
 from gradscope.diagnostics.decay import DecayFit, combine_fits, fit_decay
 from gradscope.diagnostics.difference import MeanDifference, compare_means, compare_rates
+from gradscope.diagnostics.entry import Entry, find_entry
 from gradscope.diagnostics.gates import (
     Saturation,
     TimescaleSummary,
@@ -23,9 +23,7 @@ from gradscope.diagnostics.gates import (
 from gradscope.diagnostics.law import LawComparison, compare_laws
 from gradscope.diagnostics.lyapunov import LyapunovSpectrum, lyapunov_exponents
 from gradscope.diagnostics.noise import NoiseScale, noise_scale
-from gradscope.diagnostics.outcome import Outcome, findings, outcomes_by_threshold
 from gradscope.diagnostics.ratio import one_step_ratio
-from gradscope.diagnostics.registry import DIAGNOSTICS, Diagnostic
 from gradscope.diagnostics.spectrum import SpectrumBand, spectrum_band
 from gradscope.diagnostics.thresholds import (
     AdaptiveEffect,
@@ -37,17 +35,15 @@ from gradscope.diagnostics.thresholds import (
 )
 
 __all__ = [
-    "DIAGNOSTICS",
     "AdaptiveEffect",
     "ClipStatistics",
     "DecayCurve",
     "DecayFit",
-    "Diagnostic",
+    "Entry",
     "LawComparison",
     "LyapunovSpectrum",
     "MeanDifference",
     "NoiseScale",
-    "Outcome",
     "Saturation",
     "SpectrumBand",
     "ThresholdEffect",
@@ -62,13 +58,12 @@ __all__ = [
     "compare_rates",
     "decay_curve",
     "direction_consistency",
-    "findings",
+    "find_entry",
     "fit_decay",
     "lyapunov_exponents",
     "noise_scale",
     "norm_scale",
     "one_step_ratio",
-    "outcomes_by_threshold",
     "running_share",
     "saturation",
     "spectrum_band",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gradscope.diagnostics.words import number
+from gradscope.words import number
 
 #: A norm after clipping and the norm that was applied are of the same gradient when they differ by less.
 _SAME = 1e-2

@@ -30,6 +30,8 @@ class DecayCurve:
         How many sequences really have a usable norm at the lag.
     n_zero, n_below_normal, n_nonfinite : ndarray of int, shape (L,)
         Norms left out at the lag: exact zeros, norms below the smallest normal number, NaN or infinite gradients.
+    n_unreached : ndarray of int, shape (L,)
+        Exact zeros before a sequence's first gradient, not among ``n_zero``: no gradient has arrived there yet.
     first, last : int
         Positions between which at least half of the sequences are active; ``last < first`` when there are none.
     """
@@ -41,6 +43,7 @@ class DecayCurve:
     n_zero: Counts
     n_below_normal: Counts
     n_nonfinite: Counts
+    n_unreached: Counts
     first: int
     last: int
 
@@ -55,6 +58,7 @@ def decay_curve(
     norms: ArrayLike,
     *,
     lengths: ArrayLike | None = None,
+    starts: ArrayLike | None = None,
     smallest_normal: float | None = None,
 ) -> DecayCurve:
     """Average gradient norms over sequences, in log space, lag by lag.
@@ -72,6 +76,9 @@ def decay_curve(
     lengths : array_like of int, shape (S,), optional
         A NaN at a lag below the length is then counted as a non-finite gradient; without lengths, only a NaN that
         is followed by a number is.
+    starts : array_like of int, shape (S,), optional
+        First lag of each sequence, 0 when not given: what goes on in another module begins later, and a NaN before
+        is no gradient.
     smallest_normal : float, optional
         Norms below it have lost precision and are left out; that of the dtype of ``norms`` when not given.
 
@@ -83,13 +90,22 @@ def decay_curve(
     at, table, smallest = _checked(lags, norms, smallest_normal)
     order = np.argsort(at)
     at, table = at[order], table[:, order]
-    nonfinite = _nonfinite(at, table, lengths)
+    nonfinite = _nonfinite(at, table, lengths, starts)
     zero = table == 0
     below = (table > 0) & (table < smallest)
     usable = np.isfinite(table) & ~zero & ~below
     logs = np.full(table.shape, np.nan)
     logs[usable] = np.log10(table[usable])
-    return curve_of_logs(at, logs, n_zero=zero.sum(0), n_below_normal=below.sum(0), n_nonfinite=nonfinite.sum(0))
+    # Before the step where a sequence's gradient enters (a loss in the middle, a direction read at its other end).
+    unreached = zero & ~np.logical_or.accumulate(usable, axis=1) & usable.any(axis=1, keepdims=True)
+    return curve_of_logs(
+        at,
+        logs,
+        n_zero=(zero & ~unreached).sum(0),
+        n_below_normal=below.sum(0),
+        n_nonfinite=nonfinite.sum(0),
+        n_unreached=unreached.sum(0),
+    )
 
 
 def curve_of_logs(
@@ -99,6 +115,7 @@ def curve_of_logs(
     n_zero: Counts | None = None,
     n_below_normal: Counts | None = None,
     n_nonfinite: Counts | None = None,
+    n_unreached: Counts | None = None,
 ) -> DecayCurve:
     """:func:`decay_curve` from log10 norms, shape (S, L), over increasing lags; NaN where there is none."""
     none = np.zeros(lags.size, dtype=np.int64)
@@ -113,6 +130,7 @@ def curve_of_logs(
         n_zero=none if n_zero is None else n_zero,
         n_below_normal=none if n_below_normal is None else n_below_normal,
         n_nonfinite=none if n_nonfinite is None else n_nonfinite,
+        n_unreached=none if n_unreached is None else n_unreached,
         first=first,
         last=last,
     )
@@ -137,18 +155,24 @@ def _checked(lags: ArrayLike, norms: ArrayLike, smallest_normal: float | None) -
     return at, table, float(smallest_normal)
 
 
-def _nonfinite(at: Floats, table: Floats, lengths: ArrayLike | None) -> Bools:
+def _nonfinite(at: Floats, table: Floats, lengths: ArrayLike | None, starts: ArrayLike | None) -> Bools:
     missing = np.isnan(table)
     if lengths is None:
         # A trailing NaN is padding; one that a number follows is a gradient that was not a number.
         followed = np.cumsum(~missing[:, ::-1], axis=1)[:, ::-1] > 0
     else:
-        length = np.asarray(lengths)
-        if length.shape != (table.shape[0],):
-            raise SettingError(f"lengths must hold one number per sequence: got {length.shape} for {table.shape[0]}.")
-        followed = at[None, :] < length[:, None]
+        followed = at[None, :] < _each(lengths, table, "lengths")[:, None]
+    if starts is not None:
+        followed &= at[None, :] >= _each(starts, table, "starts")[:, None]
     result: Bools = np.isinf(table) | (missing & followed)
     return result
+
+
+def _each(given: ArrayLike, table: Floats, name: str) -> Counts:
+    values = np.asarray(given)
+    if values.shape != (table.shape[0],):
+        raise SettingError(f"{name} must hold one number per sequence: got {values.shape} for {table.shape[0]}.")
+    return values
 
 
 def _filled(lags: Floats, logs: Floats) -> Floats:

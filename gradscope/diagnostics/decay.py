@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from html import escape
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from gradscope.diagnostics.curve import DecayCurve, Floats, curve_of_logs, decay_curve
-from gradscope.diagnostics.judgement import half_life, judge, leftovers, lost_from
-from gradscope.diagnostics.line import default_range, fit_line
+from gradscope.diagnostics.entry import Entry
+from gradscope.diagnostics.judgement import PRESERVED_FACTOR, half_life, judge, leftovers, lost_from
+from gradscope.diagnostics.line import Steps, default_range, fit_line
 from gradscope.errors import SettingError
+from gradscope.words import sentence
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,13 +26,14 @@ class DecayFit:
     rate : float
         Slope in log10 per step (decades per lag); NaN when fewer than three lags can be used.
     interval : tuple of float or None
-        Bootstrap interval of the rate over sequences; None with a single one.
+        Bootstrap interval of the rate over ``unit``; None where it is refused, and ``interval_reason`` says why.
+    interval_reason : str
     r2 : float
         Of the straight line, over the mean curve; NaN for a constant curve.
     lag_range : tuple of int or None
         First and last lag of the fit.
-    n_lags, n_sequences : int
-        What the fit used.
+    n_lags, n_sequences, n_steps : int
+        What the fit used. ``n_steps`` is 1 where the steps were not given.
     half_life, half_life_interval : float, tuple or None
         Lags over which the gradient halves. None when it should not be quoted; ``half_life_reason`` says why.
     horizon : int or None
@@ -38,23 +42,27 @@ class DecayFit:
     reason : str
         Why the verdict is what it is, and what was left out of the fit.
     reference_lag, last_lag : int or None
-        First and last lag with a usable norm in at least half of the sequences; ``reach`` compares the two.
+        First and last lag with a usable norm in at least half of the sequences, or the lag where the gradient enters;
+        ``reach`` compares the two.
     lost_from : int or None
         First lag from which most sequences read zero or below the smallest normal number.
     n_zero, n_below_normal, n_nonfinite : int
         Norms left out of the fit.
     unit : str
-        What was resampled: ``"sequence"`` or ``"run"``.
+        What was resampled: ``"sequence"``, ``"step"`` or ``"run"``; ``"course"`` where the interval is a wide one
+        from the course of the mean curve.
     curve : DecayCurve
     """
 
     rate: float
     interval: tuple[float, float] | None
+    interval_reason: str
     r2: float
     intercept: float
     lag_range: tuple[int, int] | None
     n_lags: int
     n_sequences: int
+    n_steps: int
     half_life: float | None
     half_life_interval: tuple[float, float] | None
     half_life_reason: str
@@ -79,6 +87,17 @@ class DecayFit:
             return float("nan")
         return float(10.0 ** (self.curve.log10[at[0]] - self.curve.log10[self.curve.first]))
 
+    def __str__(self) -> str:
+        return sentence(self)
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(sentence(self))}</p>"
+
+    @property
+    def factor(self) -> float:
+        """The change over the lag range that verdicts ask about."""
+        return PRESERVED_FACTOR
+
     @property
     def reach(self) -> float:
         """Gradient at ``last_lag`` as a fraction of that at the reference lag; NaN when there is none."""
@@ -99,18 +118,25 @@ def fit_decay(
     seed: int = 0,
     horizon_fraction: float = 0.01,
     lengths: ArrayLike | None = None,
+    starts: ArrayLike | None = None,
+    steps: ArrayLike | None = None,
+    entry: Entry | None = None,
     smallest_normal: float | None = None,
 ) -> DecayFit:
     """Fit an exponential decay to gradient norms against lag.
 
     The rate is the least-squares slope of log10 of the geometric mean over sequences. Its interval comes from
-    resampling whole sequences: residuals along the lag are autocorrelated, so the textbook interval of a regression
-    is invalid. It speaks of other sequences for *this* model, not of other seeds (see :func:`combine_fits`).
+    resampling whole recorded steps with their sequences, or the sequences where there is one step: residuals along the
+    lag are autocorrelated, so the textbook interval of a regression is invalid. It speaks of other sequences or steps
+    of *this* training, not of other seeds (see :func:`combine_fits`). Where the sequences of a single step share the
+    course of their curves, one batch cannot tell the model's from chance: the interval is then a wide one from how far
+    that course is from straight, and none is given where R² is below .995.
 
-    A verdict is given from five lags on. Over the lag range, *vanishing* is a fall to a tenth or less, by the line
-    and by the curve's own ends, with an interval that excludes a zero rate; *exploding* is the mirror image;
-    *preserved* stays within a factor of ten throughout. Everything else is *undetermined*. A curved decay
-    (R² < .95) can be vanishing, but gets no half-life.
+    A verdict is given from five lags on. Over the lag range, *vanishing* is a fall to a tenth or less, by the curve's
+    own ends and by the whole interval (or by each of five or more recorded steps); *exploding* is the mirror image;
+    *preserved* is an interval, and a curve, that stay within a factor of ten throughout. Everything else is
+    *undetermined*. A curved decay (R² < .95, or two halves whose slopes differ by half) can be vanishing, but gets no
+    half-life.
 
     Parameters
     ----------
@@ -125,8 +151,13 @@ def fit_decay(
         Of the bootstrap.
     horizon_fraction : float
         Fraction of the gradient at lag 0 that defines the horizon.
-    lengths, smallest_normal
+    lengths, starts, smallest_normal
         As in :func:`gradscope.diagnostics.decay_curve`.
+    steps : array_like of int, shape (S,), optional
+        Recorded step of each sequence. Without it all are taken to be of one step: pass it wherever steps are pooled.
+    entry : Entry, optional
+        Where the gradient enters, from :func:`gradscope.diagnostics.find_entry`; the curve is judged from there on.
+        By default from its first lag with a gradient.
 
     Returns
     -------
@@ -144,8 +175,9 @@ def fit_decay(
     (1.0, 'vanishing')
     """
     _check_settings(lag_range, confidence, resamples, horizon_fraction)
-    curve = decay_curve(lags, norms, lengths=lengths, smallest_normal=smallest_normal)
-    return _fit_curve(curve, lag_range, confidence, resamples, seed, horizon_fraction, "sequence")
+    curve = decay_curve(lags, norms, lengths=lengths, starts=starts, smallest_normal=smallest_normal)
+    at = _checked_steps(steps, len(curve.sequences))
+    return _fit_curve(curve, lag_range, confidence, resamples, seed, horizon_fraction, "sequence", at, entry)
 
 
 def combine_fits(
@@ -203,22 +235,28 @@ def _fit_curve(
     seed: int,
     horizon_fraction: float,
     unit: str,
+    steps: Steps | None = None,
+    entry: Entry | None = None,
 ) -> DecayFit:
+    if entry is not None and not entry.everywhere:
+        curve = _entered(curve, entry.lag)
     low, high = lag_range if lag_range is not None else default_range(curve)
-    line = fit_line(curve, low, high, confidence, resamples, seed)
-    verdict, reason = judge(curve, line, unit)
-    steps, steps_interval, no_half_life = half_life(line)
+    line = fit_line(curve, low, high, confidence, resamples, seed, steps=steps, unit=unit)
+    verdict, reason = judge(curve, line, entry)
+    halving, halving_interval, no_half_life = half_life(line)
     known = curve.last >= curve.first
     return DecayFit(
         rate=line.rate,
         interval=line.interval,
+        interval_reason=line.interval_reason,
         r2=line.r2,
         intercept=line.intercept,
         lag_range=line.lag_range,
         n_lags=line.n_lags,
         n_sequences=line.n_sequences,
-        half_life=steps,
-        half_life_interval=steps_interval,
+        n_steps=line.n_steps,
+        half_life=halving,
+        half_life_interval=halving_interval,
         half_life_reason=no_half_life,
         horizon=_horizon(curve, horizon_fraction),
         horizon_fraction=horizon_fraction,
@@ -232,8 +270,23 @@ def _fit_curve(
         n_nonfinite=int(curve.n_nonfinite.sum()),
         confidence=confidence,
         curve=curve,
-        unit=unit,
+        unit=line.unit,
     )
+
+
+def _entered(curve: DecayCurve, lag: float) -> DecayCurve:
+    """The curve as it counts from the lag where the gradient enters."""
+    first = int(np.searchsorted(curve.lags, lag))
+    return replace(curve, first=min(max(curve.first, first), max(curve.last, 0)))
+
+
+def _checked_steps(steps: ArrayLike | None, n_sequences: int) -> Steps | None:
+    if steps is None:
+        return None
+    at = np.asarray(steps)
+    if at.shape != (n_sequences,) or not np.issubdtype(at.dtype, np.integer):
+        raise SettingError(f"steps must hold one integer per sequence: got {at.dtype} {at.shape} for {n_sequences}.")
+    return at.astype(np.int64)
 
 
 def _horizon(curve: DecayCurve, fraction: float) -> int | None:

@@ -27,8 +27,8 @@ AGC_EPSILON = 1e-3
 class ThresholdEffect:
     """What one norm threshold would have done to the recorded steps.
 
-    ``clipped`` is the share of steps; ``scale_*`` are the mean and quantiles of the factor, ``step_median`` and
-    ``step_max`` the norms of the clipped gradients (times the learning rate where one was given).
+    ``clipped`` is the share of steps; ``scale_*`` are the mean and quantiles of the factor, ``norm_median`` and
+    ``norm_max`` the norms of the clipped gradients.
     """
 
     threshold: float
@@ -39,14 +39,12 @@ class ThresholdEffect:
     scale_p50: float
     scale_p75: float
     scale_p95: float
-    step_median: float
-    step_max: float
+    norm_median: float
+    norm_max: float
     n: int
 
 
-def threshold_table(
-    norms: ArrayLike, thresholds: Sequence[float] | None = None, *, lr: ArrayLike | float = 1.0
-) -> tuple[ThresholdEffect, ...]:
+def threshold_table(norms: ArrayLike, thresholds: Sequence[float] | None = None) -> tuple[ThresholdEffect, ...]:
     """What each threshold would have done to these raw gradient norms.
 
     It describes the recorded steps, not another training: with another threshold the weights, hence the norms, would
@@ -58,19 +56,15 @@ def threshold_table(
         Total norms before clipping. Norms that are not finite are left out.
     thresholds : sequence of float, optional
         By default the round numbers (1, 2, 5 times a power of ten) across the recorded norms, and infinity.
-    lr : float or array_like, shape (N,)
-        Learning rate, for the size of a plain gradient-descent step.
     """
     every = np.asarray(norms, dtype=np.float64).ravel()
-    finite = np.isfinite(every)
-    rates = np.broadcast_to(np.asarray(lr, dtype=np.float64), every.shape)[finite]
-    raw = every[finite]
-    return tuple(_effect(raw, rates, c) for c in (round_thresholds(raw) if thresholds is None else thresholds))
+    raw = every[np.isfinite(every)]
+    return tuple(_effect(raw, c) for c in (round_thresholds(raw) if thresholds is None else thresholds))
 
 
-def _effect(norms: Floats, rates: Floats, threshold: float) -> ThresholdEffect:
+def _effect(norms: Floats, threshold: float) -> ThresholdEffect:
     scale = norm_scale(norms, threshold)
-    steps = scale * norms * rates
+    left = scale * norms
     has = norms.size > 0
     p05, p25, p50, p75, p95 = quantiles(scale)
     return ThresholdEffect(
@@ -82,8 +76,8 @@ def _effect(norms: Floats, rates: Floats, threshold: float) -> ThresholdEffect:
         scale_p50=p50,
         scale_p75=p75,
         scale_p95=p95,
-        step_median=float(np.median(steps)) if has else float("nan"),
-        step_max=float(steps.max()) if has else float("nan"),
+        norm_median=float(np.median(left)) if has else float("nan"),
+        norm_max=float(left.max()) if has else float("nan"),
         n=int(norms.size),
     )
 
@@ -168,7 +162,7 @@ def _words(low: float, high: float, norms: Floats) -> str:
     at_low, at_high = (100 * float(np.mean(norm_scale(norms, c) < 1)) for c in (low, high))
     return (
         f"Thresholds from {low:.2g} to {high:.2g} would have clipped {at_low:.0f}% down to {at_high:.0f}% of this "
-        f"run's {norms.size} steps. One run gives a place to start, not a setting: with another threshold the "
+        f"run's {norms.size} norms. One run gives a place to start, not a setting: with another threshold the "
         "training, and so these norms, would have gone another way. Compare a few by training."
     )
 

@@ -55,7 +55,7 @@ class Told:
 
 def tell(run: Run | str | Path, figures: bool = True) -> Told:
     """Gather what there is to tell of a run; it may still be growing."""
-    from gradscope.report.facts import gather
+    from gradscope.reading.facts import gather
     from gradscope.store import open_run
 
     opened = open_run(run) if isinstance(run, str | Path) else run
@@ -70,7 +70,7 @@ def tell(run: Run | str | Path, figures: bool = True) -> Told:
 
 
 def _scalars(run: Run) -> Iterator[tuple[int, dict[str, float]]]:
-    from gradscope.diagnostics.of_run import decay_fits
+    from gradscope.reading.answers import decay_fits
 
     found: dict[int, dict[str, float]] = {}
     for row in run.steps().to_dict("records"):
@@ -93,10 +93,11 @@ def _curve(run: Run, site: str, quantity: str) -> list[tuple[int, float]]:
 
 def _figures(run: Run) -> dict[str, bytes]:
     from gradscope.plots.figures import provenance
-    from gradscope.report.figures import draw_all
+    from gradscope.report.drawing import draw
+    from gradscope.report.figures import pictures_of
 
-    drawn, _ = draw_all([run], provenance([run]), shown=FIGURES)
-    return {one.name: one.files["png"] for one in drawn}
+    pictures, _ = pictures_of([run], shown=FIGURES)
+    return {picture.name: draw(picture, provenance([run])).files["png"] for picture in pictures}
 
 
 class TensorBoard:

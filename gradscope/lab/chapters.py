@@ -13,8 +13,8 @@ from gradscope.lab import pictures
 from gradscope.lab.claims import Answered, Asked, number
 from gradscope.lab.lecture import DIGITS, SUNSPOTS
 from gradscope.lab.measuring import Measured, Results
-from gradscope.lab.telling import Chapter, Story
 from gradscope.lab.textbook import TEXTBOOK
+from gradscope.report.telling import Chapter, Story
 
 _TITLES = {
     "window": "A window, or a recurrence",

@@ -26,7 +26,7 @@ class Plan:
 
 # All five alike, so that only cell and initialisation differ.
 _CELLS = TrainSettings(steps=600, learning_rate=3e-3, clip=1.0)
-# Plain SGD at a rate where the network is unstable without clipping: Adam would hide most of the effect.
+# SGD with momentum at a rate where the network is unstable without clipping: Adam would hide most of the effect.
 _CLIPPING = TrainSettings(steps=300, optimizer="sgd", learning_rate=0.1)
 
 MODELS = ("rnn", "lstm", "lstm-forget1", "lstm-chrono", "gru")

@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 
 from gradscope.diagnostics import DecayFit
-from gradscope.diagnostics.of_run import curve_quantity, pooled_fit
-from gradscope.diagnostics.words import number
 from gradscope.lab.sweep_story import DECAY_CAPTION, LOWEST, decay_by_threshold
-from gradscope.lab.telling import Chapter, Picture, Story
 from gradscope.lab.train import TrainResult
 from gradscope.plots import decay, gates, norm_distribution, sweep_loss, timescales, training
+from gradscope.reading.answers import curve_quantity, pooled_fit
+from gradscope.report.telling import Chapter, Picture, Story
+from gradscope.words import number
 
 #: What the page calls the members of the zoo.
 NAMES = {
@@ -178,7 +178,7 @@ def _clipping_words(lines: Sequence[Line]) -> tuple[str, ...]:
     steps, rate = lines[0].result.settings.steps, lines[0].result.settings.learning_rate
     said = ", ".join(f"{line.accuracy} {_at(line)}" for line in lines)
     return (
-        f"The RNN again, {steps} steps of plain SGD at {rate:g} with momentum .9, from the same weights on the same "
+        f"The RNN again, {steps} steps of SGD at {rate:g} with momentum .9, from the same weights on the same "
         f"batches, at three thresholds of norm clipping and without. Held-out accuracy: {said}; guessing gets 10 %.",
         "Clipping by the norm multiplies all gradients of a step by one number, so it cannot change the shape of that "
         "step's curve: it changes where training goes. One seed shows that it matters, not by how much: "

@@ -120,7 +120,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Recipe:
-    """With what a task is trained when nothing else is asked for; ``learning_rate`` is that of plain SGD."""
+    """With what a task is trained when nothing else is asked for; ``learning_rate`` is that of SGD with momentum .9."""
 
     init: str
     hidden_size: int

@@ -36,7 +36,7 @@ RECORDED = ("window", "rnn", "lstm", "lstm-forget1", "lstm-chrono", "gru")
 
 _SUNSPOTS = TrainSettings(steps=200, batch_size=32, learning_rate=3e-3, clip=1.0, evaluate_every=50)
 _DIGITS = replace(_SUNSPOTS, steps=400)
-# Plain SGD: Adam divides a gradient by its own size, which undoes most of what clipping does.
+# SGD with momentum: Adam divides a gradient by its own size, which undoes most of what clipping does.
 _EXPLODING = replace(_SUNSPOTS, steps=300, optimizer="sgd", learning_rate=0.05, clip=None)
 # A rate at which the network is stable without clipping: at 0.05 it saturates, and reaches back exactly nothing.
 _VANISHING = replace(_EXPLODING, learning_rate=0.01)

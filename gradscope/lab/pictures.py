@@ -12,10 +12,10 @@ from gradscope.diagnostics import decay_curve
 from gradscope.lab.claims import Claim
 from gradscope.lab.lecture import EXPLODING_CLIPS
 from gradscope.lab.measuring import CLIP_FRACTIONS, Results
-from gradscope.lab.telling import Picture
 from gradscope.plots import decay, evidence, learning
 from gradscope.plots import gates as gates_plot
 from gradscope.plots import timescales as timescales_plot
+from gradscope.report.telling import Picture
 
 _WHEN = {"start": "at initialisation", "end": "after training"}
 
@@ -199,7 +199,7 @@ def _clipping(results: Results) -> list[Picture]:
             steps = np.arange(len(one.losses))
             rows.append(pd.DataFrame({**head, "step": steps, "value": one.losses, "diverged": steps >= gone}))
     caption = (
-        "Batch loss of an RNN whose recurrent matrix has all singular values at 2, on the sunspots, plain SGD with "
+        "Batch loss of an RNN whose recurrent matrix has all singular values at 2, on the sunspots, SGD with "
         "momentum at 0.05: median over seeds, band from the lowest to the highest."
     )
     losses = pd.concat(rows, ignore_index=True).assign(metric="loss")

@@ -197,7 +197,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _decay(run_dir: Path) -> dict[str, Any]:
-    from gradscope.diagnostics.of_run import answers
+    from gradscope.reading.answers import answers
     from gradscope.store import open_run
 
     with open_run(run_dir) as run:

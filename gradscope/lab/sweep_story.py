@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gradscope.diagnostics import Outcome, decay_curve, findings, outcomes_by_threshold
-from gradscope.diagnostics.words import number
+from gradscope.diagnostics import decay_curve
 from gradscope.errors import EmptyRunError, NotRecordedError
 from gradscope.lab.tasks import build_task
-from gradscope.lab.telling import Chapter, Picture, Story
-from gradscope.plots import decay, norm_distribution, select, sweep_loss, sweep_metric
+from gradscope.plots import decay, norm_distribution, sweep_loss, sweep_metric
+from gradscope.reading import curves, select
+from gradscope.reading.outcome import Outcome, findings, outcomes_by_threshold
+from gradscope.report.telling import Chapter, Picture, Story
+from gradscope.words import number
 
 POINT = ["task", "length", "cell", "init"]
 #: The figure of decay ends here: a saturated network's gradient falls by a hundred decades and would hide the others.
@@ -173,15 +175,15 @@ def _marked(data: pd.DataFrame, gone: pd.Series) -> pd.DataFrame:
 
 
 DECAY_CAPTION = (
-    "Norm of the adjoint against lag, relative to lag 0, at the last record, a line per threshold of norm clipping, "
-    "and of all runs before training: geometric mean over runs; band: lowest to highest "
+    "Norm of the adjoint against lag, relative to lag 0, in the last tenth of the records, a line per threshold of "
+    "norm clipping, and of all runs before training: geometric mean over runs; band: lowest to highest "
     f"run. The axis ends at {LOWEST:g} at the latest; triangles: exactly zero in most runs."
 )
 
 
 def decay_by_threshold(runs: Sequence[Any]) -> pd.DataFrame:
     """Rows as of :func:`gradscope.plots.decay.table`: a line per threshold over its runs, one before training."""
-    from gradscope.plots.sweeps import threshold_of
+    from gradscope.reading.sweeps import threshold_of
 
     late: dict[float, list[np.ndarray]] = {}
     early = []
@@ -191,18 +193,18 @@ def decay_by_threshold(runs: Sequence[Any]) -> pd.DataFrame:
             _, _, site, quantity = select.sites_with([run], None)[0]
         except (NotRecordedError, EmptyRunError):
             continue
-        found = select.norms(run, site, quantity)
-        early.append(_level(found, found.steps[0]))
-        late.setdefault(threshold_of(run), []).append(_level(found, found.steps[-1]))
+        found = curves.norms(run, site, quantity)
+        early.append(_level(found, "first"))
+        late.setdefault(threshold_of(run), []).append(_level(found, "late"))
     frames = [_line(_name(threshold), late[threshold], site, quantity) for threshold in sorted(late)]
     if early:
         frames.append(_line(_START, early, site, quantity))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def _level(found: select.Norms, step: int) -> np.ndarray:
-    """Geometric mean over the sequences of a record, zero where they are."""
-    curve = found.curve(step)
+def _level(found: curves.Norms, part: str) -> np.ndarray:
+    """Geometric mean over the sequences of a part of the run, zero where they are."""
+    curve = found.curve(found.at(part))
     lost = np.isnan(curve.log10) & (curve.n_zero + curve.n_below_normal > 0)
     with np.errstate(over="ignore", under="ignore"):
         return np.where(lost, 0.0, 10.0**curve.log10)

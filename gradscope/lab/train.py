@@ -33,7 +33,7 @@ class TrainSettings:
     steps, batch_size : int
     optimizer : str
         ``"adam"``, or ``"sgd"`` with momentum .9. Adam divides a gradient by its own size, which undoes most of what
-        clipping does; the effect of a threshold shows in plain SGD.
+        clipping does; the effect of a threshold shows in SGD.
     learning_rate : float
     clip : float or None
         Threshold on the 2-norm of all gradients; None trains without.

@@ -13,10 +13,12 @@ from matplotlib.lines import Line2D
 
 from gradscope.diagnostics import threshold_table
 from gradscope.diagnostics.clip_calls import of_steps
-from gradscope.diagnostics.of_run import raw_norms
 from gradscope.errors import NotRecordedError, SettingError
-from gradscope.plots import marks, select, style
+from gradscope.plots import marks, style
 from gradscope.plots.text import label
+from gradscope.reading import select
+from gradscope.reading.counted import read
+from gradscope.reading.norms import raw_norms
 
 TITLE = "What a clipping threshold would have done"
 NEEDS = "clipping through recorder.clip_grad_norm_ (or torch's own), or recorded parameter gradient norms"
@@ -35,8 +37,8 @@ def table(runs: Sequence[Any], *, thresholds: Sequence[float] | None = None, poi
     -------
     DataFrame
         run, threshold; ``clipped``: share of the recorded norms above it; ``scale_mean`` and ``scale_p05`` to
-        ``scale_p95``: of the factor min(1, c / (norm + 1e-6)); ``step_median``, ``step_max``; ``n`` finite norms;
-        ``used``: whether the run was clipped by its norm at this very threshold.
+        ``scale_p95``: of the factor min(1, c / (norm + 1e-6)); ``norm_median`` and ``norm_max`` after clipping; ``n``
+        finite norms; ``used``: whether the run was clipped by its norm at this very threshold.
 
     Raises
     ------
@@ -45,10 +47,10 @@ def table(runs: Sequence[Any], *, thresholds: Sequence[float] | None = None, poi
     SettingError
         A threshold that is not positive.
     """
-    found = {
-        name: (_positive(raw_norms(run)["norm"]), raw_norms(run)["norm"].to_numpy(dtype=float), _used(run))
-        for name, run in zip(select.run_names(runs), runs, strict=True)
-    }
+    found = {}
+    for name, run in zip(select.run_names(runs), runs, strict=True):
+        norms = raw_norms(run)["norm"]
+        found[name] = _positive(norms), norms.to_numpy(dtype=float), _used(run)
     every = np.concatenate([positive for positive, _, _ in found.values()])
     if not every.size:
         paths = ", ".join(str(run.path) for run in runs)
@@ -72,7 +74,7 @@ def _positive(norms: pd.Series) -> np.ndarray:
 
 def _used(run: Any) -> tuple[float, ...]:
     """Thresholds of the run's own norm clipping; none if there are many (adaptive to the past)."""
-    clips = of_steps(run.clips())
+    clips = of_steps(read(run).clips())
     values = {float(c) for c in clips["threshold"][clips["kind"] == "norm"] if 0 < c < np.inf} if len(clips) else set()
     return tuple(sorted(values)) if len(values) <= 3 else ()
 

@@ -11,13 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gradscope.diagnostics.of_run import answer
 from gradscope.errors import SettingError
-from gradscope.plots import marks, select, style
+from gradscope.plots import marks, style
 from gradscope.plots.decay import line_names
-from gradscope.plots.norms import last_attempt
-from gradscope.plots.sweeps import diverged_from
 from gradscope.plots.text import label
+from gradscope.reading import select
+from gradscope.reading.answers import answer
+from gradscope.reading.sweeps import final_value
 
 TITLE = "Models compared"
 NEEDS = "an adjoint of the state, which is recorded by default"
@@ -59,15 +59,8 @@ def table(runs: Sequence[Any], *, site: str | Sequence[str] | None = None, metri
 
 
 def _final(run: Any, metric: str) -> float:
-    steps = last_attempt(run.steps())
-    if metric not in steps or not len(steps):
-        return float("nan")
-    steps = steps.sort_values("step", kind="stable")
-    value = steps[metric].dropna()
-    if np.isfinite(diverged_from(run, steps["step"].to_numpy(), steps[metric].to_numpy(dtype=float))):
-        return float("nan")
-    last = value.iloc[-max(1, len(value) // 20) :] if len(value) else value
-    return float(last.mean()) if len(last) and np.isfinite(last).all() else float("nan")
+    value, _ = final_value(run, metric)
+    return float("nan") if value is None else value
 
 
 def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "screen", column: str = "half_life") -> Axes:

@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 
 from gradscope.diagnostics import DecayCurve
 from gradscope.errors import SettingError
-from gradscope.plots import marks, select, style
+from gradscope.plots import marks, style
 from gradscope.plots.text import label, norm_symbol
+from gradscope.reading import curves, select
 
 TITLE = "Decay of the gradient with lag"
 NEEDS = "an adjoint of the state, which is recorded by default (quantities=['hidden', 'cell'])"
@@ -35,18 +36,19 @@ def table(
         All sites when not given.
     quantity : str, optional
         By default what describes each site: the cell state of an LSTM, else the hidden state.
-    step : int, "first" or "last", optional
-        Recorded step; by default the last with a usable norm.
+    step : int or str, optional
+        Recorded step, or part of the run: ``first``, ``early``, ``late`` (by default: the last tenth of the recorded
+        steps, of which the sentences speak), ``last`` or ``all``.
     coverage : float
         Share of sequences inside the band.
 
     Returns
     -------
     DataFrame
-        run, site, quantity, step, lag; ``norm``: (chained) geometric mean over sequences; ``relative``: the same over
-        that at the first usable lag; ``low``, ``high``, ``relative_low``, ``relative_high``: quantiles over
-        sequences (relative: each over its own start); ``n_sequences`` behind them, and how many were exactly zero,
-        below the smallest normal number, or not finite.
+        run, site, quantity, ``first_step`` and ``step`` (the last), lag; ``norm``: (chained) geometric mean over
+        sequences; ``relative``: the same over that at the first usable lag; ``low``, ``high``, ``relative_low``,
+        ``relative_high``: quantiles over sequences (relative: each over its own start); ``n_sequences`` behind them,
+        and how many were exactly zero, below the smallest normal number, or not finite.
 
     Raises
     ------
@@ -57,9 +59,10 @@ def table(
         raise SettingError(f"coverage must lie between 0 and 1, got {coverage}.")
     frames = []
     for name, run, at, shown in select.sites_with(runs, quantity, site):
-        found = select.norms(run, at, shown)
-        chosen = select.chosen_step(found.steps, step, found.last())
-        head = {"run": name, "site": at, "quantity": shown, "step": chosen}
+        found = curves.norms(run, at, shown)
+        chosen = found.at(step)
+        first, last = found.span(chosen)
+        head = {"run": name, "site": at, "quantity": shown, "first_step": first, "step": last}
         frames.append(curve_frame(found.curve(chosen), head, coverage))
     return pd.concat(frames, ignore_index=True)
 
@@ -152,7 +155,7 @@ def draw(
     if horizon is not None:
         _mark_horizon(ax, [rows for _, rows in lines], horizon, relative)
     ax.set_xlabel("lag (recurrent steps back from the last)")
-    ax.set_ylabel(y_label(list(dict.fromkeys(data["quantity"])), relative))
+    ax.set_ylabel(y_label(list(dict.fromkeys(data["quantity"])), relative, origin(data)))
     if not any(np.isfinite(values).any() for values in shown):
         style.note(ax, "no usable norm")
     if legend and (len(lines) > 1):
@@ -197,18 +200,25 @@ def line_names(keys: Sequence[tuple[str, ...]]) -> list[str]:
     return [f"{run}: {site}" for run, site, *_ in keys] if sites else []
 
 
-def y_label(quantities: Sequence[str], relative: bool) -> str:
+def origin(data: pd.DataFrame) -> str:
+    """What relative curves are relative to: their first usable lag, where the gradient enters."""
+    usable = data[np.isfinite(data["relative"])]
+    first = sorted(set(usable.groupby(["run", "site"], sort=False)["lag"].min()))
+    return f"lag {first[0]}" if len(first) == 1 else "lag 0" if not first else "where it enters"
+
+
+def y_label(quantities: Sequence[str], relative: bool, to: str = "lag 0") -> str:
     """Axis label; several quantities are named in words."""
     name = norm_symbol(quantities[0]) if len(quantities) == 1 else "gradient norm"
-    return f"{name} relative to lag 0" if relative else name
+    return f"{name} relative to {to}" if relative else name
 
 
 def caption(data: pd.DataFrame) -> str:
     """What the figure shows, in words, with lag range and number of sequences."""
     quantities = " and ".join(symbol_words(q) for q in dict.fromkeys(data["quantity"]))
     n = data["n_sequences"]
-    steps = sorted(set(data["step"]))
-    when = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
+    first, last = data.get("first_step", data["step"]).min(), data["step"].max()
+    when = f"step {first}" if first == last else f"steps {first} to {last}"
     return (
         f"Norm of the {quantities} against lag, relative to the first usable lag; geometric mean over "
         f"{_span(n.min(), n.max())} sequences at each lag, band: central 80 % of sequences. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from gradscope.errors import SettingError, UnknownNameError
+from gradscope.plots import load
 from gradscope.plots import style as styles
 from gradscope.plots.saving import save
 
@@ -25,6 +28,43 @@ def figure_of(module: ModuleType, data: pd.DataFrame, style: str = "screen", **o
     """The whole figure of a table. Call it, and save the figure, inside :func:`gradscope.plots.style.use`."""
     drawn = drawer(module)(data, style_name=style, **options)
     return drawn if isinstance(drawn, Figure) else drawn.figure
+
+
+def plot_runs(kind: str, runs: Sequence[Any], *, ax: Any = None, **options: Any) -> Any:
+    """Draw one figure of some runs, in the caller's own matplotlib style.
+
+    Parameters
+    ----------
+    kind : str
+        A key of ``gradscope.plots.PLOTS``.
+    runs : sequence of Run
+    ax : Axes, optional
+        Drawn there; by default in a figure of its own, with as many panels as it needs.
+    **options
+        Of the figure's ``table``, ``draw`` or ``panels``.
+
+    Returns
+    -------
+    Axes or Figure
+
+    Raises
+    ------
+    UnknownNameError
+        No such figure, or no such option.
+    SettingError
+        The figure is not drawn from runs.
+    """
+    module = load(kind)
+    if not getattr(module, "FROM_RUNS", True):
+        raise SettingError(f"the figure {kind!r} is not drawn from a recording: it needs {module.NEEDS}.")
+    draw = module.draw if ax is not None else drawer(module)
+    gathers, looks = (set(inspect.signature(function).parameters) for function in (module.table, draw))
+    for name in options:
+        if name not in gathers | looks:
+            raise UnknownNameError("option", name, (gathers | looks) - {"runs", "data", "ax", "style_name"})
+    data = module.table(runs, **{name: value for name, value in options.items() if name in gathers})
+    look = {name: value for name, value in options.items() if name in looks}
+    return draw(data, ax, **look) if ax is not None else draw(data, **look)
 
 
 def provenance(runs: Sequence[Any]) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 
 from gradscope.diagnostics import decay_curve
 from gradscope.errors import SettingError
-from gradscope.plots import heatmap, marks, select, style
+from gradscope.plots import heatmap, marks, style
 from gradscope.plots.decay import line_names
 from gradscope.plots.text import label
+from gradscope.reading import select
 
 TITLE = "Gate adjoints against lag"
 NEEDS = "the gate adjoints: quantities=[..., 'gates']"

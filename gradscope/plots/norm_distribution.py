@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from gradscope.diagnostics.of_run import raw_norms
 from gradscope.errors import NotRecordedError, SettingError
-from gradscope.plots import marks, select, style, sweeps
+from gradscope.plots import marks, style
+from gradscope.reading import select, sweeps
+from gradscope.reading.norms import raw_norms
 
 TITLE = "Distribution of gradient norms before clipping"
 NEEDS = "clipping through recorder.clip_grad_norm_ (or torch's own), or recorded parameter gradient norms"

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from gradscope.diagnostics.clip_calls import of_steps
 from gradscope.errors import EmptyRunError, NotRecordedError
-from gradscope.plots import marks, select, style
+from gradscope.plots import marks, style
 from gradscope.plots.text import label
+from gradscope.reading import select
+from gradscope.reading.norms import norms_by_step
 
 TITLE = "Gradient norm through training"
 NEEDS = "clipping through recorder.clip_grad_norm_ (or torch's own), or recorded parameter gradient norms"
@@ -34,8 +35,8 @@ def table(runs: Sequence[Any]) -> pd.DataFrame:
     EmptyRunError
         No run has a step.
     """
-    frames = [_of_run(name, run) for name, run in zip(select.run_names(runs), runs, strict=True)]
-    frames = [frame for frame in frames if len(frame)]
+    found = [(name, norms_by_step(run)) for name, run in zip(select.run_names(runs), runs, strict=True)]
+    frames = [frame.assign(run=name)[["run", *frame.columns]] for name, frame in found if len(frame)]
     paths = ", ".join(str(run.path) for run in runs)
     if not frames:
         raise EmptyRunError(f"{paths}: no step yet, so there is nothing to draw.")
@@ -43,48 +44,6 @@ def table(runs: Sequence[Any]) -> pd.DataFrame:
     if data["norm"].isna().all() and not (data["norm_state"] == "non-finite").any():
         raise NotRecordedError(f"{paths}: no gradient norm was recorded. It comes from {NEEDS}.")
     return data
-
-
-def _of_run(name: str, run: Any) -> pd.DataFrame:
-    """Norms from the clipping calls; else the logged ``grad_norm``; else from the norms of the parameters."""
-    steps = last_attempt(run.steps())
-    clips = of_steps(last_attempt(run.clips()))
-    clips = clips[clips["kind"] != "timestep"].groupby("step", as_index=True).first()
-    parameters = last_attempt(run.parameters()).groupby("step").first()
-    at = sorted({*map(int, steps.get("step", [])), *map(int, clips.index), *map(int, parameters.index)})
-    indexed = steps.groupby("step").first() if len(steps) else pd.DataFrame(index=pd.Index([], name="step"))
-    nothing = pd.Series(np.nan, index=at, dtype=float)
-    columns = [c for c in parameters.columns if c not in ("micro", "attempt", "rank")]
-    norm = nothing.copy()
-    if columns:
-        squares = parameters[columns].astype(float) ** 2
-        norm = np.sqrt(squares.sum(axis=1, skipna=True, min_count=1)).reindex(at)
-        norm[parameters[columns].isna().all(axis=1).reindex(at, fill_value=True)] = np.nan
-    norm = indexed.get("grad_norm", nothing).reindex(at).astype(float).combine_first(norm)
-    measured = clips["norm_before"].reindex(at).astype(float)
-    called = pd.Series([step in clips.index for step in at], index=at)
-    norm = measured.where(called, norm)
-    state = np.where(np.isinf(norm) | (called & measured.isna()), "non-finite", "")
-    return pd.DataFrame(
-        {
-            "run": name,
-            "step": at,
-            "norm": norm.to_numpy(),
-            "norm_state": state,
-            "clipped": clips["norm_after"].reindex(at).to_numpy(dtype=float),
-            "threshold": clips["threshold"].reindex(at).to_numpy(dtype=float),
-            "kind": [clips["kind"].get(step, "") for step in at],
-            "loss": indexed.get("loss", nothing).reindex(at).to_numpy(dtype=float),
-        }
-    )
-
-
-def last_attempt(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rank 0 (or the lowest there is), each step from its last attempt: a restart repeats steps."""
-    if not len(frame) or "attempt" not in frame:
-        return frame
-    frame = frame[frame["rank"] == frame["rank"].min()]
-    return frame[frame["attempt"] == frame.groupby("step")["attempt"].transform("max")]
 
 
 def draw(

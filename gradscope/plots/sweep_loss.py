@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from gradscope.plots import marks, style, sweeps
+from gradscope.plots import marks, style
 from gradscope.plots.norms import running_median, smoothing
 from gradscope.plots.text import label
+from gradscope.reading import sweeps
 
 TITLE = "Loss against step for each clipping threshold"
 NEEDS = "a logged loss: recorder.log(loss=loss)"

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from gradscope.plots import style, sweeps
+from gradscope.plots import style
 from gradscope.plots.text import label
+from gradscope.reading import sweeps
 
 TITLE = "Final metric against clipping threshold"
 NEEDS = "a logged metric: recorder.log(loss=loss), or --metric of another name"

@@ -11,9 +11,10 @@ from matplotlib.axes import Axes
 
 from gradscope.diagnostics.gates import timescale_of_log
 from gradscope.errors import NotRecordedError
-from gradscope.plots import marks, select, style
+from gradscope.plots import marks, style
 from gradscope.plots.decay import line_names
 from gradscope.plots.text import label
+from gradscope.reading import select
 
 TITLE = "Timescales of the retaining gate"
 NEEDS = "the gate activations: quantities=[..., 'activations'] of an LSTM or GRU"

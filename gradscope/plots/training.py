@@ -12,8 +12,10 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
 from gradscope.errors import SettingError
-from gradscope.plots import decay, marks, select, style
+from gradscope.plots import decay, marks, style
 from gradscope.plots.text import label
+from gradscope.reading import select
+from gradscope.reading.curves import norms
 
 TITLE = "Decay through training"
 NEEDS = "records at two or more steps (every=... smaller than the number of training steps)"
@@ -40,11 +42,11 @@ def table(
         raise SettingError(f"curves must be at least 1, got {curves}.")
     frames = []
     for name, run, at, shown in select.sites_with(runs, quantity, site):
-        found = select.norms(run, at, shown)
+        found = norms(run, at, shown)
         steps = found.steps
         for i in np.unique(np.linspace(0, len(steps) - 1, min(curves, len(steps))).round().astype(int)):
-            head = {"run": name, "site": at, "quantity": shown, "step": steps[i]}
-            frames.append(decay.curve_frame(found.curve(steps[i]), head, coverage))
+            head = {"run": name, "site": at, "quantity": shown, "first_step": steps[i], "step": steps[i]}
+            frames.append(decay.curve_frame(found.curve(found.at(steps[i])), head, coverage))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -97,7 +99,7 @@ def draw(
     for step, colour in zip(drawn, colours, strict=True):
         decay.edges(ax, data[data["step"] == step], colour)
     ax.set_xlabel("lag (recurrent steps back from the last)")
-    ax.set_ylabel(decay.y_label(list(dict.fromkeys(data["quantity"])), relative))
+    ax.set_ylabel(decay.y_label(list(dict.fromkeys(data["quantity"])), relative, decay.origin(data)))
     if not any(np.isfinite(values).any() for values in shown):
         style.note(ax, "no usable norm")
     if len(drawn) == 1:

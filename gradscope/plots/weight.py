@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from gradscope.plots import marks, select, style
+from gradscope.plots import marks, style
 from gradscope.plots.decay import line_names
 from gradscope.plots.text import label
+from gradscope.reading import select
 
 TITLE = "Contribution of each timestep to the recurrent weight gradient"
 NEEDS = "the per-timestep weight contribution: quantities=[..., 'weight']"

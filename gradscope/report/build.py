@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 from gradscope.errors import RunExistsError, SettingError
 from gradscope.plots.figures import provenance
 from gradscope.plots.saving import csv_bytes
+from gradscope.reading.facts import RunFacts, gather
 from gradscope.report import figures, page, story, summary
-from gradscope.report.facts import RunFacts, gather
+from gradscope.report.drawing import Drawn, draw
+from gradscope.report.telling import Story
 
 if TYPE_CHECKING:
+    from gradscope.reading import Reading
     from gradscope.store import Run
 
 
@@ -48,12 +51,12 @@ class ReportPaths:
 
 
 def build_report(
-    runs: Sequence[Run],
+    runs: Sequence[Run | Reading],
     out: str | os.PathLike[str],
     *,
     title: str = "",
     sweep: bool = False,
-    told: story.Story | None = None,
+    told: Story | None = None,
     shown: Sequence[str] | None = None,
 ) -> ReportPaths:
     """Write a report of one or more runs: ``index.html``, ``figures/``, ``data/``, ``summary.json``.
@@ -64,7 +67,7 @@ def build_report(
     Parameters
     ----------
     runs : sequence of Run
-        From :func:`gradscope.open_run`.
+        From :func:`gradscope.open_run`, or :func:`gradscope.reading.read` for a choice of their records.
     out : path
         Must not exist, or be an empty directory.
     title : str, optional
@@ -72,7 +75,7 @@ def build_report(
     sweep : bool
         The runs differ in their clipping threshold and seed only: show loss, final metric and norms by threshold.
     told : Story, optional
-        Chapters to stand before the runs; see :mod:`gradscope.report.story`.
+        Chapters to stand before the runs; see :mod:`gradscope.report.telling`.
     shown : sequence of str, optional
         File names of the figures to draw, such as ``["comparison", "norms"]``; by default all that the data allow.
 
@@ -94,8 +97,10 @@ def build_report(
         raise SettingError("no run to report: pass at least one.")
     check_free(out)
     facts = gather(runs)
-    chapters = [] if told is None else story.draw_all(told, provenance(runs))
-    drawn, missing = figures.draw_all(runs, provenance(runs), sweep=sweep, shown=shown)
+    made_from = provenance(runs)
+    chapters = [] if told is None else [draw(picture, made_from) for picture in told.pictures]
+    pictures, missing = figures.pictures_of(runs, sweep=sweep, shown=shown)
+    drawn = [draw(picture, made_from) for picture in pictures]
     files = _contents([*chapters, *drawn])
     opening = "" if told is None else story.render(told, chapters)
     html = page.render(facts, drawn, missing, title, opening, len(chapters) + 1)
@@ -130,7 +135,7 @@ def check_free(out: Path) -> None:
         raise RunExistsError(f"{out} exists already; nothing is overwritten. Choose another directory or remove it.")
 
 
-def _contents(drawn: Sequence[figures.Drawn]) -> dict[str, bytes]:
+def _contents(drawn: Sequence[Drawn]) -> dict[str, bytes]:
     """The files of the figures: relative name to bytes."""
     files: dict[str, bytes] = {}
     for figure in drawn:
@@ -139,7 +144,7 @@ def _contents(drawn: Sequence[figures.Drawn]) -> dict[str, bytes]:
     return files
 
 
-def _listed(drawn: Sequence[figures.Drawn]) -> dict[str, Any]:
+def _listed(drawn: Sequence[Drawn]) -> dict[str, Any]:
     """What the summary says of each figure."""
     return {
         figure.name: {

@@ -6,16 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pandas as pd
-
 from gradscope import plots
 from gradscope.errors import EmptyRunError, NotRecordedError
-from gradscope.plots import style
-from gradscope.plots.figures import figure_of
-from gradscope.plots.saving import render
-from gradscope.plots.select import recorded
-
-FORMATS = ("pdf", "png", "svg")
+from gradscope.reading import read_all
+from gradscope.reading.select import recorded
+from gradscope.report.telling import Picture
 
 
 @dataclass(frozen=True)
@@ -29,19 +24,8 @@ class Wanted:
     when: Callable[[Sequence[Any]], bool] = lambda runs: True
 
 
-@dataclass(frozen=True, eq=False)
-class Drawn:
-    """A figure as files: bytes per format, the table behind it, and words."""
-
-    name: str
-    title: str
-    caption: str
-    files: dict[str, bytes]
-    data: pd.DataFrame
-
-
 def _several_steps(runs: Sequence[Any]) -> bool:
-    return any(run.records(site)["step"].nunique() > 1 for run in runs for site in _recorded_sites(run))
+    return any(run.records(site)["step"].nunique() > 1 for run in read_all(runs) for site in _recorded_sites(run))
 
 
 def _recorded_sites(run: Any) -> list[str]:
@@ -51,7 +35,7 @@ def _recorded_sites(run: Any) -> list[str]:
 #: In the order of the page: the answer, how it came about, clipping, then what only some runs have.
 WANTED = (
     Wanted("decay", "decay", "Decay of the gradient at the end of training"),
-    Wanted("decay_start", "decay", "Decay of the gradient at the start", {"step": "first"}, _several_steps),
+    Wanted("decay_start", "decay", "Decay of the gradient at the start", {"step": "early"}, _several_steps),
     Wanted("training", "training", when=_several_steps),
     Wanted("comparison", "comparison", when=lambda runs: len(runs) > 1),
     Wanted("norms", "norms"),
@@ -72,32 +56,22 @@ SWEEP = (
 MEASURED = ("source_target", "spectrum", "lyapunov", "whatif")
 
 
-def draw_all(
-    runs: Sequence[Any], provenance: dict[str, Any], *, sweep: bool = False, shown: Sequence[str] | None = None
-) -> tuple[list[Drawn], dict[str, str]]:
+def pictures_of(
+    runs: Sequence[Any], *, sweep: bool = False, shown: Sequence[str] | None = None
+) -> tuple[list[Picture], dict[str, str]]:
     """Every figure (of those ``shown``) the runs' data allow, and for the others (by title) what to record."""
-    drawn, missing = [], {}
+    found, missing = [], {}
     for wanted in (*SWEEP, *WANTED) if sweep else WANTED:
         module = plots.load(wanted.plot)
         if not wanted.when(runs) or (shown is not None and wanted.name not in shown):
             continue
+        title = wanted.title or module.TITLE
         try:
             data = module.table(runs, **wanted.options)
         except (NotRecordedError, EmptyRunError):
-            missing[wanted.title or module.TITLE] = module.NEEDS
+            missing[title] = module.NEEDS
             continue
-        drawn.append(_draw(wanted, module, data, provenance))
+        found.append(Picture(wanted.name, wanted.plot, title, module.caption(data), data, gathered=wanted.options))
     if shown is None:
         missing |= {module.TITLE: module.NEEDS for module in map(plots.load, MEASURED)}
-    return drawn, missing
-
-
-def _draw(wanted: Wanted, module: Any, data: pd.DataFrame, provenance: dict[str, Any]) -> Drawn:
-    title = wanted.title or module.TITLE
-    with style.use("screen"):
-        figure = figure_of(module, data, "screen")
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # once is enough for all formats, and they agree
-        facts = {**provenance, "plot": wanted.plot, "options": wanted.options}
-        files = {kind: render(figure, kind, title=title, provenance=facts, dpi=200) for kind in FORMATS}
-    return Drawn(wanted.name, title, module.caption(data), files, data)
+    return found, missing

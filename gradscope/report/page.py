@@ -13,13 +13,13 @@ import pandas as pd
 
 from gradscope._version import __version__
 from gradscope.diagnostics import ThresholdSuggestion
-from gradscope.diagnostics.of_run import SiteAnswer
-from gradscope.diagnostics.words import clip_sentence, correlation, interval, number, percent, sentence
 from gradscope.plots.text import visible
-from gradscope.report.facts import RunFacts
-from gradscope.report.figures import Drawn
+from gradscope.reading.answers import SiteAnswer
+from gradscope.reading.facts import RunFacts
+from gradscope.report.drawing import Drawn
 from gradscope.report.svg import inline
 from gradscope.report.template import PAGE, READING, STYLE
+from gradscope.words import clip_sentence, correlation, number, percent, sentence, within
 
 #: More runs than this are counted, not named, under the title.
 _MAX_NAMED = 12
@@ -137,9 +137,9 @@ def comparison(facts: Sequence[RunFacts]) -> str:
     fractions = sorted({said.late.horizon_fraction for found in facts for said in found.answers})
     note = (
         '<p class="soft">At the end of training (last tenth of the recorded steps). Horizon: first lag where the '
-        f"gradient is below {' or '.join(percent(f) for f in fractions) or 'a stated fraction'} of that at lag 0. "
-        "Brackets: "
-        "95 % interval over sequences.</p>"
+        f"gradient is below {' or '.join(percent(f) for f in fractions) or 'a stated fraction'} of that where it "
+        "enters. Brackets: 95 % interval over recorded steps, or over the sequences of a single one; where those share "
+        "the course of their curves, a wide one from that course, or none.</p>"
     )
     return table(head, rows) + note
 
@@ -151,7 +151,7 @@ def _comparison_row(found: RunFacts, said: SiteAnswer) -> list[str]:
     )
     lags = "–" if fit.lag_range is None else f"{fit.lag_range[0]:g}–{fit.lag_range[1]:g}"
     rate = "–" if fit.rate != fit.rate else f"{signed(fit.rate)}{_bounds(fit.interval)}"
-    half = "–" if fit.half_life is None else _under(number(fit.half_life), interval(fit.half_life_interval))
+    half = "–" if fit.half_life is None else _under(*within(fit.half_life, fit.half_life_interval))
     horizon = "beyond" if fit.horizon is None and fit.last_lag is not None else str(fit.horizon or "–")
     count = "–" if found.parameters is None else f"{found.parameters:,}"
     return [
@@ -239,12 +239,12 @@ def _advice(thresholds: pd.DataFrame, suggestion: ThresholdSuggestion | None, so
 def _thresholds(table_of: pd.DataFrame, source: str) -> str:
     head = [
         ("threshold", ""), ("steps clipped", ""), ("median scale", ""), ("5 % to 95 % of scales", ""),
-        ("largest step left", ""),
+        ("largest norm left", ""),
     ]  # fmt: skip
     rows = [
         [
             "none" if effect.threshold == float("inf") else number(effect.threshold), percent(effect.clipped),
-            number(effect.scale_p50), f"{number(effect.scale_p05)}–{number(effect.scale_p95)}", number(effect.step_max),
+            number(effect.scale_p50), f"{number(effect.scale_p05)}–{number(effect.scale_p95)}", number(effect.norm_max),
         ]
         for effect in table_of.itertuples()
     ]  # fmt: skip

@@ -1,92 +1,20 @@
-"""A story told with measurements: chapters of text, tables, claims and figures before the runs of a report.
-
-Any objects with the attributes below will do; what makes them need not know of reports.
-"""
+"""A story told with measurements, as HTML before the runs of a report and as JSON."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
-import pandas as pd
-
-from gradscope import plots
-from gradscope.plots import style
-from gradscope.plots.figures import figure_of
-from gradscope.plots.saving import render as render_figure
-from gradscope.report import figures, page
-
-
-class Picture(Protocol):
-    """A figure: ``plot`` is the name of a module of :mod:`gradscope.plots`, ``data`` what it draws."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def plot(self) -> str: ...
-    @property
-    def title(self) -> str: ...
-    @property
-    def caption(self) -> str: ...
-    @property
-    def data(self) -> pd.DataFrame: ...
-    @property
-    def options(self) -> Mapping[str, Any]: ...
-
-
-class Chapter(Protocol):
-    """Paragraphs, then tables, claims and pictures.
-
-    A claim has ``statement``, ``outcome``, ``sentence`` and ``answers``; an answer ``asked.where``, ``asked.what``,
-    ``range_words``, ``mean``, ``interval``, ``interval_words``, ``values`` and ``met``.
-    """
-
-    @property
-    def title(self) -> str: ...
-    @property
-    def text(self) -> Sequence[str]: ...
-    @property
-    def tables(self) -> Sequence[tuple[str, pd.DataFrame]]: ...
-    @property
-    def claims(self) -> Sequence[Any]: ...
-    @property
-    def pictures(self) -> Sequence[Picture]: ...
-
-
-class Story(Protocol):
-    """Opening paragraphs and chapters."""
-
-    @property
-    def opening(self) -> Sequence[str]: ...
-    @property
-    def chapters(self) -> Sequence[Chapter]: ...
-
+from gradscope.report import page
+from gradscope.report.drawing import Drawn
+from gradscope.report.telling import Chapter, Story
 
 _MET = {True: "met", False: "not met", None: "open"}
 _TINT = {"confirmed": "preserved", "refuted": "exploding", "refined": "vanishing"}
 
 
-def draw_all(story: Story, provenance: Mapping[str, Any]) -> list[figures.Drawn]:
-    """Every picture of the story, in order."""
-    return [_draw(picture, provenance) for chapter in story.chapters for picture in chapter.pictures]
-
-
-def _draw(picture: Picture, provenance: Mapping[str, Any]) -> figures.Drawn:
-    module = plots.load(picture.plot)
-    with style.use("screen"):
-        figure = figure_of(module, picture.data, "screen", **picture.options)
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # once is enough: it is most of the cost of a file
-        facts = {**provenance, "plot": picture.plot}
-        files = {
-            kind: render_figure(figure, kind, title=picture.title, provenance=facts, dpi=200)
-            for kind in figures.FORMATS
-        }
-    return figures.Drawn(picture.name, picture.title, picture.caption, files, picture.data)
-
-
-def render(story: Story, drawn: Sequence[figures.Drawn]) -> str:
+def render(story: Story, drawn: Sequence[Drawn]) -> str:
     """The story as HTML: opening, overview of the claims, chapters. Figures are numbered from 1."""
     parts = ["".join(f"<p>{page.prose(words)}</p>" for words in story.opening), _overview(story)]
     position = 1
@@ -108,7 +36,7 @@ def _overview(story: Story) -> str:
     return f"<p>Of {len(claims)} statements: {page.text(said)}.</p>{page.table(head, rows)}"
 
 
-def _chapter(chapter: Chapter, drawn: Sequence[figures.Drawn], first: int) -> str:
+def _chapter(chapter: Chapter, drawn: Sequence[Drawn], first: int) -> str:
     parts = [f"<p>{page.prose(words)}</p>" for words in chapter.text]
     for caption, data in chapter.tables:
         head = [(page.text(name), "text" if i == 0 else "") for i, name in enumerate(data.columns)]

@@ -14,9 +14,10 @@ Layout (keys sorted; a number that does not exist or is not finite is ``null``):
      "claims": [{"chapter", "statement", "outcome", "sentence",          (only where a story was told)
                  "answers": [{"where", "what", "low", "high", "values", "mean", "interval", "met"}]}]}
 
-    FIT = {"steps": [first, last], "rate" and "interval" (log10 per step), "r2", "half_life", "half_life_interval",
-           "half_life_reason", "horizon", "horizon_fraction", "lag_range", "last_lag", "reach", "n_sequences",
-           "verdict", "reason", "lost_from", "n_zero", "n_below_normal", "n_nonfinite"}
+    FIT = {"steps": [first, last], "rate" and "interval" (log10 per step), "interval_reason", "r2", "half_life",
+           "half_life_interval", "half_life_reason", "horizon", "horizon_fraction", "lag_range", "last_lag", "reach",
+           "n_sequences", "n_steps", "unit", "verdict", "reason", "lost_from", "n_zero", "n_below_normal",
+           "n_nonfinite"}
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ import numpy as np
 
 from gradscope._version import __version__
 from gradscope.diagnostics import DecayFit
-from gradscope.diagnostics.words import clip_sentence
-from gradscope.report.facts import RunFacts
+from gradscope.reading.facts import RunFacts
+from gradscope.words import clip_sentence
 
 SCHEMA, SCHEMA_VERSION = "gradscope-report", "1.0"
 
 _FIT_FIELDS = (
     "rate", "interval", "r2", "half_life", "half_life_interval", "half_life_reason", "horizon", "horizon_fraction",
-    "lag_range", "last_lag", "reach", "n_sequences", "verdict", "reason", "lost_from", "n_zero", "n_below_normal",
-    "n_nonfinite",
+    "lag_range", "last_lag", "reach", "n_sequences", "n_steps", "unit", "interval_reason", "verdict", "reason",
+    "lost_from", "n_zero", "n_below_normal", "n_nonfinite",
 )  # fmt: skip
 
 

@@ -77,8 +77,12 @@ at that timestep, and everything that comes back through the recurrence. Lag cou
 processed step of each sequence.</li>
 <li>For an LSTM the curve is that of the <b>cell state</b>; its hidden state alone can read zero while the cell state
 carries the gradient in full.</li>
-<li>A half-life is quoted only where a straight line explains the logarithm of the curve (R² of at least .95). Intervals
-are 95 % bootstrap intervals over sequences of this run: they do not speak of other seeds.</li>
+<li>A half-life is quoted only where a straight line explains the logarithm of the curve: R² of at least .95, and two
+halves of the range whose slopes differ by less than half. Intervals are 95 % bootstrap intervals over the recorded
+steps of this run, or over the sequences of a single step: they do not speak of other seeds. Where the sequences of a
+single step share the course of their curves, the interval is a wide one from that course, or none is given.</li>
+<li>Vanishing and exploding mean that the whole interval lies beyond a factor of ten over the stated lags, preserved
+that it lies within. Where a gradient enters at every step, a level curve is not called preserved.</li>
 <li>&ldquo;Vanishing&rdquo; describes how the gradient flows. It does not say that the model cannot learn: networks
 learn long dependencies despite it.</li>
 <li>Clipping by the norm multiplies all gradients of a step by one number. It cannot change the shape of that

@@ -74,7 +74,15 @@ def _encode_site(site: str, data: SiteRecord, raw: list[bytes]) -> list[Any]:
             raise SettingError(f"site {site!r}: {name} has shape {array.shape}, wanted {dims} of {len(lengths)} rows")
         raw.append(array.tobytes())
         arrays.append([name, array.shape])
-    return [site, len(lengths), float(data.smallest_normal), int(data.nonfinite), int(data.carried), arrays]
+    return [
+        site,
+        len(lengths),
+        float(data.smallest_normal),
+        int(data.nonfinite),
+        int(data.carried),
+        arrays,
+        int(data.after),
+    ]
 
 
 def encode_step(row: StepRow) -> bytes:
@@ -180,7 +188,7 @@ def _decode_record(header: dict[str, Any], payload: bytes, offset: int) -> Recor
 
 
 def _decode_site(site: list[Any], reader: _Reader) -> SiteRecord:
-    _, count, smallest_normal, nonfinite, carried, described = site
+    _, count, smallest_normal, nonfinite, carried, described, *after = site
     lengths, rows = reader.take(_INT, (count,)), reader.take(_INT, (count,))
     arrays = {}
     for name, shape in described:
@@ -188,4 +196,6 @@ def _decode_site(site: list[Any], reader: _Reader) -> SiteRecord:
         if dims is None or len(shape) != len(dims) or (dims[0] == "sequence" and shape[0] != count):
             raise CorruptEntryError(f"dataset {name!r} of shape {shape}")
         arrays[name] = reader.take(dtype_of(name), tuple(shape))
-    return SiteRecord(lengths, rows, float(smallest_normal), arrays, _integer(nonfinite), _integer(carried))
+    return SiteRecord(
+        lengths, rows, float(smallest_normal), arrays, _integer(nonfinite), _integer(carried), _integer(*after or [0])
+    )

@@ -56,6 +56,8 @@ def _tidy(part: Part, site: str, dataset: str) -> dict[str, np.ndarray]:
     index = np.nonzero(mask)
     norm = values[index].astype(np.float64)
     axes = {dim: index[axis] for axis, dim in enumerate(dims, 1)}
+    if "lag" in axes:  # lags count from the end of the whole sequence, which may go on in another layer
+        axes["lag"] = axes["lag"] + part.column(site, "after")[index[0]]
     whose = {name: part.column(site, name)[index[0]] for name in ("step", "micro", "attempt", "rank")}
     smallest = part.column(site, "smallest_normal")[index[0]]
     who = {name: whose[name] for name in ("micro", "attempt", "rank")}

@@ -11,7 +11,7 @@ import sqlite3
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import h5py
@@ -71,10 +71,39 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     ------
     RunDamagedError
     """
+    with naming_damage(path), _raw_hdf5(path) as file:
+        yield file
+
+
+@contextmanager
+def hold_hdf5(path: Path) -> Iterator[h5py.File]:
+    """:func:`open_hdf5` for several reads: what fails inside the block need not be this file's fault.
+
+    Each read names damage by :func:`naming_damage`.
+    """
+    with ExitStack() as stack:
+        with naming_damage(path):
+            file = stack.enter_context(_raw_hdf5(path))
+        yield file
+
+
+@contextmanager
+def _raw_hdf5(path: Path) -> Iterator[h5py.File]:
+    # Through a Python file: HDF5's own multi-file drivers, which take file names from the file, stay out.
+    with open(path, "rb", buffering=0) as raw, h5py.File(raw, "r") as file:
+        yield file
+
+
+@contextmanager
+def naming_damage(path: Path) -> Iterator[None]:
+    """Report whatever fails inside the block as damage of this file.
+
+    Raises
+    ------
+    RunDamagedError
+    """
     try:
-        # Through a Python file: HDF5's own multi-file drivers, which take file names from the file, stay out.
-        with open(path, "rb", buffering=0) as raw, h5py.File(raw, "r") as file:
-            yield file
+        yield
     except GradscopeError:
         raise
     except PermissionError as error:

@@ -41,10 +41,11 @@ RECORD_COLUMNS: dict[str, np.dtype[Any]] = {
     "carried": np.dtype("<i8"),
     "smallest_normal": np.dtype("<f8"),
     "role": np.dtype("i1"),
+    "after": np.dtype("<i8"),
 }
 
 #: Columns that files of format 1.0 do not have, and what stands for them.
-ADDED_COLUMNS: dict[str, Any] = {"role": 0} | {
+ADDED_COLUMNS: dict[str, Any] = {"role": 0, "after": 0} | {
     name: ClipEvent.__dataclass_fields__[name].default
     for name in ("place", "effective", "passes", "applied", "loss_scale", "foreach", "overflow", "part")
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +33,9 @@ from gradscope.store.sealed import SealedPart
 
 if TYPE_CHECKING:
     import pandas as pd
+
+#: How many files of a run may be open at once.
+MAX_OPEN_FILES = 128
 
 
 def open_run(path: str | Path) -> Run:
@@ -131,6 +135,8 @@ class Run:
         self.parts = tuple(parts)
         self.sealed = sealed
         self._shown = tuple(RoleView(part, apart) for part in self.parts)
+        #: What readers keep with the run, until it is closed.
+        self.held: dict[Any, Any] = {}
 
     def __repr__(self) -> str:
         state = "sealed" if self.sealed else "open"
@@ -147,10 +153,20 @@ class Run:
     def close(self) -> None:
         """Let go of what was read; files are only ever open during a read."""
         self.parts = self._shown = ()
+        self.held = {}
 
     @property
     def apart(self) -> Run:
         return Run(self.path, self.header, self.parts, sealed=self.sealed, apart=True)
+
+    @contextmanager
+    def opened(self) -> Iterator[Run]:
+        """Keep the run's files open while much is read of them; each is otherwise opened for every array."""
+        with ExitStack() as stack:
+            for part in self.parts[:MAX_OPEN_FILES]:
+                if isinstance(part, SealedPart):
+                    stack.enter_context(part.opened())
+            yield self
 
     # --- what the run says of itself ---------------------------------------------------------------------------------
 
@@ -207,12 +223,25 @@ class Run:
 
     def quantities(self, site: str) -> tuple[str, ...]:
         """Quantities with anything recorded at the site, in the order of ``schema.QUANTITIES``."""
-        present = {name for part in self._at(site) for name in part.datasets(site)}
+        present = set(self.datasets(site))
         return tuple(
             name
             for name, quantity in QUANTITIES.items()
             if present & {*quantity.datasets, *([f"{name}_tensor"] if quantity.tensor else ())}
         )
+
+    def datasets(self, site: str) -> tuple[str, ...]:
+        """Datasets with anything recorded at the site, in the order of ``schema.DATASETS``."""
+        present = {name for part in self._at(site) for name in part.datasets(site)}
+        return tuple(name for name in DATASETS if name in present)
+
+    def nbytes(self, site: str, dataset: str) -> int:
+        """Size of :meth:`array` in memory, without reading it."""
+        extents = [part.extent(site) for part in self._at(site)]
+        size = sum(extent["step"] for extent in extents) * dtype_of(dataset).itemsize
+        for dim in DATASETS[dataset]:
+            size *= max(extent.get(dim, 1) for extent in extents)
+        return size
 
     def require_records(self) -> Run:
         """The run itself, if there is anything to look at.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ class _Site:
 
 
 class SealedPart:
-    """A part in an HDF5 file, which is opened for each read: nothing stays open.
+    """A part in an HDF5 file, which is opened for each read: nothing stays open, but inside :meth:`opened`.
 
     Raises
     ------
@@ -48,6 +50,7 @@ class SealedPart:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._file: h5py.File | None = None
         with guard.open_hdf5(path) as file:
             if "schema" not in file.attrs or guard.read_text(file, "schema") != SCHEMA:
                 raise guard.damaged(path, "it is HDF5, but no gradscope run")
@@ -56,6 +59,28 @@ class SealedPart:
             self.header = _read_header(file)
             self._n_records = guard.read_integer(file, "n_records")
             self._sites = {site_of(group.name[1:]): _describe(group) for group in _site_groups(file)}
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Keep the file open for several reads."""
+        if self._file is not None:
+            yield
+            return
+        with guard.hold_hdf5(self.path) as file:
+            self._file = file
+            try:
+                yield
+            finally:
+                self._file = None
+
+    @contextmanager
+    def _open(self) -> Iterator[h5py.File]:
+        if self._file is None:
+            with guard.open_hdf5(self.path) as file:
+                yield file
+        else:
+            with guard.naming_damage(self.path):
+                yield self._file
 
     @property
     def n_records(self) -> int:
@@ -84,7 +109,7 @@ class SealedPart:
         described = self._sites[site]
         if dataset not in described.datasets:
             return np.zeros(described.extent["step"], bool)
-        with guard.open_hdf5(self.path) as file:
+        with self._open() as file:
             group = file[described.group]
             names = _text(group[DATASET_AXIS])
             return group[RECORDED][:, names.index(dataset)].astype(bool)
@@ -96,12 +121,12 @@ class SealedPart:
         return values.astype(dtype_of(dataset), copy=False)
 
     def _has(self, group: str, name: str) -> bool:
-        with guard.open_hdf5(self.path) as file:
+        with self._open() as file:
             return name in file[group]
 
     def _read(self, site: str, name: str, dims: tuple[str, ...]) -> np.ndarray:
         described = self._sites[site]
-        with guard.open_hdf5(self.path) as file:
+        with self._open() as file:
             values = np.asarray(file[described.group][name][()])
         if values.shape != tuple(described.extent[dim] for dim in dims):
             raise guard.damaged(self.path, f"{name} at {site!r} has shape {values.shape}")
@@ -109,7 +134,7 @@ class SealedPart:
 
     def table(self, group: str) -> Table:
         spec = TABLES[group]
-        with guard.open_hdf5(self.path) as file:
+        with self._open() as file:
             found = file[group]
             rows = len(found["step"])
             columns = {

@@ -498,4 +498,6 @@ def test_an_error_of_gradscope_never_reaches_the_training(tmp_path: Path, monkey
             recorder.step()
     run = gradscope.open_run(recorder.run_dir)
     assert sum(run.lost.values()) == 3
-    assert "replay broke" in run.coverage[0].reason
+    assert any("replay broke" in reason for reason in run.lost)
+    assert "an error inside gradscope" in run.coverage[0].reason
+    assert "replay broke" not in run.coverage[0].reason

@@ -142,6 +142,7 @@ def test_a_replica_of_data_parallel_is_named_in_coverage(tmp_path: Path) -> None
     model = _reader()
     with gradscope.record(model, tmp_path / "run", every=1) as recorder:
         replica = model.rnn._replicate_for_data_parallel()
+        replica._flat_weights = [weight.detach().clone().requires_grad_() for weight in model.rnn._flat_weights]
         replica(_x())[0].sum().backward()
         recorder.step()
     (line,) = gradscope.open_run(recorder.run_dir).coverage

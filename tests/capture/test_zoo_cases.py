@@ -64,10 +64,15 @@ def test_coupled_gate_on_the_zero_trajectory(dtype: torch.dtype, rtol: float) ->
         row = row @ transition
 
 
+class Window(nn.Sequential):
+    """A fully connected network over a window (B, T)."""
+
+
 def test_the_input_gradient_of_the_fully_connected_baseline_is_its_curve() -> None:
     """Linear–Tanh–Linear–Tanh–Linear over the window: ∂L/∂x_t by hand from the weight matrices."""
     torch.manual_seed(0)
-    body = nn.Sequential(nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+    body = Window(nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+    gradscope.register_adapter(Window, time_axis=1)
     model = nn.Sequential(body)
     x = torch.randn(5, 12, dtype=torch.float64)
     found = gradscope.snapshot(model, lambda: model(x).sum(), sites=["0"])["0"].input

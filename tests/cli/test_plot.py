@@ -37,7 +37,7 @@ def test_it_writes_the_figure_and_its_data(run, tmp_path, kind):
         (["decay", "--quantity", "hiden"], 2, "hidden"),
         (["decay", "--site", "lstm/l7"], 2, "lstm/l0"),
         (["decay", "--style", "neurisp"], 2, "neurips"),
-        (["decay", "--step", "soon"], 2, "'first' or 'last'"),
+        (["decay", "--step", "soon"], 2, "one of first, early, late, last, all"),
         (["norms", "--site", "lstm/l0"], 2, "does not apply"),
         (["source_target"], 2, "gradscope.source_target("),
         (["gates"], 1, "quantities=[..., 'gates']"),

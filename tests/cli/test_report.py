@@ -19,7 +19,7 @@ def run(tmp_path_factory):
 @pytest.fixture
 def without_figures(monkeypatch):
     """Drawing takes seconds, and the numbers do not come from the figures."""
-    monkeypatch.setattr("gradscope.report.figures.draw_all", lambda *_, **__: ([], {}))
+    monkeypatch.setattr("gradscope.report.figures.pictures_of", lambda *_, **__: ([], {}))
 
 
 def call(*args: object):
@@ -44,6 +44,16 @@ def test_json_is_all_there_is_on_stdout_and_a_met_verdict_exits_with_3(run, tmp_
 
 
 @pytest.mark.usefixtures("without_figures")
+def test_a_choice_of_records_narrows_what_is_said(tmp_path):
+    make_run(tmp_path / "run", [-0.3] * 20, every=10)
+    done = call(tmp_path / "run", "-o", tmp_path / "out", "--last-step", "50", "--json")
+    (site,) = json.loads(done.stdout)["runs"][0]["sites"]
+    assert (site["early"]["steps"], site["late"]["steps"]) == ([0, 0], [50, 50])
+    wrong = call(tmp_path / "run", "-o", tmp_path / "no", "--first-step", "9", "--last-step", "3")
+    assert wrong.exit_code == 2
+    assert "must not be after" in wrong.stderr
+
+
 def test_a_verdict_that_is_not_met_exits_with_0(run, tmp_path):
     assert call(run, "-o", tmp_path / "out", "--fail-on", "exploding").exit_code == 0
 

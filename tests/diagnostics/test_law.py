@@ -33,6 +33,15 @@ def test_exact_laws_are_told_apart_without_dividing_by_zero():
     assert compare_laws(LAGS, np.maximum(LAGS, 1.0) ** -3).verdict == "power law"
 
 
+@pytest.mark.parametrize("fast", [0.1, 0.2, 0.4])
+@pytest.mark.parametrize("slow", [0.01, 0.02, 0.05])
+@pytest.mark.parametrize("share", [0.3, 0.1, 0.03, 0.01, 0.001])
+def test_two_exponentials_are_not_called_a_power_law(fast, slow, share):
+    log10 = np.log10(10 ** (-fast * LAGS) + share * 10 ** (-slow * LAGS))
+    for seed in range(5):
+        assert compare_laws(LAGS, wiggly(log10, seed=seed)).verdict != "power law"
+
+
 def test_a_stretched_decay_between_the_two_is_not_decided_by_a_hair():
     # A random walk in log norm follows neither law; whichever line is closer is an accident of the seed.
     named = 0

@@ -11,11 +11,11 @@ from gradscope.errors import SettingError
 
 
 def test_the_table_counts_steps_that_a_threshold_would_have_clipped():
-    low, high = threshold_table([0.5, 1.0, 2.0, 4.0, np.nan], [1.5, np.inf], lr=0.1)
+    low, high = threshold_table([0.5, 1.0, 2.0, 4.0, np.nan], [1.5, np.inf])
     assert (low.clipped, low.n) == (0.5, 4)
-    assert low.step_max == pytest.approx(0.15, rel=1e-5)
+    assert low.norm_max == pytest.approx(1.5, rel=1e-5)
     assert low.scale_p50 == pytest.approx((1 + 0.75) / 2, rel=1e-5)
-    assert (high.clipped, high.scale_mean, high.step_max) == (0.0, 1.0, pytest.approx(0.4))
+    assert (high.clipped, high.scale_mean, high.norm_max) == (0.0, 1.0, pytest.approx(4.0))
 
 
 @given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=30))
@@ -52,7 +52,7 @@ def test_the_suggestion_runs_from_the_median_to_the_99th_percentile():
     assert suggestion.high == pytest.approx(np.percentile(norms, 99))
     assert suggestion.autoclip == pytest.approx(np.percentile(norms, 10))
     assert suggestion.pascanu == pytest.approx((0.5 * norms.mean(), 10 * norms.mean()))
-    assert "clipped 50% down to 1% of this run's 500 steps" in suggestion.words
+    assert "clipped 50% down to 1% of this run's 500 norms" in suggestion.words
     assert "not a setting" in suggestion.words
 
 

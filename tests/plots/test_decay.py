@@ -115,6 +115,15 @@ def _run_of(path: Path, parts: list[np.ndarray], *, restart: bool = False) -> Ru
     return open_run(path)
 
 
+def test_the_axis_says_what_a_curve_is_relative_to(tmp_path):
+    early = decaying(-0.1, 30, 3)
+    middle = np.where(np.arange(30) < 10, 0.0, early)
+    runs = [_run_of(tmp_path / "a", [early]), _run_of(tmp_path / "b", [middle])]
+    with style.use("screen"):
+        labels = [decay.draw(decay.table(some)).get_ylabel() for some in (runs[:1], runs[1:], runs)]
+    assert [label.split("relative to ")[1] for label in labels] == ["lag 0", "lag 10", "where it enters"]
+
+
 def test_training_shows_first_and_last_record_and_darkens(tmp_path):
     run = make_run(tmp_path / "r", np.linspace(-0.3, -0.05, 20))
     data = training.table([run], curves=5)

@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from gradscope.diagnostics.of_run import answer
 from gradscope.errors import EmptyRunError, RunExistsError, SettingError
+from gradscope.reading.answers import answer
 from gradscope.report import build_report
 from gradscope.schema import RunMeta
 from gradscope.store import RunWriter, open_run
@@ -163,7 +163,7 @@ def test_an_empty_run_writes_nothing(tmp_path):
 
 def test_a_failure_while_writing_leaves_nothing_behind(tmp_path, monkeypatch):
     run = make_run(tmp_path / "r", (-0.2,))
-    monkeypatch.setattr("gradscope.report.figures.draw_all", lambda *_, **__: ([], {}))
+    monkeypatch.setattr("gradscope.report.figures.pictures_of", lambda *_, **__: ([], {}))
 
     def fail(*_):
         raise OSError("disk full")

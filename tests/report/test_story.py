@@ -9,6 +9,7 @@ import pytest
 
 from gradscope.plots import decay
 from gradscope.report import build_report
+from gradscope.report.telling import Chapter, Picture, Story
 from gradscope.store import open_run
 from tests.made_runs import make_run
 
@@ -26,16 +27,16 @@ def claim(statement, outcome, met):
 def told(tmp_path_factory):
     root = tmp_path_factory.mktemp("story")
     run = open_run(make_run(root / "lstm", (-0.2,)).path)
-    picture = SimpleNamespace(
+    picture = Picture(
         name="curves", plot="decay", title="Curves <told>", caption="What they show.", data=decay.table([run]),
         options={"legend": False},
     )  # fmt: skip
     table = pd.DataFrame({"network": ["a<b"], "rate": ["-0.1\n-0.2 to 0.0"]})
-    chapter = SimpleNamespace(
-        title="One & only", text=["It begins <here>."], tables=[("A table.", table)],
-        claims=[claim("It <is>.", "confirmed", True), claim("It was.", "undetermined", None)], pictures=[picture],
+    chapter = Chapter(
+        title="One & only", text=("It begins <here>.",), tables=(("A table.", table),),
+        claims=(claim("It <is>.", "confirmed", True), claim("It was.", "undetermined", None)), pictures=(picture,),
     )  # fmt: skip
-    story = SimpleNamespace(opening=["Once."], chapters=[chapter])
+    story = Story(opening=("Once.",), chapters=(chapter,))
     return build_report([run], root / "out", told=story, shown=("decay",))
 
 
@@ -68,7 +69,7 @@ def test_claims_are_in_the_summary_as_numbers(told):
 
 
 def test_a_report_without_a_story_has_no_claims(tmp_path, monkeypatch):
-    monkeypatch.setattr("gradscope.report.figures.draw_all", lambda *_, **__: ([], {}))
+    monkeypatch.setattr("gradscope.report.figures.pictures_of", lambda *_, **__: ([], {}))
     run = open_run(make_run(tmp_path / "lstm").path)
     plain = build_report([run], tmp_path / "out")
     assert "claims" not in json.loads(plain.summary.read_text())

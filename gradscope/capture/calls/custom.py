@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.adjoint import Adjoints, Order
-from gradscope.capture.calls.fused import CannotRecordError, ancestors
+from gradscope.capture.calls.prehook import CannotRecordError, on_arrival
 from gradscope.capture.layers.adapters import Adapter, first_state, replay, tensors_in
 from gradscope.capture.layers.rows import Selection
 
@@ -29,7 +30,8 @@ class LayerCall:
     state: Any
     output: Tensor
     inner: frozenset[str] = frozenset()
-    carried: int = 0
+    done: Callable[[LayerCall, int], None] | None = None
+    told: Callable[[Exception], None] | None = None
     gradients: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     graphed: set[int] = field(default_factory=set)
     refused: set[int] = field(default_factory=set)
@@ -43,6 +45,16 @@ class LayerCall:
         held = self.gradients[task]
         taken = self.selection.sequence(gradient) if name == "output" else self._state_rows(gradient)
         held[name] = held[name] + taken if name in held else taken
+
+    def finished(self, task: int) -> None:
+        """Take the end of a pass in which something arrived."""
+        if self.done is not None and self.gradients.get(task):
+            self.done(self, task)
+
+    def failed(self, error: Exception) -> None:
+        """Note why a pass is not recorded, or an error of gradscope's own."""
+        if self.told is not None:
+            self.told(error)
 
     def _state_rows(self, gradient: Tensor) -> Tensor:
         return gradient.index_select(0, self.selection.rows)
@@ -134,12 +146,24 @@ def open_layer_call(
     return call, watched
 
 
+def _ancestors(nodes: list[Any], limit: int) -> Iterator[Any]:
+    """Walk the autograd graph breadth first, at most ``limit`` nodes."""
+    seen, queue = set(nodes), deque(nodes)
+    while queue and limit:
+        node, limit = queue.popleft(), limit - 1
+        yield node
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                queue.append(following)
+
+
 def _inside(watched: dict[str, Tensor], steps: int) -> frozenset[str]:
     """Return the final states that lie on the way to the outputs, found close to where the outputs are gathered."""
     if "output" not in watched:
         return frozenset()
     end = watched["output"].grad_fn
-    nodes = {node for node in ancestors([end], limit=16 * (steps + 4)) if node is not end}
+    nodes = {node for node in _ancestors([end], limit=16 * (steps + 4)) if node is not end}
     return frozenset(name for name, value in watched.items() if name != "output" and value.grad_fn in nodes)
 
 
@@ -155,19 +179,44 @@ class InputTap:
 
     selection: Selection
     shape: torch.Size
-    gradients: dict[int, Tensor] = field(default_factory=dict)
-    carried: int = 0
+    done: Callable[[InputTap, int], None]
+    told: Callable[[Exception], None]
+    gradients: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    graphed: set[int] = field(default_factory=set)
+    refused: set[int] = field(default_factory=set)
+
+    def take(self, task: int, name: str, gradient: Tensor) -> None:
+        """Keep the gradient of the input."""
+        self.gradients[task][name] = gradient.detach()
+
+    def forget(self, task: int) -> None:
+        """Drop what arrived in backward pass ``task``."""
+        self.gradients.pop(task, None)
+
+    def finished(self, task: int) -> None:
+        """Take the end of a pass in which something arrived."""
+        if self.gradients.get(task):
+            self.done(self, task)
+
+    def failed(self, error: Exception) -> None:
+        """Note why a pass is not recorded, or an error of gradscope's own."""
+        self.told(error)
 
     def adjoints(self, task: int, dtype: torch.dtype, scale: float) -> Adjoints:
-        gradient = self.gradients.pop(task)
-        if gradient.dim() == 2:
-            gradient = gradient[..., None]
+        """Return ∂L/∂x_t of backward pass ``task``."""
+        gradient = self.gradients.pop(task)["input"]
+        gradient = gradient[..., None] if gradient.dim() == 2 else gradient
         values = self.selection.sequence(gradient).to(dtype) / scale
         return Adjoints(Order(values.shape[0], values.shape[1], None, reverse=False), None, input_gradient=values)
 
 
 def tap_input(
-    module: nn.Module, adapter: Adapter, x: Any, samples: int | None, finished: Callable[[InputTap, int], None]
+    module: nn.Module,
+    adapter: Adapter,
+    x: Any,
+    samples: int | None,
+    done: Callable[[InputTap, int], None],
+    told: Callable[[Exception], None],
 ) -> Tensor:
     """Return a copy of ``x`` to hand to the module, watched.
 
@@ -178,20 +227,19 @@ def tap_input(
         raise CannotRecordError(
             f"its input is {kind}, which has no gradient; name the module after the embedding to see ∂L/∂x_t"
         )
-    if x.dim() not in (2, 3):
-        raise CannotRecordError(f"its input has {x.dim()} axes; ∂L/∂x_t is recorded for (B, T), (B, T, I) or (T, B, I)")
+    window = x.dim() == 2 and adapter.time_axis is not None
+    if x.dim() != 3 and not window:
+        raise CannotRecordError(
+            f"its input has {x.dim()} axes, none of which is known to be time; ∂L/∂x_t of a whole sequence is recorded "
+            "for (B, T, I) or (T, B, I), for (B, T) where register_adapter(..., time_axis=1) says so; the state of a "
+            "loop is found by itself, or marked with gradscope.state"
+        )
     with torch.enable_grad():
         copied = (x if x.requires_grad else x.detach().requires_grad_()).clone()
-    as_sequence = x.detach() if x.dim() == 3 else x.detach()[..., None]
-    tap = InputTap(Selection.of(as_sequence, not adapter.time_first(module), samples), x.shape)
-
-    def prehook(gradients: tuple[Tensor | None, ...]) -> None:
-        task = torch._C._current_graph_task_id()
-        if gradients[0] is None:
-            return
-        tap.gradients[task] = gradients[0].detach()
-        torch.autograd.Variable._execution_engine.queue_callback(lambda: finished(tap, task))
+    batch_first = adapter.time_axis == 1 if window else not adapter.time_first(module)
+    as_sequence = x.detach()[..., None] if window else x.detach()
+    tap = InputTap(Selection.of(as_sequence, batch_first, samples), x.shape, done, told)
 
     assert copied.grad_fn is not None
-    copied.grad_fn.register_prehook(prehook)
+    on_arrival(copied.grad_fn, [(0, "input", None)], tap)
     return copied

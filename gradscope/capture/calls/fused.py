@@ -6,35 +6,21 @@ copies, so they are freed with it when backward never runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from gradscope.adjoint import Adjoints, StackCall, Weights, earlier_adjoints, recomputed_output, stack_adjoints
+from gradscope.adjoint import Adjoints, StackCall, Weights, earlier_adjoints, stack_adjoints
 from gradscope.adjoint.magnitude import FADES_BELOW
 from gradscope.capture.calls.kept_gates import kept_gates
+from gradscope.capture.calls.prehook import TRANSFORMED, CannotRecordError
 from gradscope.capture.calls.step_nodes import StepNodes
-from gradscope.capture.calls.views import behind_views
 from gradscope.capture.layers.rows import Selection
-
-TRANSFORMED = "it runs inside a torch.func transform or a batched backward pass, which hides the values"
-
-SECOND_ORDER = (
-    "the loss reaches it through a gradient (create_graph=True), on paths outside its own recurrence; the pass that "
-    "built that graph was recorded"
-)
-
-# A recomputed output that is further than this from the module's own is of another function.
-_OUTPUT_TOLERANCE = 1e-3
-
-
-class CannotRecordError(Exception):
-    """This call cannot be recorded; the message says why. Becomes a line in coverage, never reaches the user."""
+from gradscope.capture.torch_private import is_transformed
 
 
 @dataclass
@@ -48,51 +34,48 @@ class FusedCall:
     selection : Selection
     weight_versions : tuple of int
         To notice weights that an optimizer changed during backward.
-    gradients : dict
-        Graph task to the gradients of output, h_n and c_n that arrived in it.
     step_nodes : StepNodes or None
         Where adjoints arrive by themselves.
-    graphed, refused : set of int
-        Backward passes that built a graph of their own, and those that cannot be recorded.
     """
 
     call: StackCall
     selection: Selection
     parameters: tuple[Tensor, ...]
     weight_versions: tuple[int, ...]
-    carried: int = 0
     step_nodes: StepNodes | None = None
-    gradients: dict[int, dict[str, Tensor]] = field(default_factory=dict)
-    graphed: set[int] = field(default_factory=set)
-    refused: set[int] = field(default_factory=set)
+    shape: tuple[int, ...] = ()
 
-    def take(self, task: int, name: str, gradient: Tensor) -> None:
-        """Keep the sampled rows of a gradient that arrived in backward pass ``task``."""
+    def rows_of(self, name: str, gradient: Tensor) -> Tensor:
+        """Take the sampled rows out of the gradient of the output, h_n or c_n."""
         if name == "grad_output":
-            taken = self.selection.sequence(gradient, copy=False)
-        else:
-            taken = self.selection.state(gradient, copy=False)
-        held = self.gradients[task]
-        held[name] = held[name] + taken if name in held else taken
+            return self.selection.sequence(gradient, copy=False)
+        return self.selection.state(gradient, copy=False)
 
-    def forget(self, task: int) -> None:
-        """Drop what arrived in backward pass ``task``."""
-        self.gradients.pop(task, None)
-        if self.step_nodes is not None:
-            self.step_nodes.forget(task)
+    @property
+    def steps(self) -> int:
+        return self.call.output.shape[0]
+
+    @property
+    def changed(self) -> bool:
+        """Whether the weights have changed since the call."""
+        return tuple(w._version for w in self.parameters) != self.weight_versions
 
     def adjoints(
-        self, task: int, layers: set[int], scale: float, precise: bool, keep_gates: bool
+        self,
+        task: int,
+        gradients: dict[str, Tensor],
+        layers: set[int],
+        scale: float,
+        precise: bool,
+        keep_gates: bool,
     ) -> dict[tuple[int, int], Adjoints]:
         """Return the adjoints of backward pass ``task``, divided by the loss scale: as they arrived, or replayed.
+
+        ``gradients`` are those of output, h_n and c_n, rows selected.
 
         Where float32 is what the user's kernel ran in, it is enough for norms, and twice as fast; ``precise`` asks for
         float64 all the same.
         """
-        if tuple(w._version for w in self.parameters) != self.weight_versions:
-            self.forget(task)
-            raise CannotRecordError("the weights changed during backward (an optimizer inside backward?)")
-        gradients = self.gradients.pop(task)
         # The kernel's workspace is large, and a second pass through the same graph is rare: it is replayed then.
         original, self.call = self.call, self.call.again()
         if (arrived := self._arrived(task, layers, gradients.get("grad_hn"), scale)) is not None:
@@ -159,8 +142,11 @@ def open_call(
     samples: int | None,
     rng: Tensor | None,
     precise: bool = True,
+    like: FusedCall | None = None,
 ) -> tuple[FusedCall, dict[str, Tensor]]:
     """Copy what the replay of this forward call needs; less of it where it need not be ``precise``.
+
+    ``like`` is the call of the same module that it continues: rows and weights are the same.
 
     Returns the call and the output tensors that carry gradient, by the name their gradient will have.
 
@@ -183,11 +169,13 @@ def open_call(
     if any(map(is_transformed, watched.values())):
         raise CannotRecordError(TRANSFORMED)
     with torch.no_grad():
-        selection = Selection.of(x, module.batch_first, samples)
+        shape = tuple((x.data if packed else x).shape)
+        continued = like is not None and not packed and shape == like.shape and not like.changed
+        selection = like.selection if like is not None and continued else Selection.of(x, module.batch_first, samples)
         h0, c0 = (hx if module.mode == "LSTM" else (hx, None)) if hx is not None else (None, None)
         call = StackCall(
             mode=module.mode,
-            weights=_weights(module),
+            weights=like.call.weights if like is not None and continued else _weights(module),
             input=selection.sequence((x.data if packed else x).detach()),
             output=selection.sequence(values["grad_output"].detach()),
             h0=_initial(h0, h_n, selection),
@@ -199,36 +187,20 @@ def open_call(
             call = replace(
                 call, masks=_dropout_masks(module, rng, selection, shape, call.output.dtype, call.output.device)
             )
-        if overrides_forward(module):
-            _check_output(module, call)
-        elif not precise:
+        if not precise and like is None:
             call = replace(call, kept=kept_gates(module, call, values["grad_output"], selection))
-    parameters = tuple(w for w in module._flat_weights if w is not None)
-    versions = tuple(w._version for w in parameters)
-    return FusedCall(call, selection, parameters, versions), watched
+    if like is not None and continued:
+        parameters, versions = like.parameters, like.weight_versions
+    else:
+        parameters = tuple(w for w in module._flat_weights if w is not None)
+        versions = tuple(w._version for w in parameters)
+    return FusedCall(call, selection, parameters, versions, shape=shape), watched
 
 
 def overrides_forward(module: nn.Module) -> bool:
     """Whether something else than torch's own ``forward`` runs: it may do more than call the kernel."""
     own = (nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward)
     return type(module).forward not in own or "forward" in vars(module)
-
-
-def _check_output(module: nn.Module, call: StackCall) -> None:
-    """Make sure that the kernel makes the module's output of the module's input."""
-    expected, found = recomputed_output(call).double(), call.output.double()
-    tolerance = max(_OUTPUT_TOLERANCE, 20 * torch.finfo(call.output.dtype).eps)
-    if not torch.allclose(found, expected, rtol=tolerance, atol=tolerance, equal_nan=True):
-        raise CannotRecordError(
-            f"{type(module).__name__} overrides forward and changes what goes in or comes out: put that into a module "
-            "of its own, or register an adapter (gradscope.register_adapter)"
-        )
-
-
-def is_transformed(tensor: Tensor) -> bool:
-    """Whether a tensor belongs to a torch.func transform or a batched backward pass, and has no values of its own."""
-    functorch = torch._C._functorch
-    return functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
 
 
 def _weights(module: nn.RNNBase) -> tuple[tuple[Weights, ...], ...]:
@@ -280,91 +252,3 @@ def _dropout_masks(
             drawn = torch.dropout(torch.ones(shape, dtype=dtype), module.dropout, True)
             masks.append(time_major.sequence(drawn))
     return tuple(masks)
-
-
-class Call(Protocol):
-    """A forward call under way, which keeps gradients as they arrive."""
-
-    gradients: dict[int, dict[str, Tensor]]
-    graphed: set[int]
-    refused: set[int]
-
-    def take(self, task: int, name: str, gradient: Tensor) -> None:
-        """Keep a gradient that arrived in backward pass ``task``."""
-        ...
-
-    def forget(self, task: int) -> None:
-        """Drop what arrived in backward pass ``task``."""
-        ...
-
-
-CallT = TypeVar("CallT", bound=Call)
-
-# Which gradient of a node it is, its name, and how it gets the shape of what the module returned.
-_Place = tuple[int, str, Callable[[Tensor], Tensor]]
-
-
-def watch(
-    call: CallT,
-    watched: dict[str, Tensor],
-    finished: Callable[[CallT, int], None],
-    failed: Callable[[Exception], None],
-) -> None:
-    """Call ``finished(call, task)`` at the end of every backward pass that reaches the outputs.
-
-    Hooks sit on the nodes that produced the outputs, after every tensor hook: what they see is what enters the layer,
-    also when the user's code edits the output in place later. They hold the call, never the node or the graph.
-    """
-    by_node: dict[Any, list[_Place]] = {}
-    for name, behind in behind_views(watched).items():
-        by_node.setdefault(behind.tensor.grad_fn, []).append((behind.tensor.output_nr, name, behind.layout))
-    for node, places in by_node.items():
-        node.register_prehook(_prehook(call, places, finished, failed))
-
-
-def _prehook(
-    call: CallT,
-    places: list[_Place],
-    finished: Callable[[CallT, int], None],
-    failed: Callable[[Exception], None],
-) -> Callable[[tuple[Tensor | None, ...]], None]:
-    def end(task: int) -> None:
-        """Called at the end of the pass, not at the first arrival: output, h_n and c_n come separately."""
-        if task in call.refused:
-            call.forget(task)
-        else:
-            finished(call, task)
-
-    def prehook(gradients: tuple[Tensor | None, ...]) -> None:
-        task = torch._C._current_graph_task_id()
-        try:
-            if task not in call.gradients:
-                call.gradients[task] = {}
-                torch.autograd.Variable._execution_engine.queue_callback(lambda: end(task))
-                if call.graphed - {task}:
-                    raise CannotRecordError(SECOND_ORDER)
-                if torch.is_grad_enabled():
-                    call.graphed.add(task)
-            with torch.no_grad():
-                for position, name, layout in places:
-                    if (gradient := gradients[position]) is not None and task not in call.refused:
-                        if is_transformed(gradient):
-                            raise CannotRecordError(TRANSFORMED)
-                        call.take(task, name, layout(gradient))
-        except Exception as error:
-            call.refused.add(task)
-            failed(error)
-
-    return prehook
-
-
-def ancestors(nodes: list[Any], limit: int) -> Iterator[Any]:
-    """Walk the autograd graph breadth first, at most ``limit`` nodes."""
-    seen, queue = set(nodes), list(nodes)
-    while queue and limit:
-        node, limit = queue.pop(0), limit - 1
-        yield node
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                queue.append(following)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gradscope.adjoint import Kept, StackCall, Weights
 from gradscope.adjoint.cells.lstm import LSTMCell
 from gradscope.capture.layers.rows import Selection
+from gradscope.capture.torch_private import saving_is_hooked
 
 _NODE = "MkldnnRnnLayerBackward0"
 
@@ -58,7 +59,7 @@ def kept_gates(
     """
     if module.mode != "LSTM" or output.dtype != torch.float32 or output.device.type != "cpu" or selection.unbatched:
         return None
-    if selection.gather is not None or not selection.size or _saving_is_hooked():
+    if selection.gather is not None or not selection.size or saving_is_hooked():
         return None
     try:
         nodes = _nodes(output.grad_fn, len(call.weights), call.directions)
@@ -72,12 +73,6 @@ def kept_gates(
         return None
     found = tuple(tuple(site for site in layer if site is not None) for layer in kept)
     return found if all(len(layer) == call.directions for layer in found) else None
-
-
-def _saving_is_hooked() -> bool:
-    """Whether reading a saved tensor would run somebody's code (checkpointing, offloading)."""
-    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-    return top is None or top(False) is not None
 
 
 def _nodes(end: Any, layers: int, directions: int) -> list[list[Any]] | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradscope.adjoint import Adjoints, cell_path, consistency, weight_contribution
 from gradscope.adjoint.magnitude import norms
-from gradscope.schema import DATASETS, QUANTITIES, SiteRecord
+from gradscope.schema import DATASETS, QUANTITIES, STATES, SiteRecord
 
 #: Tensor of each quantity, (T, B, N) in processing order, or None where the site has none.
 TENSORS: dict[str, Callable[[Adjoints], Tensor | None]] = {
@@ -22,6 +22,7 @@ TENSORS: dict[str, Callable[[Adjoints], Tensor | None]] = {
     "direct": lambda a: a.direct,
     "recurrent": Adjoints.recurrent,
     "cell_path": cell_path,
+    **{name: (lambda a, k=k: a.states[k] if k < len(a.states) else None) for k, name in enumerate(STATES)},  # type: ignore[misc]
 }
 
 #: Quantities that need more than the total adjoints of the states: gates, their adjoints, the carry.
@@ -149,6 +150,7 @@ def site_record(
     rows: Tensor,
     tensors: bool = False,
     carried: int = 0,
+    after: int = 0,
 ) -> SiteRecord:
     """Reduce the adjoints of a site to what is stored of them."""
     arrays = to_numpy(reduce_site(adjoints, quantities, tensors, gate_names))
@@ -165,6 +167,7 @@ def site_record(
         arrays=arrays,
         nonfinite=_count_nonfinite(arrays, lengths),
         carried=carried,
+        after=after,
     )
 
 

@@ -7,7 +7,7 @@ found by the shape of the graph. At the first surprise, and where float32 runs o
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gradscope.adjoint import Adjoints, Order
 from gradscope.adjoint.magnitude import FADES_BELOW, largest
+from gradscope.capture.calls.prehook import on_passing
 from gradscope.capture.layers.rows import Selection
 
 # The node that makes h_t, and the way from there to the input of all timesteps: positions among the next functions.
@@ -64,9 +65,9 @@ class StepNodes:
         self._watched = min(steps, reach)
         self._arrived: dict[int, dict[tuple[int, int, int], Tensor]] = defaultdict(dict)
         for (layer, direction), (whole, nodes) in sites.items():
-            whole.register_prehook(_keep(self._arrived, (layer, direction, _ABOVE)))
+            on_passing(whole, self._arrived, (layer, direction, _ABOVE))
             for t in self._processed(direction)[steps - self._watched :]:
-                nodes[t].register_prehook(_keep(self._arrived, (layer, direction, t)))
+                on_passing(nodes[t], self._arrived, (layer, direction, t))
 
     def forget(self, task: int) -> None:
         """Drop what arrived in backward pass ``task``."""
@@ -135,20 +136,6 @@ class StepNodes:
         if scale != 1.0:
             hidden, direct = hidden.double() / scale, direct.double() / scale
         return Adjoints(Order(self._steps, hidden.shape[1], None, reverse=place[1] == 1), hidden, direct), since
-
-
-def _keep(arrived: dict[int, dict[tuple[int, int, int], Tensor]], place: tuple[int, int, int]) -> Callable[..., None]:
-    current_task = torch._C._current_graph_task_id
-
-    def prehook(gradients: tuple[Tensor | None, ...]) -> None:
-        try:
-            if (gradient := gradients[0]) is not None:
-                # Detached: with create_graph it has a graph, which leads back to this hook.
-                arrived[current_task()][place] = gradient.detach()
-        except Exception:  # what is missing is noticed at the end, and must not end the user's backward pass
-            return
-
-    return prehook
 
 
 def _holds_since(hidden: Tensor, direct_last: Tensor) -> int:

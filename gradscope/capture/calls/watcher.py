@@ -1,14 +1,17 @@
-"""Hooks: which forward calls are watched, while a step is being recorded.
+"""What happens while a step is recorded: forward calls of known layers, and the graph of every backward pass.
 
-One global forward hook is installed while a step is recorded and removed after it. Nothing is ever attached to the
-user's modules, so they can be copied, pickled and saved meanwhile, and between recorded steps there is no cost.
+Nothing is attached to the user's modules: one *global* forward hook, the kernels' names and the engine's entry are
+watched during a recorded step and left alone after it, so that models can be copied, pickled and saved meanwhile, and
+nothing costs anything between recorded steps.
 """
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import weakref
+from collections import Counter
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -16,11 +19,20 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from gradscope.adjoint import Adjoints
-from gradscope.capture.calls.cells import Chains
+from gradscope.capture.calls import cells, kernels, marks, passes
 from gradscope.capture.calls.custom import InputTap, LayerCall, open_layer_call, tap_input
-from gradscope.capture.calls.fused import CannotRecordError, FusedCall, open_call, watch
+from gradscope.capture.calls.fused import FusedCall, open_call, overrides_forward
+from gradscope.capture.calls.graph import KnownCall
+from gradscope.capture.calls.kernels import KernelCall
+from gradscope.capture.calls.lineage import Lineage, edges_of
+from gradscope.capture.calls.passes import Pass
+from gradscope.capture.calls.prehook import CannotRecordError, guarded, on_arrival
+from gradscope.capture.calls.searching import Search
+from gradscope.capture.calls.sequence import FusedSequence, Line
 from gradscope.capture.calls.step_nodes import step_nodes
-from gradscope.capture.layers.discovery import Target
+from gradscope.capture.calls.views import behind_views
+from gradscope.capture.layers.discovery import Names, Target
+from gradscope.capture.torch_private import in_transform, saving_is_hooked
 
 _COMPILE_WARNING = r"Using `torch.compile\(module\)` when there are global hooks"
 
@@ -33,12 +45,28 @@ class Listener(Protocol):
     precise: bool
     #: Whether gate adjoints, or what follows from them, are wanted.
     keeps_gates: bool
+    #: Which sites are wanted; None for all.
+    wanted: tuple[str, ...] | None
 
-    def opened(self, target: Target) -> int:
-        """Count a forward call with a graph; return which use of the module in this step it is, from 1."""
+    def missing(self, target: Target, quantity: str, reason: str) -> None:
+        """Note why a quantity of a site is not recorded."""
         ...
 
-    def measured(self, target: Target, use: int, site: str, adjoints: Adjoints, rows: Tensor, carried: int) -> None:
+    def nothing(self, reason: str) -> None:
+        """Note that nothing recurs in the graph of a loss."""
+        ...
+
+    def began(self) -> None:
+        """Note that a forward pass has begun."""
+        ...
+
+    def opened(self, target: Target) -> int:
+        """Count a sequence with a graph; return which one of the module in this step it is, from 1."""
+        ...
+
+    def measured(
+        self, target: Target, use: int, site: str, adjoints: Adjoints, rows: Tensor, carried: int, after: int = 0
+    ) -> None:
         """Take the adjoints of one site, at the end of a backward pass."""
         ...
 
@@ -56,32 +84,45 @@ class Listener(Protocol):
 
 
 class Watcher:
-    """Watch the forward calls of ``targets`` between :meth:`start` and :meth:`rest`."""
+    """Watch a model between :meth:`start` and :meth:`rest`.
 
-    def __init__(self, targets: list[Target], listener: Listener) -> None:
+    Parameters
+    ----------
+    targets : list of Target
+        Its layers that are known by their class.
+    listener : Listener
+    names : Names
+        Of everything in the model.
+    """
+
+    def __init__(self, targets: list[Target], listener: Listener, names: Names) -> None:
         self._targets = {id(target.module): target for target in targets}
         self._classes = {type(target.module) for target in targets}
         self._listener = listener
         self._handles: list[Any] = []
         self._resting: list[Any] = []
-        self._carries = False
         self._silenced: Any = None
         self._observe_call = self._observe_guarded
         self._rng: dict[int, Tensor] = {}
-        self._chains = Chains(listener)
+        self._lineage = Lineage()
+        self._search = Search(names, targets, listener, self._lineage)
+        self._called: Counter[int] = Counter()
+        self._pending: dict[int, KernelCall] = {}
+        self._fused = [target for target in targets if target.kind == "fused"]
         # How far back it is worth while to watch the timesteps of a module: to where its adjoints fade in float32.
         self._reach: dict[str, int] = {}
-        self._carry: dict[str, tuple[Tensor, int]] = {}
+        # Sequences of this step that a state without a graph may be handed on from.
+        self._latest: weakref.WeakValueDictionary[str, Line] = weakref.WeakValueDictionary()
         self._tapped = {
             id(target.module) for target in targets if target.adapter is not None and target.adapter.step is None
         }
-        #: Told the tensors each watched call depends on, when set.
-        self.on_call: Callable[[Iterable[Tensor]], object] | None = None
         self._draws_masks = {
             id(target.module)
             for target in targets
             if isinstance(target.module, nn.RNNBase) and target.module.dropout and target.module.num_layers > 1
         }
+
+    # -- life ------------------------------------------------------------------------------------------------
 
     @property
     def running(self) -> bool:
@@ -97,6 +138,10 @@ class Watcher:
         self._handles.append(register_module_forward_hook(_eager(self._after_forward), with_kwargs=True))
         if self._draws_masks or self._tapped:
             self._handles.append(register_module_forward_pre_hook(_eager(self.before_forward)))
+        passes.observe(self)
+        marks.listen(self._search)
+        if self._fused:
+            kernels.observe(self._kernel_called)
 
     def _quieten_compile(self) -> None:
         """Keep torch.compile from warning of our global hook: on the compiled wrapper it does nothing."""
@@ -111,13 +156,14 @@ class Watcher:
         state of a recorded window reaches.
         """
         self._remove()
-        if self._carries and not self._resting:
+        if self._lineage.carries and not self._resting:
             self._resting.append(register_module_forward_hook(self._follow_carry, with_kwargs=True))
 
     def close(self) -> None:
         """Remove every hook and drop every tensor."""
         self._remove()
-        self._carry.clear()
+        self._lineage.close()
+        self._search.close()
         if self._silenced in warnings.filters:
             warnings.filters.remove(self._silenced)  # type: ignore[attr-defined]
         self._silenced = None
@@ -129,14 +175,38 @@ class Watcher:
             getattr(torch.nn.modules.module, "_global_forward_hooks_with_kwargs", {}).pop(handle.id, None)
         self._handles.clear()
         self._resting.clear()
+        passes.ignore(self)
+        marks.leave(self._search)
+        kernels.ignore(self._kernel_called)
         self.forget()
 
     def forget(self) -> None:
         """Drop what belongs to the step that ended."""
         self._rng.clear()
-        self._chains.clear()
+        self._pending.clear()
+        self._called.clear()
+        self._latest.clear()
+        self._lineage.forget()
+        self._search.forget()
+
+    # -- backward passes -------------------------------------------------------------------------------------
+
+    def pass_begins(self, begun: Pass) -> None:
+        """Look for recurrences in the graph of a backward pass, and set hooks on their states."""
+        for key in list(self._pending):
+            self._past_the_hooks(self._pending.pop(key))
+        guarded(self._search.failed, lambda: self._search.begin(begun, self._called))
+
+    def pass_ends(self, ended: Pass) -> None:
+        """Take the hooks off again."""
+        guarded(self._search.failed, lambda: self._search.end(ended))
+        if ended.outer is None:
+            self._called.clear()
+
+    # -- forward calls ---------------------------------------------------------------------------------------
 
     def before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Take the state of the random generator before a dropout is drawn; give a black box a watched input."""
         if id(module) in self._draws_masks and module.training:
             self._rng[id(module)] = torch.get_rng_state()
         elif id(module) in self._tapped and torch.is_grad_enabled():
@@ -154,9 +224,9 @@ class Watcher:
             if not args:
                 raise CannotRecordError("its input is passed by keyword: pass it by position to have it recorded")
             assert target.adapter is not None
-            given.append(tap_input(target.module, target.adapter, args[0], self._listener.samples, finished))
-            if self.on_call is not None:
-                self.on_call([args[0] if args[0].requires_grad else _leaf_of(given[0])])
+            samples = self._listener.samples
+            told = self._telling(target)
+            given.append(tap_input(target.module, target.adapter, args[0], samples, finished, told))
 
         self.guarded(target, tap)
         if not given:
@@ -165,44 +235,182 @@ class Watcher:
         return (given[0], *args[1:])
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if torch.is_grad_enabled():
+            if not self._called:
+                self._listener.began()
+            self._search.saving_is_hooked |= saving_is_hooked()
+            if in_transform():
+                self._search.transformed(module)
+            self._called[id(module)] += 1
+        else:
+            self._search.quietly_called(module, output)
         target = self._targets.get(id(module))
         if target is None:
             if type(module) in self._classes and getattr(module, "_is_replica", False):
                 self._replica(module)
             return
-        if not torch.is_grad_enabled():
-            return
-        self._observe_call(target, args, kwargs, output)
+        if torch.is_grad_enabled():
+            self._observe_call(target, args, kwargs, output)
+        elif target.kind in ("fused", "cell"):
+            self.guarded(target, lambda: self._note_left(target, args, kwargs, output))
 
     def _observe_guarded(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self.guarded(target, lambda: self._observe(target, args, kwargs, output))
 
     def _observe(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if self.on_call is not None:
-            self.on_call(_depends_on(target.module, (args, kwargs)))
         if target.kind == "fused":
-            self._observe_fused(target, args, kwargs, output)
+            kernel = self._pending.pop(id(target.module), None)
+            if not overrides_forward(target.module):
+                self._observe_fused(target, args, kwargs, output)
+            elif kernel is not None:
+                self._observe_kernel(target, kernel)
+            else:
+                raise CannotRecordError(
+                    f"{type(target.module).__name__} overrides forward without calling torch's kernel: register an "
+                    "adapter (gradscope.register_adapter)"
+                )
         elif target.kind == "cell":
-            self._chains.observe(target, args, kwargs, output)
+            self._observe_cell(target, args, kwargs, output)
         elif id(target.module) not in self._tapped:
             self._observe_layer(target, args, kwargs, output)
 
+    def _kernel_called(self, call: KernelCall) -> None:
+        """Keep a kernel call until the forward hook of its module claims it; observe the one that nobody claimed."""
+        for target in self._fused:
+            if _runs_with(target.module, call):
+                if (unclaimed := self._pending.pop(id(target.module), None)) is not None:
+                    self._past_the_hooks(unclaimed)
+                if torch.is_grad_enabled():
+                    self._pending[id(target.module)] = call
+                return
+
+    def _past_the_hooks(self, call: KernelCall) -> None:
+        """Observe a call of a known module that no forward hook saw, such as ``module.forward(x)``."""
+        target = next((t for t in self._fused if _runs_with(t.module, call)), None)
+        if target is not None and target.module.mode == call.mode:
+            self.guarded(target, lambda: self._observe_kernel(target, call))
+
+    def _observe_kernel(self, target: Target, call: KernelCall) -> None:
+        if call.packed:
+            raise CannotRecordError(
+                "it is called past the forward hooks with a packed batch, whose order of sequences is not seen there: "
+                "call the module itself, module(x)"
+            )
+        finals = call.finals if len(call.finals) > 1 else call.finals[0]
+        states = call.states if len(call.states) > 1 else call.states[0]
+        self._observe_fused(target, (call.x, states), {}, (call.output, finals))
+
     def _observe_fused(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        module = target.module
+        module, listener = target.module, self._listener
         assert isinstance(module, nn.RNNBase)
-        carried = self._carried(target, args, kwargs, output)
-        rng, listener = self._rng.pop(id(module), None), self._listener
-        call, watched = open_call(module, args, kwargs, output, listener.samples, rng, listener.precise)
-        call.carried = carried
-        if not (listener.precise or listener.keeps_gates):
-            reach = self._reach.get(target.path, sys.maxsize)
-            call.step_nodes = step_nodes(module, watched.get("grad_output"), call.selection, reach)
-        use = self._listener.opened(target)
+        hx = args[1] if len(args) > 1 else kwargs.get("hx")
+        given = () if hx is None else (hx,) if isinstance(hx, Tensor) else tuple(hx)
+        x = args[0] if args else kwargs["input"]
+        before, carried = self._before(target, given)
+        packed = not isinstance(x, Tensor)
+        same = isinstance(before, FusedSequence) and before.target is target
+        if same and before is not None and (packed or before.calls[-1].selection.gather is not None):
+            before, carried = None, -1
+        sequence = before if isinstance(before, FusedSequence) and before.target is target else None
+        rng = self._rng.pop(id(module), None)
+        like = sequence.calls[-1] if sequence is not None else None
+        precise = listener.precise or overrides_forward(module)
+        call, watched = open_call(module, args, kwargs, output, listener.samples, rng, precise, like)
+        if sequence is not None and (
+            call.selection.lengths is not None or like is None or _batch(call) != _batch(like)
+        ):
+            sequence.unfollowed = cells.REORDERED
+            raise CannotRecordError(cells.REORDERED)
+        if sequence is None:
+            sequence = FusedSequence(target=target, carried=carried, told=self._telling(target))
+            sequence.done = self._delivering(self._deliver_fused)
+            sequence.use = listener.opened(target)
+            self._follows(before, given, sequence)
+            if not (listener.precise or listener.keeps_gates):
+                reach = self._reach.get(target.path, sys.maxsize)
+                call.step_nodes = step_nodes(module, watched.get("grad_output"), call.selection, reach)
+        sequence.calls.append(call)
+        self._stand(target, sequence, len(sequence.calls) - 1, watched, getattr(x, "data", x), given, _FUSED_SLOTS)
+        finals = output[1] if isinstance(output[1], tuple) else (output[1],)
+        behind = carried if sequence.carried < 0 else sequence.carried + sequence.steps
+        self._lineage.left(target.path, finals, behind if behind >= 0 else -1)
+        self._latest[target.path] = sequence
 
-        def finished(done: FusedCall, task: int) -> None:
-            self.guarded(target, lambda: self._deliver(target, use, done, task))
+    def _observe_cell(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        x, given, after = cells.states_of(args, kwargs, output)
+        if not any(state.requires_grad for state in after):
+            raise CannotRecordError(cells.FROZEN)
+        before, carried = self._before(target, given or ())
+        sequence = before if isinstance(before, cells.CellSequence) and before.target is target else None
+        if sequence is None:
+            sequence = cells.open_sequence(target, after, self._listener.samples)
+            nodes = [behind.tensor.grad_fn for behind in behind_views(dict(enumerate(after))).values()]  # type: ignore[arg-type]
+            sequence.carry_only = len(nodes) > 1 and nodes[0] is nodes[1]
+            sequence.carried, sequence.told = carried, self._telling(target)
+            sequence.done = self._delivering(self._deliver_cell)
+            sequence.use = self._listener.opened(target)
+            self._follows(before, given or (), sequence)
+        position = sequence.steps
+        sequence.add(x, given or tuple(map(torch.zeros_like, after)), after)
+        watched = {(position, i): state for i, state in enumerate(after) if state.requires_grad}
+        self._stand(target, sequence, position, watched, x, given or (), None)
+        behind = -1 if sequence.carried < 0 else sequence.carried + sequence.steps
+        self._lineage.left(target.path, after, behind)
+        self._latest[target.path] = sequence
 
-        watch(call, watched, finished, lambda error: self._refuse(target, error))
+    def _before(self, target: Target, given: tuple[Tensor, ...]) -> tuple[Line | None, int]:
+        """Return the sequence that a call continues or comes after, and how many steps lie behind its state."""
+        if not given:
+            return None, 0
+        graphed = [state for state in given if state.grad_fn is not None]
+        if not graphed:
+            carried = self._lineage.steps_before(target.path, given)
+            latest = self._latest.get(target.path)
+            fits = carried > 0 and latest is not None and carried == max(latest.carried, 0) + latest.steps
+            joins = fits and latest is not None and not latest.delivered and _may_join(target)
+            inside = torch._C._current_graph_task_id() != -1
+            return (latest if joins and not inside else None), carried
+        calls = self._lineage.before(graphed)
+        if len({id(call.owner) for call in calls}) != 1:
+            return None, -1 if calls else 0
+        calls.sort(key=lambda call: -call.position)  # a mask lets the state of some rows pass: h = m·h_new + (1 − m)·h
+        line, position = calls[0].owner, calls[0].position
+        last = len(line.calls) - 1
+        behind = sum(getattr(call, "steps", 1) for call in line.calls[: position + 1]) if line.calls else line.steps
+        carried = -1 if line.carried < 0 else line.carried + behind
+        same = line.target is target
+        if same and position == last and _may_join(target):
+            return line, carried
+        return (None if same else line if position == last else None), carried
+
+    def _follows(self, before: Line | None, given: tuple[Tensor, ...], sequence: Line) -> None:
+        """Note that a sequence goes on in another layer."""
+        if before is not None and before.target is not sequence.target:
+            before.followers.append(sequence)
+
+    def _stand(
+        self,
+        target: Target,
+        sequence: Line,
+        position: int,
+        watched: dict[Any, Tensor],
+        x: Tensor,
+        given: tuple[Tensor, ...],
+        slots: dict[str, int] | None,
+    ) -> None:
+        """Hook the outputs of a call, and note where it stands in the graph."""
+        known = KnownCall(f"{target.path}:{sequence.use}", {}, edges_of([x]), edges_of(given), sequence, position)
+        by_node: dict[Any, list[Any]] = {}
+        for name, behind in behind_views(watched).items():
+            tensor = behind.tensor
+            by_node.setdefault(tensor.grad_fn, []).append((tensor.output_nr, _key(name, position), behind.layout))
+            slot = int(slots[name] if slots is not None else name[1])
+            for made in (tensor, watched[name]):
+                if made.grad_fn is not None:
+                    known.made[made.grad_fn._sequence_nr(), made.output_nr] = slot
+            self._lineage.made(known, (tensor, watched[name]))
+        for node, places in by_node.items():
+            on_arrival(node, places, sequence, keep_alive=known)
 
     def _observe_layer(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         assert target.adapter is not None
@@ -212,63 +420,87 @@ class Watcher:
         def finished(done: LayerCall, task: int) -> None:
             self.guarded(target, lambda: self._deliver_whole(target, use, done, task))
 
-        watch(call, watched, finished, lambda error: self._refuse(target, error))
+        call.done, call.told = finished, self._telling(target)
+        by_node: dict[Any, list[Any]] = {}
+        for name, tensor in watched.items():
+            by_node.setdefault(tensor.grad_fn, []).append((tensor.output_nr, name, None))
+        x = args[0] if args else next(iter(kwargs.values()))
+        sequence = Line()
+        known = KnownCall(target.path, {}, edges_of([x]), (), sequence, 0)
+        self._lineage.made(known, watched.values())
+        for node, places in by_node.items():
+            on_arrival(node, places, call, keep_alive=known)
+
+    # -- delivery --------------------------------------------------------------------------------------------
+
+    def _delivering(self, deliver: Callable[[Any, int], None]) -> Callable[[Any, int], None]:
+        def done(sequence: Any, task: int) -> None:
+            self.guarded(sequence.target, lambda: deliver(sequence, task))
+
+        return done
 
     def _deliver_whole(self, target: Target, use: int, call: LayerCall | InputTap, task: int) -> None:
         adjoints = call.adjoints(task, torch.float64, self._listener.loss_scale())
         for info in target.sites:
-            self._listener.measured(target, use, info.site, adjoints, call.selection.rows, call.carried)
+            self._listener.measured(target, use, info.site, adjoints, call.selection.rows, 0)
 
-    def _deliver(self, target: Target, use: int, call: FusedCall, task: int) -> None:
+    def _deliver_fused(self, sequence: FusedSequence, task: int) -> None:
+        target, listener = sequence.target, self._listener
+        assert target is not None
         suffixes = {(info.layer, int(info.reverse)): info.site for info in target.sites}
         layers = {layer for layer, _ in suffixes}
-        listener = self._listener
-        found = call.adjoints(task, layers, listener.loss_scale(), listener.precise, listener.keeps_gates)
-        if call.step_nodes is not None:
-            self._reach[target.path] = call.step_nodes.reach
-        for place, site in suffixes.items():
-            self._listener.measured(target, use, site, found[place], call.selection.rows, call.carried)
+        found = sequence.adjoints(task, layers, listener.loss_scale(), listener.precise, listener.keeps_gates)
+        watched = sequence.calls[0].step_nodes
+        if watched is not None:
+            self._reach[target.path] = watched.reach
+        rows = sequence.calls[0].selection.rows
+        parts = {site: found[place] for place, site in suffixes.items()}
+        self._search.deliver(sequence, target, sequence.use, parts, rows, task)
 
-    def _carried(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> int:
-        """Return how many earlier timesteps the initial state carries in: 0 for none, −1 when that is unknown.
+    def _deliver_cell(self, sequence: cells.CellSequence, task: int) -> None:
+        assert sequence.target is not None
+        adjoints = sequence.adjoints(task, torch.float64, self._listener.loss_scale())
+        parts = {info.site: adjoints for info in sequence.target.sites}
+        self._search.deliver(sequence, sequence.target, sequence.use, parts, sequence.rows, task)
 
-        Truncated back-propagation hands over a detached final state, which shares its storage with the one it came
-        from; a state that was copied, or handed over while no step was recorded, has an unknown past.
-        """
-        hx = args[1] if len(args) > 1 else kwargs.get("hx")
-        final = output[1][0] if isinstance(output[1], tuple) else output[1]
-        state = hx[0] if isinstance(hx, tuple) else hx
-        carried = 0
-        if state is not None and not state.requires_grad:
-            self._carries = True
-            held = self._carry.get(target.path)
-            if held is not None and held[0].untyped_storage().data_ptr() == state.untyped_storage().data_ptr():
-                carried = held[1]
-            elif bool(state.any()):
-                carried = -1
-        steps = output[0].batch_sizes.numel() if hasattr(output[0], "batch_sizes") else _steps(target.module, output[0])
-        self._carry[target.path] = (final.detach(), carried + steps if carried >= 0 else -1)
-        return carried
+    # -- states without a graph ------------------------------------------------------------------------------
+
+    def _note_left(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Note the states that a call without a graph left: burn-in, evaluation, the first run of a checkpoint."""
+        if target.kind == "cell":
+            _, given, finals = cells.states_of(args, kwargs, output)
+            steps = 1
+        else:
+            hx = args[1] if len(args) > 1 else kwargs.get("hx")
+            given = None if hx is None else (hx,) if isinstance(hx, Tensor) else tuple(hx)
+            if not isinstance(output, tuple) or len(output) != 2:
+                return
+            finals = output[1] if isinstance(output[1], tuple) else (output[1],)
+            sizes = getattr(output[0], "batch_sizes", None)
+            steps = sizes.numel() if sizes is not None else _steps(target.module, output[0])
+        carried = self._lineage.steps_before(target.path, given) if given else 0
+        self._lineage.left(target.path, finals, carried + steps if carried >= 0 else -1, again=self.running)
 
     def _follow_carry(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         target = self._targets.get(id(module))
-        if target is not None and target.kind == "fused":
-            self.guarded(target, lambda: self._carried(target, args, kwargs, output))
+        if target is not None and target.kind in ("fused", "cell"):
+            self.guarded(target, lambda: self._note_left(target, args, kwargs, output))
 
     def _replica(self, module: nn.Module) -> None:
         for target in self._targets.values():
-            if type(target.module) is type(module):
+            if type(target.module) is type(module) and not _shares_weights(target.module, module):
                 self._listener.missed(
                     target, "it runs as a replica of DataParallel; use DistributedDataParallel to have it recorded"
                 )
 
+    # -- never in the way ------------------------------------------------------------------------------------
+
+    def _telling(self, target: Target) -> Callable[[Exception], None]:
+        return lambda error: self._refuse(target, error)
+
     def guarded(self, target: Target, action: Callable[[], object]) -> None:
         """Run ``action``; whatever it raises stays out of the user's training."""
-        try:
-            with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-                action()
-        except Exception as error:
-            self._refuse(target, error)
+        guarded(self._telling(target), action)
 
     def _refuse(self, target: Target, error: Exception) -> None:
         if isinstance(error, CannotRecordError):
@@ -277,29 +509,38 @@ class Watcher:
             self._listener.failed(target, error)
 
 
+# Outputs of a fused call: of all timesteps, and the states it leaves.
+_FUSED_SLOTS = {"grad_output": 0, "grad_hn": 1, "grad_cn": 2}
+
+
+def _runs_with(module: Any, call: KernelCall) -> bool:
+    """Whether a kernel was called with the weights of a module."""
+    weights = module._flat_weights
+    return bool(weights) and weights[0] is call.weights[0]
+
+
+def _shares_weights(module: Any, replica: Any) -> bool:
+    """Whether a replica runs with the very weights of the model: then its kernel's call is seen."""
+    own, other = getattr(module, "_flat_weights", ()), getattr(replica, "_flat_weights", ())
+    return any(mine is its for mine, its in zip(own, other, strict=False))
+
+
+def _key(name: Any, position: int) -> Any:
+    return (position, name) if isinstance(name, str) else name
+
+
+def _batch(call: FusedCall) -> int:
+    return call.shape[call.selection.batch_dim] if len(call.shape) > 2 else 1
+
+
+def _may_join(target: Target) -> bool:
+    return target.kind == "cell" or not target.module.bidirectional
+
+
 def _steps(module: nn.Module, output: Tensor) -> int:
     return output.shape[1 if output.dim() == 3 and getattr(module, "batch_first", False) else 0]
-
-
-def _leaf_of(copied: Tensor) -> Tensor:
-    assert copied.grad_fn is not None
-    return copied.grad_fn.next_functions[0][0].variable  # type: ignore[union-attr]
 
 
 def _eager(function: Callable[..., Any]) -> Callable[..., Any]:
     """Keep torch.compile, once it is in use, from tracing our own code."""
     return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
-
-
-def _depends_on(module: nn.Module, given: Any) -> Iterator[Tensor]:
-    yield from module.parameters()
-    yield from (w for w in getattr(module, "_flat_weights", ()) if w is not None)
-    pending = [given]
-    while pending:
-        value = pending.pop()
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, Mapping):
-            pending.extend(value.values())
-        elif isinstance(value, tuple | list):
-            pending.extend(value)

@@ -38,6 +38,8 @@ class Adapter:
         The quantity whose decay describes the layer: ``cell`` for one with a cell state, ``hidden`` by default.
     gates : tuple of str
         Gate names, for labels.
+    time_axis : int or None
+        Of a black box whose input has two axes: which of them is time, 0 or 1.
     """
 
     step: Callable[[nn.Module, Tensor, State], State] | None = None
@@ -46,6 +48,7 @@ class Adapter:
     batch_first: bool | None = None
     curve: str = ""
     gates: tuple[str, ...] = ()
+    time_axis: int | None = None
 
     def time_first(self, module: nn.Module) -> bool:
         """Return whether the layer's input is (T, B, I)."""
@@ -68,6 +71,7 @@ def register_adapter(
     batch_first: bool | None = None,
     curve: str = "",
     gates: tuple[str, ...] = (),
+    time_axis: int | None = None,
 ) -> Adapter:
     """Let a custom layer be recorded like ``nn.LSTM``: exact adjoints from its own ``step``.
 
@@ -89,6 +93,9 @@ def register_adapter(
     curve : str, optional
         ``hidden`` or ``cell``.
     gates : tuple of str, optional
+    time_axis : {0, 1}, optional
+        Of a layer without a step that takes a whole window, (B, T) or (T, B): which axis is time. It is recorded by the
+        gradient of its input when it is named in ``sites=``.
 
     Returns
     -------
@@ -102,13 +109,17 @@ def register_adapter(
     if not (isinstance(layer, type) and issubclass(layer, nn.Module)):
         hint = ": pass the class, not an instance" if isinstance(layer, nn.Module) else ""
         raise AdapterError(f"register_adapter takes a subclass of nn.Module, not {layer!r}{hint}")
-    if step is None:
+    if time_axis is not None and time_axis not in (0, 1):
+        raise AdapterError(
+            f"time_axis must be 0 or 1, the axis of a (T, B) or (B, T) input that is time, not {time_axis!r}"
+        )
+    if step is None and time_axis is None:
         if not callable(getattr(layer, "step", None)):
             raise AdapterError(f"{layer.__name__} has no method step(x_t, state): pass step=")
         step = _own_step
     if initial_state is None and callable(getattr(layer, "initial_state", None)):
         initial_state = _own_initial_state
-    adapter = Adapter(step, initial_state, output, batch_first, curve, gates)
+    adapter = Adapter(step, initial_state, output, batch_first, curve, gates, time_axis)
     _REGISTRY[layer] = adapter
     return adapter
 

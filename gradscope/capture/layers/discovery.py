@@ -10,7 +10,7 @@ from torch import nn
 
 from gradscope.adjoint import CELLS
 from gradscope.capture.layers.adapters import Adapter, adapter_for
-from gradscope.errors import NothingToRecordError, SettingError, UnknownNameError
+from gradscope.errors import SettingError, UnknownNameError
 from gradscope.schema import SiteInfo
 
 _CELL_MODES: tuple[tuple[type[nn.Module], str], ...] = (
@@ -60,18 +60,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def discover(model: nn.Module, adapters: Mapping[type[nn.Module], Adapter] | None = None) -> list[Target]:
-    """Return every module of ``model`` that can be recorded, in definition order.
-
-    Raises
-    ------
-    NothingToRecordError
-        There is none.
-    """
+    """Return every module of ``model`` that is known by its class, in definition order; the rest is found later."""
     model = unwrapped(model)
     targets = []
     inside: list[str] = []
     for name, module in model.named_modules():
-        path = ".".join(part for part in name.split(".") if part not in _WRAPPER_PARTS) or "model"
+        path = as_seen(name)
         if any(name == outer or name.startswith(f"{outer}.") or outer == "" for outer in inside):
             continue  # a part of a custom layer is not a site of its own
         target = _target(path, module, adapters or {})
@@ -79,22 +73,35 @@ def discover(model: nn.Module, adapters: Mapping[type[nn.Module], Adapter] | Non
             targets.append(target)
             if target.kind == "layer":
                 inside.append(name)
-    if not targets:
-        raise NothingToRecordError(
-            f"{type(model).__name__} has no recurrent layer that gradscope knows: looked for nn.RNN, nn.LSTM, nn.GRU, "
-            "nn.RNNCell, nn.LSTMCell, nn.GRUCell, classes named *Cell and registered adapters. For a custom layer, see "
-            "gradscope.register_adapter; for any other sequence model, pass sites=['path.of.module'] to record the "
-            "gradient of its input."
-        )
     return targets
 
 
-def discover_or_none(model: nn.Module) -> list[Target]:
-    """Return the recurrent targets, if any: a user who names modules of their own need not have one."""
-    try:
-        return discover(model)
-    except NothingToRecordError:
-        return []
+def as_seen(name: str) -> str:
+    """Return a module or parameter path as the user's code has it, without what wrappers add."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPER_PARTS) or "model"
+
+
+def names_in(model: nn.Module) -> Names:
+    """Return the paths of everything in a model."""
+    own = unwrapped(model)
+    parameters = {id(value): as_seen(name) for name, value in own.named_parameters()}
+    return Names(parameters, {as_seen(name): module for name, module in own.named_modules()})
+
+
+@dataclass(frozen=True, eq=False)
+class Names:
+    """Paths of the modules and parameters of a model, as the user's code has them."""
+
+    parameters: Mapping[int, str]
+    modules: Mapping[str, nn.Module]
+
+    def called(self, calls: Mapping[int, int]) -> dict[str, int]:
+        """Return how often each module of the user's own was called."""
+        return {
+            path: calls[id(module)]
+            for path, module in self.modules.items()
+            if id(module) in calls and not type(module).__module__.startswith("torch.nn.modules")
+        }
 
 
 def _target(path: str, module: nn.Module, adapters: Mapping[type[nn.Module], Adapter]) -> Target | None:
@@ -102,11 +109,11 @@ def _target(path: str, module: nn.Module, adapters: Mapping[type[nn.Module], Ada
         return Target(path, module, "fused", module.mode, _fused_sites(path, module)) if module.mode in CELLS else None
     adapter = adapters.get(type(module)) or adapter_for(module)
     name = type(module).__name__
-    if adapter is not None:
+    if adapter is not None and adapter.step is not None:
         curve = "hidden" if adapter.step is not None else "input"
         info = SiteInfo(path, path, name, name, gates=adapter.gates, curve=adapter.curve or curve)
         return Target(path, module, "layer", name, (info,), adapter)
-    if isinstance(module, nn.RNNCellBase):
+    if is_plain_cell(module):
         mode = next((mode for kind, mode in _CELL_MODES if isinstance(module, kind)), None)
         if mode is None:
             mode = "RNN_RELU" if getattr(module, "nonlinearity", "tanh") == "relu" else "RNN_TANH"
@@ -115,15 +122,19 @@ def _target(path: str, module: nn.Module, adapters: Mapping[type[nn.Module], Ada
             path,
             name,
             mode.lower(),
-            input_size=module.input_size,
-            hidden_size=module.hidden_size,
+            input_size=module.input_size,  # type: ignore[arg-type]
+            hidden_size=module.hidden_size,  # type: ignore[arg-type]
             gates=CELLS[mode].gate_names,
             curve="cell" if mode == "LSTM" else "hidden",
         )
         return Target(path, module, "cell", mode, (info,))
-    if name.endswith("Cell"):
-        return Target(path, module, "cell", name, (SiteInfo(path, path, name, name),))
     return None
+
+
+def is_plain_cell(module: nn.Module) -> bool:
+    """Whether a module is one of torch's cells and computes what they compute."""
+    own = (nn.RNNCell.forward, nn.LSTMCell.forward, nn.GRUCell.forward)
+    return isinstance(module, nn.RNNCellBase) and type(module).forward in own and "forward" not in vars(module)
 
 
 def _fused_sites(path: str, module: nn.RNNBase) -> tuple[SiteInfo, ...]:
@@ -152,7 +163,14 @@ def _fused_sites(path: str, module: nn.RNNBase) -> tuple[SiteInfo, ...]:
 def black_box(path: str, module: nn.Module) -> Target:
     """Return a target of which only the input gradient ∂L/∂x_t is recorded, the curve any sequence model has."""
     name = type(module).__name__
-    return Target(path, module, "layer", name, (SiteInfo(path, path, name, name, curve="input"),), Adapter())
+    return Target(
+        path,
+        module,
+        "layer",
+        name,
+        (SiteInfo(path, path, name, name, curve="input"),),
+        adapter_for(module) or Adapter(),
+    )
 
 
 def select(model: nn.Module, targets: list[Target], wanted: Sequence[str] | str | None) -> list[Target]:
@@ -172,21 +190,30 @@ def select(model: nn.Module, targets: list[Target], wanted: Sequence[str] | str 
     names = [wanted] if isinstance(wanted, str) else list(wanted)
     if not names:
         raise SettingError("sites is empty: nothing would be recorded; pass None for every recurrent layer")
-    modules = {name or "model": module for name, module in unwrapped(model).named_modules()}
+    names_of = names_in(model)
     chosen: list[Target] = []
     for target in targets:
         sites = tuple(info for info in target.sites if any(_names(info, name) for name in names))
         if sites:
             chosen.append(replace(target, sites=sites))
     known = {target.path for target in chosen}
+    parameters = set(names_of.parameters.values())
     for name in names:
         if any(_names(info, name) for target in targets for info in target.sites):
             continue
-        if name not in modules:
-            raise UnknownNameError("site", name, _site_names(targets))
-        if name not in known:
-            chosen.append(black_box(name, modules[name]))
+        paths = [path for path in names_of.modules if path == name or fnmatch.fnmatchcase(path, name)]
+        if not paths and name not in parameters:
+            raise UnknownNameError("site", name, [*_site_names(targets), *names_of.modules])
+        for path in paths:
+            if path not in known and not any(path.startswith(f"{outer}.") for outer in paths):
+                chosen.append(black_box(path, names_of.modules[path]))
+                known.add(path)
     return chosen
+
+
+def matches(info: SiteInfo, names: Sequence[str]) -> bool:
+    """Whether a site is asked for by its name, its module's, or a pattern."""
+    return any(_names(info, name) for name in names)
 
 
 def _names(info: SiteInfo, name: str) -> bool:

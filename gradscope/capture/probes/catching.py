@@ -13,11 +13,12 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from gradscope.adjoint import StackCall
-from gradscope.capture.calls.fused import CannotRecordError, open_call
+from gradscope.capture.calls.fused import open_call
+from gradscope.capture.calls.prehook import CannotRecordError
 from gradscope.capture.calls.views import behind_views
 from gradscope.capture.layers.discovery import Target, discover, select
 from gradscope.capture.layers.rows import Selection
-from gradscope.errors import SettingError
+from gradscope.errors import NothingToRecordError, SettingError
 from gradscope.schema import SiteInfo
 
 
@@ -96,6 +97,11 @@ def choose_site(model: nn.Module, site: str | None) -> tuple[Target, SiteInfo]:
         ``site`` names several, or is missing where there are several.
     """
     targets = discover(model)
+    if not targets:
+        raise NothingToRecordError(
+            f"{type(model).__name__} has no recurrent layer whose equations are known: nn.RNN, nn.LSTM, nn.GRU, their "
+            "cells, or one with an adapter (gradscope.register_adapter)."
+        )
     chosen = targets if site is None else select(model, targets, site)
     found = [(target, info) for target in chosen for info in target.sites]
     if len(found) != 1:

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gradscope.adjoint import Adjoints, weight_contribution
+from gradscope.capture.calls.graph import root_nodes
 from gradscope.capture.calls.reduction import TENSORS
 from gradscope.capture.calls.watcher import Watcher
-from gradscope.capture.layers.discovery import Target, discover, discover_or_none, select
-from gradscope.errors import NotRecordedError, SettingError, UnknownNameError
-from gradscope.schema import Coverage, SiteInfo
+from gradscope.capture.layers.discovery import Target, discover, names_in, select
+from gradscope.capture.training.coverage import FAILED, NO_GRADIENT, NOT_CALLED
+from gradscope.errors import (
+    InternalError,
+    NothingToRecordError,
+    NotRecordedError,
+    SettingError,
+    UnknownNameError,
+)
+from gradscope.schema import MAX_STATES, Coverage, SiteInfo
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,17 +31,53 @@ class SiteSnapshot:
     """Adjoints at one site. Tensors are float64, time-major, in input time order, 0 on padding.
 
     Adjoints are computed in float64 whatever the model's type, so that 1e-60 is not mistaken for 0. A quantity the
-    site does not have (``cell`` of a GRU) raises NotRecordedError.
+    site does not have (``cell`` of a GRU) raises NotRecordedError. The states of a recurrence that was found have the
+    shape that the user's code gave them, (T, B, *state), and the precision that the user's code computed them with.
+
+    Attributes
+    ----------
+    carried, after : int
+        Steps of the same sequence before the first and after the last of these, in other calls or layers; ``carried``
+        is −1 where that is unknown.
     """
 
     info: SiteInfo
     adjoints: Adjoints
+    carried: int = 0
+    after: int = 0
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
     def _tensor(self, quantity: str) -> Tensor:
         values = TENSORS[quantity](self.adjoints)
         if values is None:
-            raise NotRecordedError(f"site {self.info.site!r} ({self.info.cell}) has no quantity {quantity!r}")
-        return self.adjoints.order.apply(values)
+            has = ", ".join(name for name, of in TENSORS.items() if of(self.adjoints) is not None)
+            why = f": {self.reasons[quantity]}" if quantity in self.reasons else f"; it has {has}"
+            raise NotRecordedError(f"site {self.info.site!r} ({self.info.cell}) has no quantity {quantity!r}{why}")
+        shapes = dict(zip(self.adjoints.roles, self.adjoints.shapes, strict=True))
+        ordered = self.adjoints.order.apply(values)
+        shape = shapes.get("hidden" if quantity in ("direct", "recurrent") else quantity)
+        return ordered if shape is None or len(shape) == 1 else ordered.reshape(*ordered.shape[:2], *shape)
+
+    def state(self, number: int) -> Tensor:
+        """Return the adjoint of a state that can only be told by its number, from 1 (T, B, *state).
+
+        Raises
+        ------
+        NotRecordedError
+            The site has no such state.
+        """
+        return self._tensor(f"state_{number}") if 1 <= number <= MAX_STATES else self._no_state(number)
+
+    def _no_state(self, number: int) -> Tensor:
+        raise NotRecordedError(f"site {self.info.site!r} has no state {number}")
+
+    @property
+    def states(self) -> tuple[Tensor, ...]:
+        """Adjoints of all states: hidden and cell, or those that are told by their numbers, each (T, B, *state)."""
+        roles = self.adjoints.roles or tuple(
+            name for name in ("hidden", "cell") if getattr(self.adjoints, name) is not None
+        )
+        return tuple(self._tensor(role) for role in roles)
 
     @cached_property
     def hidden(self) -> Tensor:
@@ -83,6 +128,16 @@ class SiteSnapshot:
         return values
 
     @property
+    def initial_hidden(self) -> Tensor | None:
+        """∂L/∂h_0 (B, H), or None where it is not available."""
+        return self.adjoints.initial_hidden
+
+    @property
+    def initial_cell(self) -> Tensor | None:
+        """∂L/∂c_0 (B, H), or None where it is not available."""
+        return self.adjoints.initial_cell
+
+    @property
     def lengths(self) -> Tensor:
         """Valid steps of each sequence (B,)."""
         order = self.adjoints.order
@@ -106,6 +161,13 @@ class Snapshot(Mapping[str, SiteSnapshot]):
             raise UnknownNameError("site", site, self._sites)
         return self._sites[site]
 
+    def __contains__(self, site: object) -> bool:
+        return site in self._sites
+
+    def get(self, site: str, default: Any = None) -> Any:
+        """Return a site's adjoints, or ``default`` where it was not recorded."""
+        return self._sites.get(site, default)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._sites)
 
@@ -123,38 +185,67 @@ class _Collector:
     precise = True
     keeps_gates = True
 
-    def __init__(self) -> None:
+    def __init__(self, wanted: tuple[str, ...] | None) -> None:
+        self.wanted = wanted
         self.sites: dict[str, SiteSnapshot] = {}
-        self.reasons: dict[str, str] = {}
+        self.reasons: dict[str, dict[str, None]] = {}
+        self.lacks: dict[str, dict[str, str]] = {}
         self.errors: list[Exception] = []
+        self.no_recurrence = ""
         self._uses: dict[str, int] = {}
+
+    def began(self) -> None:
+        return
 
     def opened(self, target: Target) -> int:
         self._uses[target.path] = self._uses.get(target.path, 0) + 1
         return self._uses[target.path]
 
-    def measured(self, target: Target, use: int, site: str, adjoints: Adjoints, rows: Tensor, carried: int) -> None:
+    def measured(
+        self, target: Target, use: int, site: str, adjoints: Adjoints, rows: Tensor, carried: int, after: int = 0
+    ) -> None:
         info = next(info for info in target.sites if info.site == site)
         name = site if use == 1 else f"{site}#{use}"
-        self.sites[name] = SiteSnapshot(info, adjoints)
+        self.sites[name] = SiteSnapshot(
+            replace(info, site=name, call=use), adjoints, carried, after, self.lacks.get(target.path, {})
+        )
 
     def missed(self, target: Target, reason: str) -> None:
-        self.reasons[target.path] = reason
+        self.reasons.setdefault(target.path, {})[reason] = None
+
+    def missing(self, target: Target, quantity: str, reason: str) -> None:
+        self.lacks.setdefault(target.path, {})[quantity] = reason
 
     def failed(self, target: Target, error: Exception) -> None:
         self.errors.append(error)
+        self.missed(target, FAILED)
+
+    def nothing(self, reason: str) -> None:
+        self.no_recurrence = reason
 
     def loss_scale(self) -> float:
         return 1.0
 
     def coverage(self, targets: list[Target]) -> list[Coverage]:
-        lines = []
+        """Return a line for every site, and for everything that is no site but might be expected to be one."""
+        lines, told = [], set()
         for info in (info for target in targets for info in target.sites):
+            told |= {info.site, info.module}
             if info.site in self.sites:
                 lines.append(Coverage(info.site, "recorded", count=1))
+                lines += [Coverage(info.site, "partial", reason, 1) for reason in self.reasons.get(info.module, ())]
                 continue
-            called = "no gradient arrived at its output" if info.module in self._uses else "it was not called"
-            lines.append(Coverage(info.site, "missing", self.reasons.get(info.module, called)))
+            reasons = self.reasons.get(info.module) or [NO_GRADIENT if info.module in self._uses else NOT_CALLED]
+            lines.append(Coverage(info.site, "missing", "; ".join(reasons)))
+        for name, site in self.sites.items():
+            if name not in told:
+                told.add(name)
+                lines.append(Coverage(name, "recorded", site.info.how, 1))
+                for quantity, reason in self.lacks.get(site.info.module, {}).items():
+                    lines.append(Coverage(name, "partial", f"{quantity}: {reason}", 1))
+        for path, missed in self.reasons.items():
+            if path not in told:
+                lines += [Coverage(path, "missing", reason) for reason in missed]
         return lines
 
 
@@ -178,17 +269,16 @@ def snapshot(model: nn.Module, closure: Callable[[], Tensor], *, sites: Sequence
     Raises
     ------
     NothingToRecordError
-        The model has no recurrent layer.
+        Nothing in the graph of the loss recurs.
     UnknownNameError
         A site that does not exist.
     SettingError
         The closure does not return a scalar loss with a graph.
     """
-    targets = select(model, discover(model) if sites is None else discover_or_none(model), sites)
-    collector = _Collector()
-    watcher = Watcher(targets, collector)
-    leaves: list[Tensor] = []
-    watcher.on_call = leaves.extend
+    targets = select(model, discover(model), sites)
+    wanted = None if sites is None else (sites,) if isinstance(sites, str) else tuple(sites)
+    collector = _Collector(wanted)
+    watcher = Watcher(targets, collector, names_in(model))
     watcher.start()
     try:
         with torch.enable_grad():
@@ -196,16 +286,40 @@ def snapshot(model: nn.Module, closure: Callable[[], Tensor], *, sites: Sequence
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise SettingError("the closure must return the loss, a tensor with one element, and not call backward()")
         if loss.requires_grad:
-            _run_backward(loss, leaves)
+            _run_backward(loss, model)
     finally:
         watcher.close()
     if collector.errors:
-        raise collector.errors[0]
+        raise InternalError(
+            f"an error inside gradscope ({type(collector.errors[0]).__name__}); please report it with the traceback"
+        ) from collector.errors[0]
+    if collector.no_recurrence and not collector.sites:
+        raise NothingToRecordError(f"{type(model).__name__}: {collector.no_recurrence}")
     return Snapshot(float(loss.detach()), collector.sites, collector.coverage(targets))
 
 
-def _run_backward(loss: Tensor, leaves: list[Tensor]) -> None:
-    """Run backward without touching any ``.grad``: gradients of what the layers were given are asked for instead."""
-    unique = list({id(leaf): leaf for leaf in leaves if leaf.requires_grad}.values())
-    if unique:
-        torch.autograd.grad(loss, unique, allow_unused=True)
+def _run_backward(loss: Tensor, model: nn.Module) -> None:
+    """Run backward without touching any ``.grad``: the gradients of all leaves are asked for instead."""
+    leaves, seen, todo, reentrant = {}, set(), root_nodes([loss]), False
+    while todo:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        reentrant = reentrant or node.name().startswith("CheckpointFunction")
+        if hasattr(node, "variable"):
+            leaves[id(node.variable)] = node.variable
+        todo.extend(child for child, _ in node.next_functions if child is not None)
+    if not reentrant:
+        torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        return
+    # Reentrant checkpointing knows no gradient but that of backward(): put every .grad back.
+    before = {id(p): (p, p.grad) for p in leaves.values()}
+    before |= {id(p): (p, p.grad) for p in model.parameters()}
+    for leaf, _ in before.values():
+        leaf.grad = None
+    try:
+        loss.backward()
+    finally:
+        for leaf, gradient in before.values():
+            leaf.grad = gradient

@@ -1,14 +1,15 @@
-"""Which sites were recorded, and why others were not."""
+"""Which sites were recorded, and why others, or quantities of theirs, were not."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 from gradscope.capture.layers.discovery import Target
 from gradscope.schema import Coverage
 
 NOT_CALLED = "it was not called"
 NO_GRADIENT = "no gradient arrived at its output: the loss does not depend on it"
+FAILED = "an error inside gradscope, counted in the run's losses: please report it"
 
 
 ZEROED = "its gradient was zeroed before any update (zero_grad between backward() and the update?)"
@@ -21,11 +22,13 @@ class CoverageLedger:
     def __init__(self, targets: list[Target]) -> None:
         self._targets = targets
         self._recorded: Counter[str] = Counter()
+        self._how: dict[str, str] = {}
         self._reasons: dict[str, Counter[str]] = {}
         # Of calls or passes that were not recorded in steps in which others were.
         self._asides: dict[str, Counter[str]] = {}
         self._opened: set[str] = set()
-        self._missed: dict[str, str] = {}
+        self._missed: dict[str, dict[str, None]] = defaultdict(dict)
+        self._steps = 0
         # Of the step rather than of a site.
         self._remarks: Counter[tuple[str, str]] = Counter()
         #: Bumped when a line appears that was not there before.
@@ -37,36 +40,57 @@ class CoverageLedger:
 
     def missed(self, path: str, reason: str, *, unless_known: bool = False) -> None:
         """Note why a call in this step is not recorded."""
-        if not (unless_known and path in self._missed):
-            self._missed[path] = reason
+        if not (unless_known and self._missed.get(path)):
+            self._missed[path][reason] = None
 
     def remark(self, about: str, reason: str) -> None:
         """Note something that holds for the step, not for one site."""
         self.version += (about, reason) not in self._remarks
         self._remarks[about, reason] += 1
 
+    def missing(self, path: str, quantity: str, reason: str) -> None:
+        """Note why one quantity of a site is not recorded."""
+        self._missed[path][f"{quantity}: {reason}"] = None
+
+    def found(self, site: str, how: str) -> None:
+        """Note how a site was found that no class told of."""
+        if how:
+            self._how[site] = how
+
     def end_step(self, seen: set[str]) -> None:
         """Close the books of one recorded step; ``seen`` are the sites it recorded."""
+        self._steps += 1
+        told = set()
         for target in self._targets:
             for info in target.sites:
-                aside = self._missed.get(target.path, "")
-                self._count(info.site, info.site in seen, self._reason(target.path), aside)
-        for extra in seen - {info.site for target in self._targets for info in target.sites}:
-            self._count(extra, True, "")
+                told.add(info.site)
+                reasons = list(self._missed.get(target.path, ()))
+                if info.site in seen:
+                    self._count(info.site, True, "", reasons)
+                else:
+                    self._count(info.site, False, "; ".join(reasons) or self._reason(target.path))
+        paths = {target.path for target in self._targets}
+        for extra in sorted(seen - told):
+            self._count(extra, True, "", list(self._missed.get(extra, ())))
+            told.add(extra)
+        for path, missed in self._missed.items():
+            if path not in paths and path not in told:
+                for reason in missed:
+                    self._count(path, False, reason)
         self._opened.clear()
         self._missed.clear()
 
     def _reason(self, path: str) -> str:
-        return self._missed.get(path) or (NO_GRADIENT if path in self._opened else NOT_CALLED)
+        return NO_GRADIENT if path in self._opened else NOT_CALLED
 
-    def _count(self, site: str, recorded: bool, reason: str, aside: str = "") -> None:
+    def _count(self, site: str, recorded: bool, reason: str, asides: list[str] | None = None) -> None:
         if recorded:
             self.version += site not in self._recorded
             self._recorded[site] += 1
-            if aside:
-                asides = self._asides.setdefault(site, Counter())
-                self.version += aside not in asides
-                asides[aside] += 1
+            for aside in asides or ():
+                counted = self._asides.setdefault(site, Counter())
+                self.version += aside not in counted
+                counted[aside] += 1
         else:
             reasons = self._reasons.setdefault(site, Counter())
             self.version += reason not in reasons
@@ -78,7 +102,7 @@ class CoverageLedger:
         for site in dict.fromkeys([*self._recorded, *self._reasons]):
             count, reasons = self._recorded[site], self._reasons.get(site, Counter())
             if count and not reasons:
-                lines.append(Coverage(site, "recorded", "", count))
+                lines.append(Coverage(site, "recorded", self._how.get(site, ""), count))
             elif count:
                 lines.append(
                     Coverage(site, "partial", f"recorded in {count} of {count + reasons.total()} steps", count)

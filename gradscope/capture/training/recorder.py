@@ -18,16 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.adjoint import Adjoints
-from gradscope.capture.calls.fused import SECOND_ORDER
+from gradscope.capture.calls.marks import state
+from gradscope.capture.calls.prehook import SECOND_ORDER
 from gradscope.capture.calls.reduction import NEEDS_GATES, site_record
 from gradscope.capture.calls.watcher import Watcher
-from gradscope.capture.layers.discovery import Target, unwrapped
+from gradscope.capture.layers.discovery import Target, names_in, unwrapped
 from gradscope.capture.training import clipping, scaling
 from gradscope.capture.training.account import DROPPED, UPDATE, Account
 from gradscope.capture.training.arguments import norm_arguments, value_arguments
 from gradscope.capture.training.clipping import ClipCall
 from gradscope.capture.training.clips import ClipBook, ClipNote
-from gradscope.capture.training.coverage import OTHER_LOSS, ZEROED, CoverageLedger
+from gradscope.capture.training.coverage import FAILED, OTHER_LOSS, ZEROED, CoverageLedger
 from gradscope.capture.training.describe import describe_model, run_meta
 from gradscope.capture.training.gradients import PassNote
 from gradscope.capture.training.ledger import StepLedger
@@ -103,7 +104,8 @@ class Recorder:
         self._coverage_written = 0
         self.keeps_gates = bool(NEEDS_GATES & set(settings.quantities))
         self._ledger = StepLedger(self.model)
-        self._watcher = Watcher(targets, self)
+        self.wanted = settings.sites
+        self._watcher = Watcher(targets, self, names_in(self.model))
         self.run_dir = Path(settings.run_dir)
         self._writer = self._open_run()
         self.records_written = 0
@@ -196,6 +198,21 @@ class Recorder:
         if not self._is_closed("step"):
             with self._unharmed("step"):
                 self._account.mark()
+
+    def state(self, name: str, value: Tensor) -> Tensor:
+        """Mark a state inside a hand-written loop; the same as :func:`gradscope.state`.
+
+        Returns
+        -------
+        Tensor
+            ``value`` itself.
+
+        Raises
+        ------
+        SettingError
+            ``name`` is no string, or ``value`` no tensor.
+        """
+        return state(name, value)
 
     def log(self, **scalars: Any) -> None:
         """Log scalars with the current step, or after ``optimizer.step()`` with the step that just ended.
@@ -397,8 +414,10 @@ class Recorder:
 
     # -- what the watcher reports ----------------------------------------------------------------------------
 
-    def opened(self, target: Target) -> int:
+    def began(self) -> None:
         self._ledger.touched = True
+
+    def opened(self, target: Target) -> int:
         if not self._account.in_pass and self._account.seen_passes != self._uses_of:
             self._uses_of = self._account.seen_passes
             self._uses.clear()  # forward after backward: the next micro-batch
@@ -408,24 +427,38 @@ class Recorder:
         self._uses[target.path] = self._uses.get(target.path, 0) + 1
         return self._uses[target.path]
 
-    def measured(self, target: Target, use: int, site: str, adjoints: Adjoints, rows: Tensor, carried: int) -> None:
+    def measured(
+        self, target: Target, use: int, site: str, adjoints: Adjoints, rows: Tensor, carried: int, after: int = 0
+    ) -> None:
         if not self.recording:
             return
-        info = self._infos[site]
+        info = next(info for info in target.sites if info.site == site)
+        if self._infos.get(site, info).how != info.how or site not in self._infos:
+            self._infos[site] = info
+            self._store(lambda: self._writer.set_sites(self._infos))
         name = site if use == 1 else f"{site}#{use}"
         if name not in self._infos:
             self._infos[name] = replace(info, site=name, call=use)
             self._store(lambda: self._writer.set_sites(self._infos))
         self._account.sites_of_pass(name)[name] = site_record(
-            adjoints, self.settings.quantities, info.gates, rows, self.settings.tensors, carried
+            adjoints, self.settings.quantities, info.gates, rows, self.settings.tensors, carried, after
         )
+        self._coverage.found(name, info.how)
 
     def missed(self, target: Target, reason: str) -> None:
         self._coverage.missed(target.path, reason)
 
     def failed(self, target: Target, error: Exception) -> None:
-        self._coverage.missed(target.path, f"an error inside gradscope: {error}")
+        self._coverage.missed(target.path, FAILED)
         self._lost(f"recording {target.path}", error)
+
+    def missing(self, target: Target, quantity: str, reason: str) -> None:
+        if quantity in self.settings.quantities:
+            self._coverage.missing(target.path, quantity, reason)
+
+    def nothing(self, reason: str) -> None:
+        self._coverage.missed("model", reason)
+        self.say("nothing", reason)
 
     def loss_scale(self) -> float:
         return self._account.note.scale if self._account.note is not None else 1.0

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradscope.capture.layers.discovery import Target, discover, discover_or_none, select
+from gradscope.capture.layers.discovery import Target, discover, select
 from gradscope.capture.training.updates import held_optimizers
 from gradscope.errors import SettingError, UnknownNameError
-from gradscope.schema import DEFAULT_QUANTITIES, QUANTITIES
+from gradscope.schema import DEFAULT_QUANTITIES, QUANTITIES, STATES
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class Settings:
             raise SettingError(f"first_step must be a whole number of at least 0, not {first_step!r}")
         if durability not in ("default", "full"):
             raise SettingError(f"durability must be 'default' or 'full', not {durability!r}")
-        targets = select(model, discover(model) if sites is None else discover_or_none(model), sites)
+        targets = select(model, discover(model), sites)
         rank, world_size = _distributed()
         settings = cls(
             run_dir=Path(run_dir),
@@ -129,9 +129,9 @@ def _positive(name: str, value: Any, remedy: str = "") -> None:
 
 def _quantities(wanted: Sequence[str] | str | None, targets: list[Target]) -> tuple[str, ...]:
     if wanted is None:
-        # A black box has its input gradient only.
+        # What is found later may have states that can only be numbered; a black box has its input gradient only.
         curves = {info.curve for target in targets for info in target.sites}
-        return (*DEFAULT_QUANTITIES, "input") if "input" in curves else DEFAULT_QUANTITIES
+        return (*DEFAULT_QUANTITIES, *(("input",) if "input" in curves or not targets else ()), *STATES)
     names = [wanted] if isinstance(wanted, str) else list(wanted)
     if names == ["all"]:
         return tuple(QUANTITIES)
@@ -141,7 +141,7 @@ def _quantities(wanted: Sequence[str] | str | None, targets: list[Target]) -> tu
     if not names:
         raise SettingError("quantities is empty: nothing would be recorded")
     modes = {target.mode for target in targets}
-    if modes <= {"RNN_TANH", "RNN_RELU", "GRU"} and set(names) <= {"cell", "cell_carry", "cell_path"}:
+    if modes and modes <= {"RNN_TANH", "RNN_RELU", "GRU"} and set(names) <= {"cell", "cell_carry", "cell_path"}:
         raise SettingError(f"no site has {' or '.join(names)}: only an LSTM has a cell state; ask for 'hidden'")
     return tuple(name for name in QUANTITIES if name in names)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import gradscope
 from gradscope.capture.calls import step_nodes, watcher
-from gradscope.capture.calls.fused import SECOND_ORDER, TRANSFORMED
+from gradscope.capture.calls.prehook import SECOND_ORDER, TRANSFORMED
 from tests.unrolled import unroll
 
 KINDS = {"RNN": nn.RNN, "GRU": nn.GRU, "LSTM": nn.LSTM}
@@ -151,15 +151,20 @@ class Rescaled(nn.GRU):
         return super().forward(0.5 * x, hx)
 
 
-@pytest.mark.parametrize("kind", [Doubled, Rescaled])
-def test_a_forward_that_changes_what_goes_in_or_out_is_said_in_coverage(kind: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "into", "out"), [(Doubled, 1.0, 2.0), (Rescaled, 0.5, 1.0)])
+def test_a_forward_that_changes_what_goes_in_or_out_is_recorded_as_its_kernel_ran(
+    kind: Any, into: float, out: float, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
     module, x = kind(3, 6).double(), torch.randn(9, 4, 3, dtype=torch.float64)
-    with gradscope.record(module, tmp_path / "run", every=1) as recorder:
+    with gradscope.record(module, tmp_path / "run", every=1, samples=None) as recorder:
         module(x)[0][-1].sum().backward()
         recorder.step()
-    run = gradscope.open_run(tmp_path / "run")
-    assert run.n_records == 0
-    assert "overrides forward" in run.coverage[0].reason
+    plain = nn.GRU(3, 6).double()
+    plain.load_state_dict(module.state_dict())
+    expected = _expected(plain, into * x, lambda output: (out * output)[-1].sum())
+    found = gradscope.open_run(tmp_path / "run").array("model/l0", "hidden")[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -178,7 +178,7 @@ def test_any_model_has_the_gradient_of_its_input(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Window().double()
     with pytest.raises(NothingToRecordError, match="sites="):
-        gradscope.record(model, tmp_path / "run")
+        gradscope.snapshot(model, lambda: model(_x()).pow(2).sum())
     with gradscope.record(model, tmp_path / "run", every=1, samples=None, sites=["body"]) as recorder:
         model(_x()).pow(2).sum().backward()
         recorder.step()

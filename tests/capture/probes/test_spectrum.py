@@ -193,7 +193,7 @@ X = torch.zeros(6, 2, 2)
         (_Twice(), {"site": "rnn"}, SettingError, "called 2 times"),
         (_Twice(), {"site": "unused/l0"}, SettingError, "not called"),
         (_Rescaled(), {}, SettingError, "changed in between"),
-        (_OwnLoop(), {}, SettingError, "no closed form of the Jacobian of _OwnCell"),
+        (_OwnLoop(), {}, NothingToRecordError, "no recurrent layer whose equations are known"),
         (nn.RNN(2, 3), {"lags": [6]}, SettingError, "between 0 and 5"),
         (nn.RNN(2, 3), {"lags": []}, SettingError, "between 0 and 5"),
         (nn.RNN(2, 3), {"warmup": 6}, SettingError, "warm-up of 6 steps"),

@@ -59,7 +59,6 @@ CASES: dict[str, tuple[Any, dict[str, Any], type[GradscopeError], list[str]]] = 
     ),
     "no quantity": (Model(), {"quantities": []}, SettingError, ["quantities", "empty"]),
     "no site": (Model(), {"sites": []}, SettingError, ["sites", "empty"]),
-    "no recurrent layer": (nn.Linear(2, 2), {}, NothingToRecordError, ["Linear", "nn.LSTM", "sites="]),
     "cell of a GRU": (Model(nn.GRU), {"quantities": ["cell"]}, SettingError, ["cell", "LSTM", "'hidden'"]),
     "cell path of an RNN": (
         Model(nn.RNN),
@@ -142,8 +141,9 @@ def test_a_snapshot_of_an_unknown_site_or_without_a_loss_says_so() -> None:
         gradscope.snapshot(model, lambda: model(x)[0])
     with pytest.raises(SettingError, match="closure must return the loss"):
         gradscope.snapshot(model, lambda: None)  # type: ignore[arg-type,return-value]
+    line = nn.Linear(3, 2)
     with pytest.raises(NothingToRecordError, match="Linear"):
-        gradscope.snapshot(nn.Linear(2, 2), lambda: torch.zeros(()))
+        gradscope.snapshot(line, lambda: line(x).sum())
     assert not hooks._global_forward_hooks
     taken = gradscope.snapshot(model, lambda: model(x)[0].sum())
     with pytest.raises(UnknownNameError, match="Known: model/l0"):

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradscope.diagnostics.difference import MeanDifference, compare_means
-from gradscope.diagnostics.words import number
 from gradscope.errors import SettingError
+from gradscope.words import number
 
 
 @dataclass(frozen=True)

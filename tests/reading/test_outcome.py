@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gradscope.diagnostics import compare_means, findings, outcomes_by_threshold
+from gradscope.diagnostics import compare_means
 from gradscope.errors import SettingError
+from gradscope.reading.outcome import findings, outcomes_by_threshold
 
 INF = math.inf
 CLIPPED, FREE = [0.66, 0.73, 0.69, 0.70], [0.08, 0.14, 0.10, 0.09]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from gradscope.diagnostics import clip_statistics, fit_decay
-from gradscope.diagnostics.words import clip_sentence, correlation, interval, number, percent, sentence
+from gradscope.words import clip_sentence, correlation, interval, number, percent, sentence
 
 LAGS = np.arange(61)
 
@@ -63,20 +63,35 @@ def test_a_vanishing_gradient_is_told_in_one_sentence():
 @pytest.mark.parametrize(
     ("norms", "parts"),
     [
-        (10 ** (-4 + 1e-3 * (LAGS - 60.0) ** 2), ["vanishing over lags 5–60, no half-life (the decay is not exp"]),
+        (
+            10 ** (-4 + 1e-3 * (LAGS - 60.0) ** 2),
+            [
+                "vanishing over lags 5–60, at lag 60 9e-4 of that at lag 5",
+                "no half-life (the decay is not exponential: it gets slower",
+            ],
+        ),
         (
             np.ones((3, 61)),
-            ["is as large as that at the last step", "preserved over lags 5–60 (within a factor of 10)"],
+            ["is as large as that at the last step", "as large as that at lag 5, within a factor of 10 throughout"],
         ),
-        (np.r_[1e3, np.ones(60)], ["preserved over lags 5–60", "after falling to 0.0010 before"]),
-        (1.1**LAGS, ["is 304 times that at the last step", "growing over lags 5–60, by a factor of 1.10 per step"]),
+        (
+            np.r_[1e3, np.ones(60)],
+            ["preserved over lags 5–60, at lag 60 as large as that at lag 5", "back is 0.0010 of that"],
+        ),
+        (
+            1.1**LAGS,
+            [
+                "is 304 times that at the last step",
+                "growing over lags 5–60, at lag 60 189 times that at lag 5, by a factor of 1.10 per step",
+            ],
+        ),
         (np.ones((3, 3)), ["no verdict: too few lags"]),
         (np.ones((3, 1)), ["no verdict: too few lags"]),
         (np.zeros((3, 61)), ["no verdict: every norm is zero"]),
         (np.r_[1.0, np.zeros(60)], ["no gradient that can be represented gets further back than the last step"]),
-        (np.r_[0.0, 0.5 ** LAGS[:-1]], ["of that at lag 1;"]),
+        (np.r_[0.0, 0.5 ** LAGS[:-1]], ["of that at lag 1, where it enters;"]),
         (np.r_[0.1 ** LAGS[:30], np.zeros(31)], ["zero or too small to be represented from lag 30 on"]),
-        (0.5**LAGS, ["from a single sequence, so without an interval"]),
+        (0.5**LAGS, ["no interval (a single sequence)"]),
     ],
 )
 def test_every_verdict_has_its_words(norms, parts):
@@ -89,10 +104,10 @@ def test_every_verdict_has_its_words(norms, parts):
 
 def test_clipping_is_told_in_one_sentence():
     norm = clip_statistics([0.5, 2.0, 4.0, 4.0], [1.0, 0.5, 0.25, 0.25], [0, 1, 1, 1], threshold=1.0)
-    assert clip_sentence(norm) == "norm clipping at 1.0 changed 75% of 4 calls, by a median factor of 0.25"
+    assert clip_sentence(norm) == "norm clipping at 1 changed 75% of 4 calls, by a median factor of 0.25"
     value = clip_statistics([2.0, np.inf], [0.5, 0.0], [0.5, 1.0], kind="value", threshold=1.0, cosine=[0.7, np.nan])
-    assert "cosine with the raw gradient of .700" in clip_sentence(value)
-    assert "1 call saw a norm that is not finite" in clip_sentence(value)
+    assert "median cosine with the raw gradient of .700" in clip_sentence(value)
+    assert "changed 100% of 1 call, " in clip_sentence(value)
     timestep = clip_statistics([2.0], [1.0], [0.0], kind="timestep")
     assert clip_sentence(timestep) == "per-timestep clipping of the adjoint changed 0% of 1 call"
     assert clip_sentence(clip_statistics([], [], [])) == "no clipping call was recorded"

@@ -12,20 +12,20 @@ import pandas as pd
 from gradscope.diagnostics import ClipStatistics, ThresholdSuggestion
 from gradscope.diagnostics.clip_calls import clip_remarks
 from gradscope.diagnostics.nonfinite import first_nonfinite
-from gradscope.diagnostics.of_run import (
+from gradscope.errors import EmptyRunError, NotRecordedError
+from gradscope.reading import select
+from gradscope.reading.answers import (
     PartAdvice,
     SiteAnswer,
     advice_per_part,
     answer,
     clip_statistics_of_run,
-    raw_norms,
     suggestion_of_run,
     threshold_table_of_run,
 )
-from gradscope.errors import EmptyRunError, NotRecordedError
-from gradscope.plots import select
-from gradscope.plots.norms import last_attempt
-from gradscope.plots.sweeps import diverged_from
+from gradscope.reading.counted import Reading, read_all
+from gradscope.reading.norms import raw_norms
+from gradscope.reading.sweeps import final_value
 from gradscope.schema import Coverage, SiteInfo
 
 #: Keys under which a model's number of parameters may have been described.
@@ -43,7 +43,7 @@ class RunFacts:
     """
 
     name: str
-    run: Any
+    run: Reading
     answers: tuple[SiteAnswer, ...]
     silent: dict[str, str]
     sites: dict[str, SiteInfo]
@@ -75,17 +75,16 @@ def gather(runs: Sequence[Any]) -> list[RunFacts]:
     EmptyRunError
         No run holds a record.
     """
-    facts = [_of_run(name, run) for name, run in zip(select.run_names(runs), runs, strict=True)]
+    facts = [_of_run(name, run) for name, run in zip(select.run_names(runs), read_all(runs), strict=True)]
     if not any(found.n_records for found in facts):
         for run in runs:
-            if hasattr(run, "require_records"):
-                run.require_records()
+            run.require_records()
         paths = ", ".join(str(run.path) for run in runs)
         raise EmptyRunError(f"{paths}: no record, so there is nothing to report. Train at least one recorded step.")
     return facts
 
 
-def _of_run(name: str, run: Any) -> RunFacts:
+def _of_run(name: str, run: Reading) -> RunFacts:
     answers, silent = [], {}
     for site in run.sites:
         try:
@@ -94,8 +93,8 @@ def _of_run(name: str, run: Any) -> RunFacts:
             silent[site] = str(error)
     norms = raw_norms(run)
     has_norms = bool(np.isfinite(norms["norm"].to_numpy(dtype=float)).any())
-    steps = last_attempt(run.steps())
-    diverged = _diverged_at(run, steps)
+    steps = run.steps()
+    final_loss, diverged = final_value(run, "loss")
     return RunFacts(
         name=name,
         run=run,
@@ -103,7 +102,7 @@ def _of_run(name: str, run: Any) -> RunFacts:
         silent=silent,
         sites={site: run.site(site) for site in run.sites},
         clips=tuple(clip_statistics_of_run(run)),
-        remarks=tuple(filter(None, (*clip_remarks(run.clips()), first_nonfinite(run)))),
+        remarks=tuple(filter(None, (*clip_remarks(run.run.clips()), first_nonfinite(run)))),
         parts=advice_per_part(run),
         thresholds=threshold_table_of_run(run) if has_norms else pd.DataFrame(),
         suggestion=suggestion_of_run(run) if has_norms else None,
@@ -112,30 +111,10 @@ def _of_run(name: str, run: Any) -> RunFacts:
         lost=dict(run.lost),
         n_steps=int(steps["step"].nunique()) if len(steps) else 0,
         n_records=int(run.n_records),
-        final_loss=_final_loss(steps) if diverged is None else float("nan"),
+        final_loss=final_loss,
         diverged_at=diverged,
         parameters=_parameter_count(run.model),
     )
-
-
-def _diverged_at(run: Any, steps: pd.DataFrame) -> int | None:
-    steps = steps.sort_values("step", kind="stable")
-    loss = steps["loss"].to_numpy(dtype=float) if "loss" in steps else np.empty(0)
-    at = steps["step"].to_numpy(dtype=np.int64) if loss.size else np.empty(0, dtype=np.int64)
-    found = diverged_from(run, at, loss)
-    return int(found) if np.isfinite(found) else None
-
-
-def _final_loss(steps: pd.DataFrame) -> float | None:
-    """Mean of the last twentieth of the logged losses (at least one): a single step is noise."""
-    if "loss" not in steps or not len(steps):
-        return None
-    loss = steps.sort_values("step", kind="stable")["loss"].to_numpy(dtype=float)
-    logged = np.flatnonzero(~np.isnan(loss))
-    if not logged.size:
-        return None
-    last = loss[logged[-max(1, logged.size // 20) :]]
-    return float(np.mean(last[np.isfinite(last)]))
 
 
 def _parameter_count(model: dict[str, Any]) -> int | None:

@@ -1,4 +1,4 @@
-"""Which records of which runs a figure shows."""
+"""Which sites, quantities and records of a run are looked at."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from gradscope.diagnostics import DecayCurve, decay_curve
 from gradscope.errors import EmptyRunError, NotRecordedError, SettingError, UnknownNameError
+from gradscope.reading.counted import Reading, read, read_all
 from gradscope.schema import DATASETS, QUANTITIES
+from gradscope.store import Run
 
 Floats = NDArray[np.float64]
+Positions = NDArray[np.int64]
 
 #: Quantities with one norm per sequence and lag.
 PER_LAG = tuple(name for name in QUANTITIES if DATASETS.get(name) == ("sequence", "lag"))
@@ -46,7 +47,7 @@ def per_lag(quantity: str | None) -> None:
 
 def sites_with(
     runs: Sequence[Any], quantity: str | None, site: str | Sequence[str] | None = None
-) -> list[tuple[str, Any, str, str]]:
+) -> list[tuple[str, Reading, str, str]]:
     """``(run name, run, site, quantity)`` for every site to show, in order.
 
     Without a quantity each site shows the one that describes its memory (``SiteInfo.curve``), or the first recorded.
@@ -56,11 +57,12 @@ def sites_with(
     UnknownNameError
         A site that no run has.
     EmptyRunError
-        Runs without a single site.
+        Runs without a single site, or without a record that counts.
     NotRecordedError
         Nothing left to show; says what to record.
     """
     wanted = [site] if isinstance(site, str) else list(site) if site is not None else None
+    readings = read_all(runs)
     known = sorted({name for run in runs for name in run.sites})
     for name in wanted or ():
         if name not in known:
@@ -69,7 +71,7 @@ def sites_with(
         paths = ", ".join(str(run.path) for run in runs)
         raise EmptyRunError(f"{paths}: no record yet, so there is nothing to draw. Train at least one recorded step.")
     found = []
-    for name, run in zip(run_names(runs), runs, strict=True):
+    for name, run in zip(run_names(runs), readings, strict=True):
         for at in run.sites:
             if wanted is None or at in wanted:
                 there = recorded(run, at)
@@ -78,7 +80,10 @@ def sites_with(
                     found.append((name, run, at, shown))
     if not found:
         raise not_recorded(runs, quantity or "hidden", wanted)
-    return found
+    counted = [one for one in found if one[1].counted(one[2])]
+    if not counted:
+        found[0][1].require(found[0][2])
+    return counted
 
 
 def recorded(run: Any, site: str) -> tuple[str, ...]:
@@ -110,53 +115,8 @@ def not_recorded(runs: Sequence[Any], quantity: str, sites: Sequence[str] | None
 
 
 @dataclass(frozen=True, eq=False)
-class Norms:
-    """Every per-sequence norm of one quantity at one site, with the records it belongs to.
-
-    Attributes
-    ----------
-    records : DataFrame
-        One row per record kept, index = position in ``values``.
-    values : ndarray, shape (record, sequence, lag)
-    lengths : ndarray of int, shape (record, sequence)
-    """
-
-    records: pd.DataFrame
-    values: Floats
-    lengths: NDArray[np.int64]
-
-    @property
-    def steps(self) -> list[int]:
-        """Recorded steps, increasing; a step whose update was skipped (overflowed loss scale) is left out."""
-        return sorted({int(step) for step in self.records["step"]})
-
-    def curve(self, step: int) -> DecayCurve:
-        """The decay curve over all sequences of a step: its micro-batches and ranks together, of its last attempt."""
-        rows = self.records[self.records["step"] == step]
-        at = rows[rows["attempt"] == rows["attempt"].max()].index.to_numpy()
-        values = self.values[at].reshape(-1, self.values.shape[-1])
-        lengths = self.lengths[at].reshape(-1)
-        values, lengths = values[lengths > 0], lengths[lengths > 0]
-        reached = int(lengths.max()) if lengths.size else 0
-        smallest = float(rows["smallest_normal"].max())
-        return decay_curve(
-            np.arange(reached), values[:, :reached].reshape(-1, reached), lengths=lengths, smallest_normal=smallest
-        )
-
-    def usable(self, step: int) -> bool:
-        """Whether any norm of the step is a positive number."""
-        at = self.records.index[self.records["step"] == step].to_numpy()
-        block = self.values[at]
-        return bool(np.any(np.isfinite(block) & (block > 0)))
-
-    def last(self) -> int:
-        """The last step with a usable curve; the last step at all where there is none."""
-        return next((step for step in reversed(self.steps) if self.usable(step)), self.steps[-1])
-
-
-@dataclass(frozen=True, eq=False)
 class Block:
-    """One dataset at one recorded step: all records of the step (micro-batches, ranks) of its last attempt.
+    """One dataset at one recorded step: all records of the step (micro-batches, ranks).
 
     ``values`` has shape (record, \\*DATASETS[dataset]).
     """
@@ -167,54 +127,39 @@ class Block:
     smallest_normal: float
 
 
-def block(run: Any, site: str, dataset: str, step: int | str | None = None) -> Block:
+def block(run: Run | Reading, site: str, dataset: str, step: int | str | None = None) -> Block:
     """``dataset`` at one step; by default the last with a finite value.
 
     Raises
     ------
     SettingError
         The step was not recorded.
+    EmptyRunError
+        No record there counts.
     """
-    records = run.records(site).reset_index(drop=True)
-    kept = records[~records["skipped"].astype(bool)]
-    records = records if kept.empty else kept
-    values = np.asarray(run.array(site, dataset), dtype=np.float64)
-    finite = np.asarray(np.isfinite(values.reshape(len(values), -1)).any(axis=1))
-    steps = sorted({int(at) for at in records["step"]})
-    filled = records["step"][finite[records.index.to_numpy()]]
-    chosen = chosen_step(steps, step, int(filled.max()) if len(filled) else steps[-1])
-    rows = records[records["step"] == chosen]
-    at = rows[rows["attempt"] == rows["attempt"].max()].index.to_numpy()
-    lengths = np.asarray(run.lengths(site), dtype=np.int64)
-    return Block(chosen, values[at], lengths[at], float(rows["smallest_normal"].max()))
+    reading = read(run)
+    reading.require(site)
+    steps = reading.records(site)["step"].to_numpy(dtype=np.int64)
+    values = np.asarray(reading.array(site, dataset), dtype=np.float64)
+    finite = np.flatnonzero(np.isfinite(values.reshape(len(values), -1)).any(axis=1))
+    if step in (None, "last"):
+        chosen = int(steps[finite].max() if finite.size else steps.max())
+    else:
+        chosen = int(steps.min()) if step == "first" else recorded_step(sorted({*map(int, steps)}), int(step or 0))
+    at = np.flatnonzero(steps == chosen)
+    smallest = float(reading.records(site)["smallest_normal"].to_numpy()[at].max())
+    return Block(chosen, values[at], np.asarray(reading.lengths(site)[at], dtype=np.int64), smallest)
 
 
-def norms(run: Any, site: str, quantity: str) -> Norms:
-    """All norms of ``quantity`` at ``site``; records whose update was skipped only where there are no others."""
-    records = run.records(site).reset_index(drop=True)
-    kept = records[~records["skipped"].astype(bool)]
-    return Norms(
-        records if kept.empty else kept,
-        np.asarray(run.array(site, quantity), dtype=np.float64),
-        np.asarray(run.lengths(site), dtype=np.int64),
-    )
-
-
-def chosen_step(available: list[int], step: int | str | None, default: int) -> int:
-    """``step`` as a recorded step: ``None`` is ``default``, ``"first"`` and ``"last"`` are the ends.
+def recorded_step(available: list[int], step: int) -> int:
+    """``step``, if it was recorded.
 
     Raises
     ------
     SettingError
-        The step was not recorded; names the nearest that was.
+        Names the nearest that was.
     """
-    if step is None:
-        return default
-    if step == "first":
-        return available[0]
-    if step == "last":
-        return default
-    if int(step) in available:
-        return int(step)
-    nearest = min(available, key=lambda known: abs(known - int(step)))
+    if step in available:
+        return step
+    nearest = min(available, key=lambda known: abs(known - step))
     raise SettingError(f"step {step} was not recorded; the nearest recorded step is {nearest}.")

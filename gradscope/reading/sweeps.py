@@ -10,13 +10,14 @@ import pandas as pd
 
 from gradscope.diagnostics.clip_calls import of_steps
 from gradscope.errors import NotRecordedError, SettingError
-from gradscope.plots import select
-from gradscope.plots.norms import last_attempt
+from gradscope.reading import select
+from gradscope.reading.counted import Reading, read
+from gradscope.store import Run
 
 
 def threshold_of(run: Any) -> float:
     """The threshold a run was clipped at by its norm (the most frequent); inf without norm clipping."""
-    clips = of_steps(run.clips())
+    clips = of_steps(read(run).clips())
     values = clips["threshold"][clips["kind"] == "norm"] if len(clips) else pd.Series(dtype=float)
     return float(values.mode().iloc[0]) if len(values) else float("inf")
 
@@ -43,7 +44,7 @@ def traces(runs: Sequence[Any], metric: str, thresholds: Sequence[float | None] 
     frames = []
     for i, (name, run) in enumerate(zip(select.run_names(runs), runs, strict=True)):
         given = threshold_of(run) if thresholds is None else thresholds[i]
-        steps = last_attempt(run.steps())
+        steps = read(run).steps()
         if metric in steps and len(steps):
             steps = steps.sort_values("step", kind="stable")
             value = steps[metric].to_numpy(dtype=float)
@@ -52,7 +53,7 @@ def traces(runs: Sequence[Any], metric: str, thresholds: Sequence[float | None] 
             gone = at >= diverged_from(run, at, value)
             frames.append(pd.DataFrame({**head, "step": at, "value": value, "diverged": gone}))
     if not frames:
-        there = sorted({c for run in runs for c in run.steps().columns} - {"step", "attempt", "rank", "time"})
+        there = sorted({c for run in runs for c in read(run).steps().columns} - {"step", "attempt", "rank", "time"})
         raise NotRecordedError(
             f"no run logged {metric!r} (logged: {', '.join(there) or 'nothing'}). "
             f"Log it with recorder.log({metric}=...)."
@@ -68,11 +69,32 @@ def diverged_from(run: Any, steps: np.ndarray, value: np.ndarray) -> float:
     metric had been logged at every step before.
     """
     found = [_never_again(steps, value, np.isinf(value) | (np.isnan(value) & _dense(value)))]
-    clips = of_steps(last_attempt(run.clips()))
+    clips = of_steps(read(run).clips())
     if len(clips):
         norm = clips["norm_before"].to_numpy(dtype=float)
         found.append(_never_again(clips["step"].to_numpy(), norm, ~np.isfinite(norm)))
     return min(found)
+
+
+def final_value(run: Run | Reading, metric: str) -> tuple[float | None, int | None]:
+    """What a logged metric ended at, and the step from which the run diverged (None where it did not).
+
+    The mean of the last twentieth of what was logged (at least one value): a single step is noise. None where it was
+    not logged, NaN where the run diverged.
+    """
+    steps = read(run).steps()
+    steps = steps.sort_values("step", kind="stable") if len(steps) else steps
+    known = metric in steps and len(steps) > 0
+    value = steps[metric].to_numpy(dtype=float) if known else np.empty(0)
+    at = steps["step"].to_numpy(dtype=np.int64) if known else np.empty(0, dtype=np.int64)
+    gone = diverged_from(run, at, value)
+    if np.isfinite(gone):
+        return float("nan"), int(gone)
+    logged = value[~np.isnan(value)]
+    if not logged.size:
+        return None, None
+    last = logged[-max(1, logged.size // 20) :]
+    return float(np.mean(last[np.isfinite(last)])), None
 
 
 def _dense(value: np.ndarray) -> np.ndarray:

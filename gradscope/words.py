@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from gradscope.diagnostics.clipping import ClipStatistics
-from gradscope.diagnostics.decay import DecayFit
-from gradscope.diagnostics.judgement import PRESERVED_FACTOR
+if TYPE_CHECKING:
+    from gradscope.diagnostics import ClipStatistics, DecayFit
 
 LAST_STEP = "the last step"
 
@@ -37,13 +37,26 @@ def correlation(value: float) -> str:
 
 
 def interval(bounds: tuple[float, float] | None, digits: int = 2) -> str:
-    """``(1.5–1.7)``, or nothing; with a digit more where both ends would read the same."""
+    """``(1.5–1.7)``, or nothing; with more digits where both ends would read the same."""
     if bounds is None:
         return ""
-    low, high = (number(bound, digits) for bound in bounds)
-    if low == high and bounds[0] != bounds[1] and digits < 4:
-        return interval(bounds, digits + 1)
-    return f"({low}–{high})"
+    digits = _digits(bounds, digits)
+    return f"({number(bounds[0], digits)}–{number(bounds[1], digits)})"
+
+
+def within(value: float, bounds: tuple[float, float] | None, digits: int = 2) -> tuple[str, str]:
+    """A value and its interval with the same digits, so that the printed value lies inside the printed interval."""
+    if bounds is None:
+        return number(value, digits), ""
+    digits = _digits(bounds, digits)
+    return number(value, digits), interval(bounds, digits)
+
+
+def _digits(bounds: tuple[float, float], digits: int) -> int:
+    """Digits from which both ends differ, at most 4."""
+    while digits < 4 and bounds[0] != bounds[1] and number(bounds[0], digits) == number(bounds[1], digits):
+        digits += 1
+    return digits
 
 
 def percent(share: float) -> str:
@@ -73,53 +86,56 @@ def sentence(fit: DecayFit, name: str = "") -> str:
 
 
 def _reach(fit: DecayFit) -> str:
-    lag, origin = fit.last_lag, LAST_STEP if fit.reference_lag == 0 else f"lag {fit.reference_lag}"
+    lag, origin = fit.last_lag, LAST_STEP if fit.reference_lag == 0 else f"lag {fit.reference_lag}, where it enters"
     if lag == fit.reference_lag:
         return f"no gradient that can be represented gets further back than {origin}"
     steps = "1 step" if lag == 1 else f"{lag} steps"
-    if number(fit.reach) == "1.0":
-        return f"the gradient reaching {steps} back is as large as that at {origin}"
-    if fit.reach > 1.5:
-        return f"the gradient reaching {steps} back is {number(fit.reach)} times that at {origin}"
-    return f"the gradient reaching {steps} back is {number(fit.reach)} of that at {origin}"
+    return f"the gradient reaching {steps} back is {_times(fit.reach)} that at {origin}"
+
+
+def _times(ratio: float) -> str:
+    """``as large as``, ``304 times`` or ``3e-9 of``, to stand before what it is compared with."""
+    if number(ratio) == "1.0":
+        return "as large as"
+    return f"{number(ratio)} times" if ratio > 1.5 else f"{number(ratio)} of"
 
 
 def _verdict(fit: DecayFit) -> list[str]:
     parts = []
     over = f"over lags {fit.lag_range[0]}–{fit.lag_range[1]}" if fit.lag_range else ""
     if fit.half_life is not None:
-        around = interval(fit.half_life_interval)
-        parts.append(
-            " ".join(filter(None, ["half-life", _steps(fit.half_life), around])) + f", R² {correlation(fit.r2)}"
-        )
+        half, around = within(fit.half_life, fit.half_life_interval)
+        parts.append(" ".join(filter(None, ["half-life", _steps(half), around])) + f", R² {correlation(fit.r2)}")
     elif fit.verdict == "vanishing" and fit.n_lags >= 3:
-        parts.append(f"vanishing {over}, no half-life ({fit.half_life_reason})")
+        parts.append(f"vanishing {over}{_change(fit)}, no half-life ({fit.half_life_reason})")
     elif fit.verdict == "exploding":
-        parts.append(f"growing {over}, {_growth(fit)} per step, R² {correlation(fit.r2)}")
+        parts.append(f"growing {over}{_change(fit)}, {_growth(fit)} per step, R² {correlation(fit.r2)}")
     if fit.verdict == "preserved":
-        parts.append(f"preserved {over} (within a factor of {PRESERVED_FACTOR:g}){_before(fit)}")
+        parts.append(f"preserved {over}{_change(fit)}, within a factor of {fit.factor:g} throughout")
     if fit.verdict == "undetermined":
         parts.append(f"no verdict: {fit.reason}")
     if fit.lost_from is not None and fit.last_lag != fit.reference_lag:
         parts.append(f"zero or too small to be represented from lag {fit.lost_from} on")
-    if fit.interval is None and fit.rate == fit.rate and fit.verdict != "undetermined":
-        parts.append(f"from a single {fit.unit}, so without an interval")
+    if fit.interval_reason and fit.rate == fit.rate and fit.verdict != "undetermined":
+        parts.append(f"no interval ({fit.interval_reason})")
     return parts
 
 
-def _before(fit: DecayFit) -> str:
-    """A curve may fall steeply in the lags that the range leaves out, and be flat in the range."""
-    begin = float("nan") if fit.lag_range is None else fit.ratio(fit.lag_range[0])
-    return f", after falling to {number(begin)} before" if begin < 1 / PRESERVED_FACTOR else ""
+def _change(fit: DecayFit) -> str:
+    """What the curve does over the lags of the verdict: not what it does from the first lag on."""
+    if fit.lag_range is None:
+        return ""
+    begin, end = fit.lag_range
+    return f", at lag {end} {_times(fit.ratio(end) / fit.ratio(begin))} that at lag {begin}"
 
 
 def _growth(fit: DecayFit) -> str:
     bounds = None if fit.interval is None else (10 ** fit.interval[0], 10 ** fit.interval[1])
-    return " ".join(filter(None, [f"by a factor of {number(10**fit.rate, 3)}", interval(bounds, 3)]))
+    value, around = within(10**fit.rate, bounds, 3)
+    return " ".join(filter(None, [f"by a factor of {value}", around]))
 
 
-def _steps(value: float) -> str:
-    shown = number(value)
+def _steps(shown: str) -> str:
     return f"{shown} step" if shown == "1" else f"{shown} steps"
 
 
@@ -127,19 +143,30 @@ def clip_sentence(statistics: ClipStatistics) -> str:
     """What clipping did, in one sentence."""
     if not statistics.calls:
         return "no clipping call was recorded"
-    at = f" at {', '.join(map(number, statistics.thresholds))}" if statistics.thresholds else ""
+    finite = statistics.calls - statistics.n_nonfinite
     kind = {"norm": "norm clipping", "value": "value clipping", "adaptive": "adaptive clipping (per row)"}.get(
         statistics.kind, "per-timestep clipping of the adjoint"
     )
     whose = f" of {statistics.part}" if statistics.part else ""
-    said = f"{kind}{whose}{at} changed {percent(statistics.fraction_clipped)} of {_calls(statistics.calls)}"
+    said = f"{kind}{whose}{_at(statistics.thresholds)}"
+    if not finite:
+        return f"{said}: the norm was not finite in any of {_calls(statistics.calls)}"
+    said += f" changed {percent(statistics.fraction_clipped)} of {_calls(finite)}"
     if statistics.fraction_clipped > 0:
         said += f", by a median factor of {number(statistics.clipped_scale)}"
         if statistics.kind != "norm" and not math.isnan(statistics.cosine_min):
-            said += f" and a cosine with the raw gradient of {correlation(statistics.cosine_median)}"
+            said += f" and a median cosine with the raw gradient of {correlation(statistics.cosine_median)}"
     if statistics.n_nonfinite:
-        said += f"; {_calls(statistics.n_nonfinite)} saw a norm that is not finite"
+        said += f"; {_calls(statistics.n_nonfinite)} more saw a norm that is not finite"
     return said
+
+
+def _at(thresholds: tuple[float, ...]) -> str:
+    if not thresholds:
+        return ""
+    if len(thresholds) > 3:
+        return f" at {len(thresholds)} thresholds from {thresholds[0]:g} to {thresholds[-1]:g}"
+    return f" at {', '.join(f'{threshold:g}' for threshold in thresholds)}"
 
 
 def _calls(count: int) -> str:

@@ -1,10 +1,14 @@
+import re
+
 import numpy as np
 import pytest
 
 import gradscope
 from gradscope import schema, store
-from gradscope.diagnostics import fit_decay, of_run
+from gradscope.diagnostics import fit_decay
 from gradscope.errors import EmptyRunError, NotRecordedError, SettingError, UnknownNameError
+from gradscope.reading import answers as of_run
+from gradscope.words import number
 
 LAGS = np.arange(40)
 LSTM = schema.SiteInfo("lstm/l0", "lstm", "LSTM", "lstm", curve="cell")
@@ -60,24 +64,16 @@ def test_each_record_is_fitted_as_its_arrays_are(tmp_path):
 def test_a_skipped_step_is_not_fitted(tmp_path):
     run = write(tmp_path / "run", [-0.2, -0.1, -0.05], skipped=[1])
     assert of_run.decay_fits(run)["step"].tolist() == [0, 20]
-    assert of_run.part_of_run(run, "lstm/l0", "all").tolist() == [0, 2]
-
-
-def test_parts_are_the_first_and_last_tenth_of_the_steps(tmp_path):
-    run = write(tmp_path / "run", np.linspace(-0.2, -0.1, 20))
-    chosen = {part: of_run.part_of_run(run, "lstm/l0", part).tolist() for part in of_run.PARTS}
-    assert chosen == {"first": [0], "early": [0, 1], "late": [18, 19], "last": [19], "all": list(range(20))}
-    with pytest.raises(UnknownNameError, match="Did you mean 'early'"):
-        of_run.part_of_run(run, "lstm/l0", "earl")
 
 
 def test_a_pooled_fit_sees_the_sequences_of_all_its_records(tmp_path):
     run = write(tmp_path / "run", np.linspace(-0.2, -0.1, 20))
     fit = of_run.pooled_fit(run, "lstm/l0", part="late")
     tables = [site_record(rate) for rate in np.linspace(-0.2, -0.1, 20)[-2:]]
-    expected = fit_decay(LAGS, np.vstack([t.arrays["cell"] for t in tables]))
-    assert fit.n_sequences == 8
+    expected = fit_decay(LAGS, np.vstack([t.arrays["cell"] for t in tables]), steps=np.repeat([18, 19], 4))
+    assert (fit.n_sequences, fit.n_steps, fit.unit) == (8, 2, "step")
     assert fit.rate == pytest.approx(expected.rate)
+    assert fit.interval == pytest.approx(expected.interval)
 
 
 def test_the_answer_compares_the_end_of_a_run_with_its_beginning(tmp_path):
@@ -87,6 +83,21 @@ def test_the_answer_compares_the_end_of_a_run_with_its_beginning(tmp_path):
     assert answer.sentence.startswith("lstm/l0 (cell), step 20: the gradient reaching 39 steps back is ")
     assert "[at step 0: the gradient reaching" in answer.sentence
     assert answer.caveat == ""
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_sentence_of_a_recording_is_that_of_its_raw_rows(tmp_path, seed):
+    rates = np.random.default_rng(seed).uniform(-0.25, -0.05, 3)
+    run = write(tmp_path / "run", rates, lengths=(40, 40, 40))
+    (found,) = of_run.answers(run)
+    rows = run.norms("lstm/l0", "cell")
+    for when, fit in ((0, found.early), (20, found.late)):
+        mean = np.log10(rows[rows["step"] == when].pivot(index="sequence", columns="lag", values="norm")).mean()
+        slope = np.polyfit(np.arange(5, 40), mean[5:], 1)[0]
+        assert fit.rate == pytest.approx(slope)
+        head = f"the gradient reaching 39 steps back is {number(10 ** (mean[39] - mean[0]))} of that at the last step"
+        (half,) = re.search(re.escape(head) + r"; half-life ([\d.]+) steps", found.sentence).groups()
+        assert float(half) == pytest.approx(-np.log10(2) / slope, rel=0.05)
 
 
 def test_a_single_record_is_answered_once(tmp_path):
@@ -159,5 +170,5 @@ def test_thresholds_are_judged_by_the_runs_own_norms(tmp_path):
     run = write(tmp_path / "run", steps=[{"lr": 0.5}] * 41, clips=[norm_clip(i, n) for i, n in enumerate(norms)])
     table = of_run.threshold_table_of_run(run, [1.0])
     assert table["clipped"][0] == pytest.approx(np.mean(norms + 1e-6 > 1.0))
-    assert table["step_max"][0] == pytest.approx(0.5, rel=1e-5)
+    assert table["norm_max"][0] == pytest.approx(1.0, rel=1e-5)
     assert of_run.suggestion_of_run(run).median == pytest.approx(1.0)

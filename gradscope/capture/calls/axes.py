@@ -1,0 +1,196 @@
+"""Which axis of a state is the batch, and which rows of it go on to the next step: read off the operations on the way.
+
+A product with a weight takes its rows one by one: where a state enters one, the rows are followed back to an axis of
+the state. Where none is met (elementwise recurrences), the first axis is the batch, as everywhere in torch.nn.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gradscope.capture.calls.graph import Graph
+from gradscope.capture.calls.recurrence import Place
+
+# Which axis of the operand is the rows, by operation and place of the operand, where the other operand is a weight.
+_ROWS = {
+    ("AddmmBackward", 1): 0,
+    ("MmBackward", 0): 0,
+    ("MmBackward", 1): 1,
+    ("ConvolutionBackward", 0): 0,
+    ("BmmBackward", 0): 1,
+    ("BmmBackward", 1): 2,
+    ("BaddbmmBackward", 1): 1,
+    ("LinearBackward", 0): 0,
+}
+
+# No rows at all: the state is a single vector.
+_VECTORS = {("MvBackward", 1), ("AddmvBackward", 2), ("DotBackward", 0), ("DotBackward", 1)}
+
+_SELECTS_ROWS = (
+    "SliceBackward",
+    "IndexSelectBackward",
+    "IndexBackward",
+    "GatherBackward",
+    "FlipBackward",
+    "RollBackward",
+)
+
+#: A state that is one vector, of a single sequence.
+UNBATCHED = -1
+
+
+def shape_of(graph: Graph, place: Place) -> tuple[int, ...]:
+    """Return the shape of a tensor of the graph."""
+    if place[0] < graph.first_inner:
+        return tuple(graph.leaves[place[0]].shape)
+    return tuple(graph.nodes[place[0]]._input_metadata[place[1]].shape)
+
+
+def way_on(graph: Graph, place: Place, level: list[int], step: int) -> list[tuple[int, int]] | None:
+    """Return the nodes from a state to the first one of the next step, each with the place at which it is entered.
+
+    Rather a way into a product with a weight: it tells what the axes are.
+    """
+    came: dict[int, tuple[int, int] | None] = {}
+    todo = [(user, at) for user, at in graph.users[place[0]] if graph.inputs[user][at][1] == place[1]]
+    entered = dict(todo)
+    came.update(dict.fromkeys(entered))
+    best: int | None = None
+    for index, _ in todo:
+        if _tells(graph, index, entered[index]):
+            best = index
+            break
+        if level[index] > step:
+            best = index if best is None else best
+        if level[index] > step + 1 or len(todo) > 256:
+            continue
+        for user, at in graph.users[index]:
+            if user not in came and level[user]:
+                came[user], entered[user] = (index, entered[index]), at
+                todo.append((user, at))
+    if best is None:
+        return None
+    way = [(best, entered[best])]
+    while (before := came[way[-1][0]]) is not None:
+        way.append(before)
+    return way[::-1]
+
+
+def _tells(graph: Graph, index: int, at: int) -> bool:
+    """Whether a node is a product with a weight."""
+    key = (_kind(graph.names[index]), at)
+    if key not in _ROWS and key not in _VECTORS:
+        return False
+    return any(
+        child >= 0 and graph.of_weights[child] for place, (child, _) in enumerate(graph.inputs[index]) if place != at
+    )
+
+
+def _kind(name: str) -> str:
+    return name.rstrip("0123456789")
+
+
+def batch_axis(graph: Graph, place: Place, way: list[tuple[int, int]] | None) -> int | None:
+    """Return the batch axis of a state; None where it has none that can be told, ``UNBATCHED`` for a single vector."""
+    shape = shape_of(graph, place)
+    if not shape:
+        return UNBATCHED
+    if way:
+        last, at = way[-1]
+        key = (_kind(graph.names[last]), at)
+        if _tells(graph, last, at) and key in _VECTORS:
+            return UNBATCHED
+        if _tells(graph, last, at):
+            axis: int | None = _ROWS[key]
+            for index, entered in reversed(way[:-1]):
+                axis = _before(graph, index, entered, axis)
+                if axis is None:
+                    break
+            if axis is None and len(shape) == 1:
+                return UNBATCHED
+            if axis is not None and axis < len(shape):
+                return axis
+    # A first axis of size 1 may be one sequence, or one layer of a stack.
+    return None if len(shape) == 1 or (len(shape) > 2 and shape[0] == 1) else 0
+
+
+def _before(graph: Graph, index: int, at: int, axis: int | None) -> int | None:
+    """Return the axis that an axis of a node's output was in its operand; None where it was none."""
+    node, kind = graph.nodes[index], _kind(graph.names[index])
+    if axis is None:
+        return None
+    try:
+        made, taken = shape_of(graph, (index, 0)), shape_of(graph, graph.inputs[index][at])
+        if kind == "TBackward":
+            return 1 - axis
+        if kind == "TransposeBackward":
+            swapped = {_axis(node._saved_dim0, made): _axis(node._saved_dim1, made)}
+            swapped |= {b: a for a, b in swapped.items()}
+            return swapped.get(axis, axis)
+        if kind == "PermuteBackward":
+            return _axis(node._saved_dims[axis], made)
+        if kind == "SelectBackward":
+            return axis + (axis >= _axis(node._saved_dim, taken))
+        if kind == "UnsqueezeBackward":
+            added = _axis(node._saved_dim, made)
+            return None if axis == added else axis - (axis > added)
+        if kind == "StackBackward":
+            added = _axis(node._saved_dim, made)
+            return None if axis == added else axis - (axis > added)
+    except (AttributeError, IndexError, TypeError):
+        return None
+    return _by_size(made, taken, axis)
+
+
+def _axis(value: Any, shape: tuple[int, ...]) -> int:
+    """Return a saved axis as a number from 0: torch keeps negative ones as large unsigned numbers."""
+    number = int(value)
+    if number >= 2**63:
+        number -= 2**64
+    return number % len(shape)
+
+
+def _by_size(made: tuple[int, ...], taken: tuple[int, ...], axis: int) -> int | None:
+    """Follow an axis through a reshape: the same number of elements stands before it."""
+    if len(made) == len(taken) and made[axis] == taken[axis]:
+        return axis
+    before = 1
+    for size in made[:axis]:
+        before *= size
+    passed = 1
+    for candidate, size in enumerate(taken):
+        if passed == before and (size > 1 or made[axis] == 1) and made[axis] % size == 0:
+            return candidate
+        passed *= size
+    return None
+
+
+def changes_rows(graph: Graph, way: list[tuple[int, int]], axis: int) -> str:
+    """Say how the rows of a state are changed on the way to the next step: ``""``, ``first``, or ``other``."""
+    changed = ""
+    for index, at in way:
+        kind = _kind(graph.names[index])
+        if kind not in _SELECTS_ROWS:
+            continue
+        node = graph.nodes[index]
+        try:
+            taken = shape_of(graph, graph.inputs[index][at])
+            if kind == "SliceBackward":
+                if _axis(node._saved_dim, taken) != axis:
+                    continue
+                if int(node._saved_start or 0) == 0 and int(node._saved_step) == 1:
+                    changed = changed or "first"
+                    continue
+            elif kind == "IndexBackward":
+                indices = node._saved_indices
+                if (
+                    all(given is None for position, given in enumerate(indices) if position == axis)
+                    and len(indices) > axis
+                ):
+                    continue
+            elif kind in ("IndexSelectBackward", "GatherBackward") and _axis(node._saved_dim, taken) != axis:
+                continue
+        except (AttributeError, IndexError, TypeError, RuntimeError):
+            pass
+        return "other"
+    return changed

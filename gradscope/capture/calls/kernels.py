@@ -1,0 +1,101 @@
+"""See calls of torch's recurrent kernels that no forward hook sees.
+
+``module.forward(x)``, weight-dropping wrappers, subclasses that return something else, and functional code all end in
+``torch._VF.lstm`` and its kin, which are looked up at each call; they are replaced while a step is recorded.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+KERNELS = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN_TANH", "rnn_relu": "RNN_RELU"}
+
+
+@dataclass(eq=False)
+class KernelCall:
+    """One call of a kernel.
+
+    Attributes
+    ----------
+    mode : str
+        As ``nn.RNNBase.mode``.
+    x : Tensor
+        Input as the kernel had it; ``batch_sizes`` is None where it is not packed.
+    states : tuple of Tensor
+        Initial states.
+    weights : list of Tensor
+    output : Tensor
+    finals : tuple of Tensor
+    batch_first, packed : bool
+    """
+
+    mode: str
+    x: Tensor
+    states: tuple[Tensor, ...]
+    weights: list[Tensor]
+    output: Tensor
+    finals: tuple[Tensor, ...]
+    batch_first: bool
+    packed: bool
+
+
+_lock = threading.RLock()
+_observers: list[Callable[[KernelCall], None]] = []
+_replaced: list[tuple[Any, str, Any, Any, bool]] = []
+
+
+def observe(observer: Callable[[KernelCall], None]) -> None:
+    """Begin to tell ``observer`` of kernel calls."""
+    with _lock:
+        _observers.append(observer)
+        if not _replaced:
+            for name, mode in KERNELS.items():
+                _replace(torch._VF, name, mode)
+
+
+def ignore(observer: Callable[[KernelCall], None]) -> None:
+    """Stop telling ``observer``; with the last one torch's own functions are back in place."""
+    with _lock:
+        if observer in _observers:
+            _observers.remove(observer)
+        if not _observers:
+            for place, name, original, ours, own in reversed(_replaced):
+                if vars(place).get(name) is ours:
+                    if own:
+                        setattr(place, name, original)
+                    else:
+                        delattr(place, name)
+            _replaced.clear()
+
+
+def _replace(place: Any, name: str, mode: str) -> None:
+    original, own = getattr(place, name), name in vars(place)
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        if _observers and not kwargs and not torch.compiler.is_compiling():
+            try:
+                call = _described(mode, args, result)
+                for observer in tuple(_observers):
+                    observer(call)
+            except Exception:  # an unusual call is not seen; it is said where its weights end in no site
+                return result
+        return result
+
+    kernel.__name__ = name
+    setattr(place, name, kernel)
+    _replaced.append((place, name, original, kernel, own))
+
+
+def _described(mode: str, args: tuple[Any, ...], result: tuple[Tensor, ...]) -> KernelCall:
+    packed = isinstance(args[3], list | tuple)  # input, batch_sizes, states, weights ...
+    states, weights = (args[2], args[3]) if packed else (args[1], args[2])
+    given = (states,) if isinstance(states, Tensor) else tuple(states)
+    batch_first = False if packed else bool(args[8])
+    return KernelCall(mode, args[0], given, list(weights), result[0], tuple(result[1:]), batch_first, packed)

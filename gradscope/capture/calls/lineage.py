@@ -1,0 +1,133 @@
+"""Which call came before: calls that hand their state on are one sequence, however the state got there.
+
+With a graph the state is followed to the call that made it, through any number of operations. A detached state shares
+its storage with the one it came from. A state that was copied has an unknown past.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+
+from gradscope.capture.calls.graph import NODE_LIMIT, KnownCall, taken
+
+#: How many steps came before where that is not known.
+UNKNOWN = -1
+
+# Calls of a layer in one step whose final states are kept: chunks of a checkpoint are run again in reverse order.
+_KEPT = 1024
+
+
+class Lineage:
+    """The calls of a step being recorded, and the states that the ones before left."""
+
+    def __init__(self) -> None:
+        #: Calls by the sequence numbers of the nodes of their outputs; each lives as long as its graph.
+        self.known: weakref.WeakValueDictionary[int, KnownCall] = weakref.WeakValueDictionary()
+        self._nearest: dict[tuple[int, int], tuple[int, ...]] = {}
+        # The states that calls left, the last of each layer last; those of earlier steps but for the last are dropped.
+        self._left: dict[str, deque[tuple[tuple[Tensor, ...], int]]] = {}
+        #: Whether states without a graph have been handed over.
+        self.carries = False
+
+    def forget(self) -> None:
+        """Drop what belongs to the step that ended; where the states of its last calls stand is kept."""
+        self.known.clear()
+        self._nearest.clear()
+        for left in self._left.values():
+            while len(left) > 1:
+                left.popleft()
+
+    def close(self) -> None:
+        """Drop everything."""
+        self.forget()
+        self._left.clear()
+
+    def made(self, call: KnownCall, outputs: Iterable[Tensor]) -> None:
+        """Note which nodes made the outputs of a call."""
+        for output in outputs:
+            if output.grad_fn is not None:
+                self.known[output.grad_fn._sequence_nr()] = call
+
+    def before(self, states: Iterable[Tensor]) -> list[KnownCall]:
+        """Return the calls that the given states were computed from, the nearest on every way."""
+        return self.before_edges([(state.grad_fn, state.output_nr) for state in states if state.grad_fn is not None])
+
+    def before_edges(self, edges: Iterable[tuple[Any, int]]) -> list[KnownCall]:
+        """Return the calls that what stands at the given edges was computed from, the nearest on every way."""
+        numbers: dict[int, None] = {}
+        for edge in edges:
+            numbers.update(dict.fromkeys(self._nearest_below(edge)))
+        found = [self.known.get(number) for number in numbers]
+        return list({id(call): call for call in found if call is not None}.values())
+
+    def _nearest_below(self, start: tuple[Any, int]) -> tuple[int, ...]:
+        nearest, known = self._nearest, self.known
+        stack, budget = [start], NODE_LIMIT
+        while stack:
+            node, nr = stack[-1]
+            number = node._sequence_nr()
+            if (number, nr) in nearest:
+                stack.pop()
+                continue
+            if number in known:
+                nearest[number, nr] = (number,)
+                stack.pop()
+                continue
+            children = self._inner(node, nr)
+            waiting = [child for child in children if (child[0]._sequence_nr(), child[1]) not in nearest]
+            budget -= 1
+            if waiting and budget > 0:
+                stack.extend(waiting)
+                continue
+            below: dict[int, None] = {}
+            for child, place in children:
+                below.update(dict.fromkeys(nearest.get((child._sequence_nr(), place), ())))
+            nearest[number, nr] = tuple(below)
+            stack.pop()
+        return nearest.get((start[0]._sequence_nr(), start[1]), ())
+
+    def _inner(self, node: Any, nr: int) -> list[tuple[Any, int]]:
+        """Return what an output of a node was computed from, without leaves; of things put together, the part."""
+        consumed = [edge for edge in node.next_functions if edge[0] is not None]
+        if len(consumed) == 1 == len(node.next_functions) and consumed[0][0]._sequence_nr() not in self.known:
+            part = taken(node, consumed[0][0], consumed[0][0].next_functions).get(nr)
+            consumed = consumed if part is None else [part]
+        return [edge for edge in consumed if not hasattr(edge[0], "variable")]
+
+    # -- states without a graph --------------------------------------------------------------------------------
+
+    def left(self, path: str, states: tuple[Tensor, ...], steps: int, again: bool = False) -> None:
+        """Note the states a call left, after how many steps of the sequence; ``again`` where it may be rerun."""
+        kept = self._left.setdefault(path, deque(maxlen=_KEPT))
+        if not again:
+            kept.clear()
+        kept.append((tuple(state.detach() for state in states), steps))
+
+    def steps_before(self, path: str, states: tuple[Tensor, ...]) -> int:
+        """Return how many steps lie behind states that have no graph: 0 for none, −1 where that is unknown."""
+        if not states:
+            return 0
+        self.carries = True
+        pointer = states[0].untyped_storage().data_ptr()
+        ordered = list(self._left.get(path, ()))[::-1]
+        ordered += [left[-1] for name, left in self._left.items() if name != path]
+        for finals, steps in ordered:
+            if any(final.untyped_storage().data_ptr() == pointer for final in finals):
+                return steps
+        return UNKNOWN if any(bool(state.any()) for state in states) else 0
+
+
+def edges_of(tensors: Iterable[Tensor | None]) -> tuple[tuple[Any, int], ...]:
+    """Return where tensors stand in the graph, those that do."""
+    found = []
+    for tensor in tensors:
+        if tensor is not None and tensor.requires_grad:
+            edge = get_gradient_edge(tensor)
+            found.append((edge.node, edge.output_nr))
+    return tuple(found)

@@ -1,0 +1,70 @@
+"""States that the user's code names: ``h = gradscope.state("h", h)`` in a loop."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Protocol, TypeVar
+
+from torch import Tensor
+
+from gradscope.errors import SettingError
+
+TensorT = TypeVar("TensorT", bound=Tensor)
+
+
+class MarkTaker(Protocol):
+    """Who takes marked states while a step is recorded."""
+
+    def mark(self, name: str, state: Tensor) -> None:
+        """Take a state; must not raise."""
+        ...
+
+
+_takers: weakref.WeakSet[MarkTaker] = weakref.WeakSet()
+
+
+def listen(taker: MarkTaker) -> None:
+    """Hand marked states to ``taker`` from now on."""
+    _takers.add(taker)
+
+
+def leave(taker: MarkTaker) -> None:
+    """Hand no more to ``taker``."""
+    _takers.discard(taker)
+
+
+def state(name: str, value: TensorT) -> TensorT:
+    """Mark a state inside a hand-written loop, so that its adjoint is recorded under this name.
+
+    Nothing needs to be marked to be found; a mark decides what the state is, and what it is called. Costs nothing
+    outside recorded steps and changes nothing: the same tensor is returned.
+
+    Parameters
+    ----------
+    name : str
+        Name of the site; called once per step of the loop.
+    value : Tensor
+        The state at this step, (B, ...).
+
+    Returns
+    -------
+    Tensor
+        ``value`` itself.
+
+    Raises
+    ------
+    SettingError
+        ``name`` is no string, or ``value`` no tensor.
+
+    Examples
+    --------
+    >>> for x_t in x:
+    ...     h = gradscope.state("h", torch.tanh(i2h(x_t) + h2h(h)))
+    """
+    if not isinstance(name, str) or not name or "/" in name or "#" in name:
+        raise SettingError(f"state name must be a non-empty string without '/' and '#', not {name!r}")
+    if not isinstance(value, Tensor):
+        raise SettingError(f"state({name!r}, ...) takes a tensor, not {type(value).__name__}")
+    for taker in tuple(_takers):
+        taker.mark(name, value)
+    return value

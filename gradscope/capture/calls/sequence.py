@@ -1,0 +1,266 @@
+"""Calls of one fused layer that hand their state on: one sequence, one lag axis.
+
+Autograd delivers the whole adjoint of the state between two calls, so each call is exact on its own; calls of the same
+length are replayed side by side, as so many more rows of a batch. A decoder of T one-step calls costs one batched step.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradscope.adjoint import Adjoints, Order
+from gradscope.adjoint.types import Trajectory
+from gradscope.capture.calls.fused import FusedCall
+from gradscope.capture.calls.prehook import CannotRecordError
+from gradscope.capture.layers.discovery import Target
+
+
+@dataclass(eq=False, kw_only=True)
+class Line:
+    """One chain of states through several calls; takes what arrives at them.
+
+    Attributes
+    ----------
+    target : Target or None
+        What it is a sequence of.
+    use : int
+        Which sequence of the module in this step it is, from 1.
+    carried : int
+        Steps of the sequence before the first of these; −1 where that is unknown.
+    done, told : callable or None
+        Take the end of a pass, and an error.
+    calls : list
+        In the order in which they hand their state on.
+    followers : list of Line
+        Sequences of other layers that the last state was handed to.
+    tasks : set of int
+        Backward passes that reached it.
+    delivered : bool
+        Whether a pass through it has ended.
+    mixed : bool
+        Whether a state between two calls is used elsewhere too, or may be: what reached it from above cannot be told
+        then.
+    unfollowed : str
+        Why the rows cannot be followed from call to call; empty where they can.
+    """
+
+    target: Target | None = None
+    use: int = 1
+    carried: int = 0
+    done: Callable[[Any, int], None] | None = None
+    told: Callable[[Exception], None] | None = None
+    calls: list[Any] = field(default_factory=list)
+    followers: list[Line] = field(default_factory=list)
+    tasks: set[int] = field(default_factory=set)
+    delivered: bool = False
+    mixed: bool = True
+    unfollowed: str = ""
+    gradients: dict[int, dict[Any, Tensor]] = field(default_factory=dict)
+    graphed: set[int] = field(default_factory=set)
+    refused: set[int] = field(default_factory=set)
+
+    @property
+    def steps(self) -> int:
+        return len(self.calls)
+
+    def after(self, task: int) -> int:
+        """Return how many steps of the sequence follow in other layers, as far as the pass reached them."""
+        return max((f.steps + f.after(task) for f in self.followers if task in f.tasks), default=0)
+
+    def take(self, task: int, name: Any, gradient: Tensor) -> None:
+        """Keep a gradient that arrived in backward pass ``task``."""
+        raise NotImplementedError
+
+    def forget(self, task: int) -> None:
+        """Drop what arrived in backward pass ``task``."""
+        self.gradients.pop(task, None)
+
+    def finished(self, task: int) -> None:
+        """Take the end of a pass in which something arrived."""
+        self.delivered = True
+        if self.done is not None and self.gradients.get(task):
+            self.done(self, task)
+
+    def failed(self, error: Exception) -> None:
+        """Note why a pass is not recorded, or an error of gradscope's own."""
+        if self.told is not None:
+            self.told(error)
+
+
+@dataclass(eq=False, kw_only=True)
+class FusedSequence(Line):
+    """Calls of one fused module."""
+
+    @property
+    def steps(self) -> int:
+        return sum(call.steps for call in self.calls)
+
+    @property
+    def batch(self) -> int:
+        return self.calls[0].selection.size
+
+    def take(self, task: int, name: tuple[int, str], gradient: Tensor) -> None:
+        """Keep the sampled rows of a gradient that arrived in backward pass ``task`` at one of the calls."""
+        held, call = self.gradients[task], self.calls[name[0]]
+        self.tasks.add(task)
+        taken = call.rows_of(name[1], gradient)
+        held[name] = held[name] + taken if name in held else taken
+
+    def forget(self, task: int) -> None:
+        """Drop what arrived in backward pass ``task``."""
+        super().forget(task)
+        for call in self.calls:
+            if call.step_nodes is not None:
+                call.step_nodes.forget(task)
+
+    def adjoints(
+        self, task: int, layers: set[int], scale: float, precise: bool, keep_gates: bool
+    ) -> dict[tuple[int, int], Adjoints]:
+        """Return the adjoints of backward pass ``task`` at every site, all calls in a row.
+
+        Raises
+        ------
+        CannotRecordError
+            The weights have changed, or the rows of the batch cannot be followed.
+        """
+        if self.unfollowed:
+            self.forget(task)
+            raise CannotRecordError(self.unfollowed)
+        if any(call.changed for call in self.calls):
+            self.forget(task)
+            raise CannotRecordError("the weights changed during backward (an optimizer inside backward?)")
+        arrived: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        for (position, name), gradient in self.gradients.pop(task).items():
+            arrived[position][name] = gradient
+        if len(self.calls) == 1:
+            return self.calls[0].adjoints(task, arrived[0], layers, scale, precise, keep_gates)
+        for call in self.calls:
+            if call.step_nodes is not None:
+                call.step_nodes.forget(task)
+                call.step_nodes = None
+        alike: dict[int, list[int]] = defaultdict(list)
+        for position, call in enumerate(self.calls):
+            alike[call.steps].append(position)
+        parts: list[dict[tuple[int, int], Adjoints]] = [{} for _ in self.calls]
+        for positions in alike.values():
+            gradients = [arrived[position] for position in positions]
+            beside, together = _beside([self.calls[position] for position in positions], gradients)
+            found = beside.adjoints(task, together, layers, scale, precise, keep_gates)
+            for place, adjoints in found.items():
+                for position, part in zip(positions, _apart(adjoints, len(positions)), strict=True):
+                    parts[position][place] = part
+        return {place: self._joined(place, parts, arrived, scale) for place in parts[0]}
+
+    def _joined(
+        self,
+        place: tuple[int, int],
+        parts: list[dict[tuple[int, int], Adjoints]],
+        arrived: dict[int, dict[str, Tensor]],
+        scale: float,
+    ) -> Adjoints:
+        """Put the calls of one site in a row; of what arrived at the states between them nothing came from above."""
+        index = place[0]  # a module that runs in both directions is not joined
+        for position, part in enumerate(parts[:-1]):
+            adjoints = part[place]
+            if self.mixed or adjoints.direct is None:
+                adjoints.direct = None
+            elif "grad_hn" in arrived[position]:
+                handed = arrived[position]["grad_hn"][index].to(adjoints.direct.dtype) / scale
+                adjoints.direct = adjoints.direct.clone()
+                adjoints.direct[-1] = adjoints.direct[-1] - handed
+            if adjoints.direct_cell is not None:
+                adjoints.direct_cell = torch.zeros_like(adjoints.direct_cell)
+        return joined([part[place] for part in parts])
+
+
+def _beside(calls: list[FusedCall], arrived: list[dict[str, Tensor]]) -> tuple[FusedCall, dict[str, Tensor]]:
+    """Put calls of the same length side by side, as rows of one batch, with what arrived at them."""
+    first = calls[0].call
+
+    def rows(tensors: list[Tensor]) -> Tensor:
+        return torch.stack(tensors, 1).flatten(1, 2)
+
+    def of(name: str) -> Any:
+        values = [getattr(call.call, name) for call in calls]
+        return None if values[0] is None else rows(values)
+
+    masks = None
+    if first.masks is not None:
+        masks = tuple(rows([call.call.masks[i] for call in calls if call.call.masks]) for i in range(len(first.masks)))
+    gradients = {}
+    for name, like in (("grad_output", "output"), ("grad_hn", "h0"), ("grad_cn", "c0")):
+        given = [held.get(name) for held in arrived]
+        if any(gradient is not None for gradient in given):
+            like_them = [getattr(call.call, like) for call in calls]
+            gradients[name] = rows(
+                [torch.zeros_like(z) if g is None else g for g, z in zip(given, like_them, strict=True)]
+            )
+    call = replace(first, input=of("input"), output=of("output"), h0=of("h0"), c0=of("c0"), masks=masks, kept=None)
+    return replace(calls[0], call=call, step_nodes=None), gradients
+
+
+def _apart(adjoints: Adjoints, calls: int) -> list[Adjoints]:
+    """Undo :func:`_beside`: return the adjoints of each call."""
+    order = Order(adjoints.order.steps, adjoints.order.batch // calls, None, adjoints.order.reverse)
+
+    def part(value: Tensor | None, call: int, axis: int = 1) -> Any:
+        if value is None:
+            return None
+        batch = value.shape[axis] // calls
+        return value.narrow(axis, call * batch, batch)
+
+    result = []
+    for call in range(calls):
+        changes: dict[str, Any] = {name: part(getattr(adjoints, name), call) for name in _BY_STEP}
+        changes |= {name: part(getattr(adjoints, name), call, 0) for name in _INITIAL}
+        trajectory = adjoints.trajectory
+        if trajectory is not None:
+            changes["trajectory"] = Trajectory(**{n: part(getattr(trajectory, n), call) for n in _TRAJECTORY})
+        result.append(replace(adjoints, order=order, **changes))
+    return result
+
+
+# Fields of adjoints that have a time axis, those of the initial state, and those of a trajectory.
+_BY_STEP = ("hidden", "direct", "gates", "gates_hh", "cell", "cell_carry", "direct_cell", "input_gradient")
+_INITIAL = tuple(name for name in ("initial_hidden", "initial_cell") if name in Adjoints.__dataclass_fields__)
+_TRAJECTORY = tuple(Trajectory.__dataclass_fields__)
+
+
+def joined(parts: list[Adjoints]) -> Adjoints:
+    """Put the adjoints of several calls in a row along time; what one of them lacks is left out."""
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0]
+
+    def row(values: Iterable[Tensor | None]) -> Any:
+        values = list(values)
+        return None if any(value is None for value in values) else torch.cat(values)  # type: ignore[arg-type]
+
+    for part in parts:
+        if part.direct_cell is None and part.cell is not None and any(p.direct_cell is not None for p in parts):
+            part.direct_cell = torch.zeros_like(part.cell)
+    changes: dict[str, Any] = {name: row(getattr(part, name) for part in parts) for name in _BY_STEP}
+    changes["states"] = tuple(torch.cat(states) for states in zip(*[part.states for part in parts], strict=True))
+    if any(part.scale is not None for part in parts):
+        ones = [part.order.steps for part in parts]
+        scales = [
+            torch.ones(steps, 1, 1, dtype=torch.float64) if part.scale is None else part.scale
+            for part, steps in zip(parts, ones, strict=True)
+        ]
+        changes["scale"] = torch.cat(scales)
+    if any(part.faded is not None for part in parts):
+        changes["faded"] = [faded for part in parts for faded in part.faded or [False] * part.order.steps]
+    if all(part.trajectory is not None for part in parts):
+        changes["trajectory"] = Trajectory(
+            **{n: row(getattr(part.trajectory, n) for part in parts) for n in _TRAJECTORY}
+        )
+    else:
+        changes["trajectory"] = None
+    order = Order(sum(part.order.steps for part in parts), first.order.batch, None, reverse=False)
+    return replace(first, order=order, **changes)

@@ -1,0 +1,203 @@
+"""A run as one holds it in Python: what :class:`gradscope.store.Run` reads, with its answers and figures.
+
+Everything but the store is imported when it is asked for: opening a run stays quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradscope import store
+from gradscope.errors import GradscopeError, SettingError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray
+
+    from gradscope.diagnostics import ClipStatistics, DecayFit, ThresholdSuggestion
+    from gradscope.reading.answers import SiteAnswer
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a run to read it: a run directory, also while it grows, or a packed ``.h5`` file.
+
+    What is read is the run at this moment; open it again to see what came later.
+
+    Parameters
+    ----------
+    path : str or Path
+        What was passed to ``gradscope.record``, or the file that ``gradscope pack`` wrote.
+
+    Raises
+    ------
+    RunNotFoundError, RunDamagedError, SchemaVersionError, UnsafeFileError
+
+    See Also
+    --------
+    compare : Several runs in one table.
+    """
+    run = store.open_run(path)
+    return Run(run.path, run.header, run.parts, sealed=run.sealed)
+
+
+class Run(store.Run):
+    """Records of one training, as `open_run` returns them. ``print(run)`` says how far back the gradient reaches.
+
+    Answers and figures take the records that count (:mod:`gradscope.reading`); ``array``, ``norms``, ``records`` and
+    the tables hold everything that was written.
+
+    See Also
+    --------
+    gradscope.store.Run : ``sites``, ``coverage``, ``array``, ``norms``, ``steps``, ``clips`` ...
+    """
+
+    def answers(self) -> list[SiteAnswer]:
+        """How far back the gradient reaches at every site, at the beginning and at the end."""
+        from gradscope.reading.answers import answers
+
+        return answers(self)
+
+    def decay(
+        self, site: str | None = None, quantity: str | None = None, part: str = "late", **options: Any
+    ) -> DecayFit:
+        """Fit the decay of the gradient at a site.
+
+        Parameters
+        ----------
+        site : str, optional
+            May be left out where the run has one.
+        quantity : str, optional
+            By default the one that describes the site: the cell state of an LSTM, else the hidden state.
+        part : {"first", "early", "late", "last", "all"}
+            ``early`` and ``late`` are the first and last tenth of the recorded steps.
+        **options
+            Of :func:`gradscope.fit_decay`.
+
+        Raises
+        ------
+        UnknownNameError, NotRecordedError, EmptyRunError, SettingError
+        """
+        from gradscope.reading.answers import pooled_fit
+
+        if site is None:
+            if len(self.sites) != 1:
+                raise SettingError(
+                    f"the run has {len(self.sites)} sites; say which: {', '.join(self.sites) or 'none'}."
+                )
+            (site,) = self.sites
+        return pooled_fit(self, site, quantity, part, **options)
+
+    def clipping(self) -> list[ClipStatistics]:
+        """What clipping did, one entry for each kind that was called."""
+        from gradscope.reading.answers import clip_statistics_of_run
+
+        return clip_statistics_of_run(self)
+
+    def suggest_threshold(self) -> ThresholdSuggestion:
+        """Clipping thresholds worth comparing, from the run's own gradient norms."""
+        from gradscope.reading.answers import suggestion_of_run
+
+        return suggestion_of_run(self)
+
+    def plot(self, kind: str = "decay", *, ax: Any = None, **options: Any) -> Any:
+        """Draw one figure of this run.
+
+        Parameters
+        ----------
+        kind : str
+            A key of ``gradscope.plots.PLOTS`` that is drawn from runs.
+        ax : matplotlib Axes, optional
+            Drawn there; by default in a figure of its own, with as many panels as it needs.
+        **options
+            Of the figure's ``table`` and ``draw``: ``site``, ``quantity``, ``step``, ``relative`` ...
+
+        Returns
+        -------
+        Axes or Figure
+        """
+        from gradscope.plots.figures import plot_runs
+
+        return plot_runs(kind, [self], ax=ax, **options)
+
+    def to_xarray(self, site: str | None = None) -> xarray.Dataset:
+        """What was recorded at a site, as an xarray Dataset over ``record``, ``sequence``, ``lag`` ...
+
+        Raises
+        ------
+        SettingError
+            xarray is not installed, or several sites and none named.
+        """
+        try:
+            import xarray
+        except ImportError as error:
+            raise SettingError("to_xarray needs xarray: pip install xarray.") from error
+        from gradscope.reading import read
+        from gradscope.schema import DATASETS
+
+        if site is None:
+            if len(self.sites) != 1:
+                raise SettingError(
+                    f"the run has {len(self.sites)} sites; say which: {', '.join(self.sites) or 'none'}."
+                )
+            (site,) = self.sites
+        reading = read(self)
+        records = reading.records(site)
+        columns = {name: ("record", records[name].to_numpy()) for name in ("step", "micro", "attempt", "rank")}
+        arrays = {name: (("record", *DATASETS[name]), reading.array(site, name)) for name in self.datasets(site)}
+        arrays["length"] = (("record", "sequence"), reading.lengths(site))
+        gates = self.site(site).gates
+        named = {"gate": list(gates)} if gates and any("gate" in dims for dims, _ in arrays.values()) else {}
+        return xarray.Dataset(arrays, {**columns, **named}, {"site": site, "run": self.name})
+
+    def _one(self, site: str | None) -> str:
+        """The site, or the run's only one."""
+        if site is not None:
+            return site
+        if len(self.sites) != 1:
+            raise SettingError(f"the run has {len(self.sites)} sites; say which: {', '.join(self.sites) or 'none'}.")
+        return self.sites[0]
+
+    def __str__(self) -> str:
+        return "\n".join([repr(self).strip("<>"), *(f"  {line}" for line in self._said())])
+
+    def _repr_html_(self) -> str:
+        items = "".join(f"<li>{escape(line)}</li>" for line in self._said())
+        return f"<div><b>{escape(repr(self).strip('<>'))}</b><ul>{items}</ul></div>"
+
+    def _said(self) -> list[str]:
+        from gradscope.words import clip_sentence
+
+        try:
+            said = [answer.sentence for answer in self.answers()] or ["no site has a curve against lag"]
+            return said + [clip_sentence(clip) for clip in self.clipping()]
+        except GradscopeError as error:  # a run without records is printed all the same
+            return [str(error)]
+
+
+def compare(runs: Sequence[store.Run]) -> pd.DataFrame:
+    """Several runs in one table: how far back the gradient reaches at the end of training.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+
+    Returns
+    -------
+    DataFrame
+        One row per run and site: ``run, site, quantity``, then the numbers of the fit (``rate, lo, hi, half_life,
+        reach, verdict, reason`` ...).
+    """
+    import pandas as pd
+
+    from gradscope.reading.answers import answers, fit_row
+    from gradscope.reading.select import run_names
+
+    rows = [
+        {"run": name, "site": said.site, "quantity": said.quantity, **fit_row(said.late)}
+        for name, run in zip(run_names(runs), runs, strict=True)
+        for said in answers(run)
+    ]
+    return pd.DataFrame(rows)

@@ -1,0 +1,70 @@
+"""What a page is made of, be it a report, the demo, a sweep or the lecture: figures, chapters, a story."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A figure before it is drawn.
+
+    Attributes
+    ----------
+    name : str
+        Of its files.
+    plot : str
+        A key of ``gradscope.plots.PLOTS``.
+    title, caption : str
+    data : DataFrame
+        What is drawn, and written beside it.
+    options : mapping
+        Of the plot's ``draw``.
+    gathered : mapping
+        Options with which ``data`` were gathered, for the record.
+    """
+
+    name: str
+    plot: str
+    title: str
+    caption: str
+    data: pd.DataFrame
+    options: Mapping[str, Any] = field(default_factory=dict)
+    gathered: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Chapter:
+    """Paragraphs, then tables (caption and data), claims and pictures.
+
+    A claim has ``statement``, ``outcome``, ``sentence`` and ``answers``; an answer ``asked.where``, ``asked.what``,
+    ``range_words``, ``mean``, ``interval``, ``interval_words``, ``values`` and ``met``.
+    """
+
+    title: str
+    text: tuple[str, ...]
+    tables: tuple[tuple[str, pd.DataFrame], ...] = ()
+    claims: tuple[Any, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Story:
+    """Opening paragraphs and chapters."""
+
+    opening: tuple[str, ...]
+    chapters: tuple[Chapter, ...]
+
+    @property
+    def claims(self) -> list[Any]:
+        """Every claim, in order."""
+        return [claim for chapter in self.chapters for claim in chapter.claims]
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """Every picture, in order."""
+        return [picture for chapter in self.chapters for picture in chapter.pictures]

@@ -1,0 +1,9 @@
+"""The table: every model of this package, by name."""
+
+from __future__ import annotations
+
+from tests.capture.recurrences import cells, decoders, kernels, loops, neurons
+from tests.capture.recurrences.cases import CASES
+
+FILES = (loops, cells, neurons, decoders, kernels)
+__all__ = ["CASES", "FILES"]

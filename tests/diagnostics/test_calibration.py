@@ -1,0 +1,162 @@
+"""What intervals and verdicts are worth, on data whose true slope is known.
+
+``pytest -m slow -s tests/diagnostics/test_calibration.py`` prints the tables of ``docs/science.md``.
+"""
+
+import numpy as np
+import pytest
+
+from gradscope.diagnostics import fit_decay
+from tests.diagnostics.synthetic import KINDS, LAGS, Data
+
+CHANGES = (-1.1, -0.9, 0.9, 1.1)
+RIGHT = {-1.1: "vanishing", -0.9: "preserved", 0.9: "preserved", 1.1: "exploding"}
+TRUTH = -0.05
+
+
+def coverage(kind: str, seeds: range) -> tuple[float, float]:
+    """Share of the intervals that hold the true slope, and share of data sets without an interval."""
+    inside, refused = 0, 0
+    for seed in seeds:
+        fit = fit_decay(LAGS, **KINDS[kind](seed).with_slope(TRUTH), resamples=400, seed=seed)
+        if fit.interval is None:
+            assert fit.interval_reason
+            refused += 1
+        else:
+            inside += fit.interval[0] <= TRUTH <= fit.interval[1]
+    given = len(seeds) - refused
+    return (inside / given if given else float("nan")), refused / len(seeds)
+
+
+def verdicts(data: Data, change: float, seed: int) -> str:
+    """The verdict where the true change over the lags of the fit is ``change`` decades."""
+    low, high = fit_decay(LAGS, **data.with_slope(0.0), resamples=1).lag_range
+    return fit_decay(LAGS, **data.with_slope(change / (high - low)), resamples=400, seed=seed).verdict
+
+
+def wrong(kind: str, seeds: range) -> dict[float, float]:
+    """Share of data sets with a verdict that is wrong, by true change; undetermined is not wrong."""
+    count = dict.fromkeys(CHANGES, 0)
+    for seed in seeds:
+        data = KINDS[kind](seed)
+        for change in CHANGES:
+            count[change] += verdicts(data, change, seed) not in (RIGHT[change], "undetermined")
+    return {change: n / len(seeds) for change, n in count.items()}
+
+
+#: A single batch cannot tell these from the model's own curve: they get no interval, but for a few in a hundred.
+SHARED = [kind for kind in KINDS if "shared" in kind and "steps" not in kind]
+#: Twenty steps that hardly move from one to the next are as good as two or three; which, they do not tell.
+DRIFTING = [kind for kind in KINDS if "drift (.9)" in kind]
+HELD = [kind for kind in KINDS if kind not in (*SHARED, *DRIFTING)]
+
+
+@pytest.mark.parametrize("kind", HELD)
+def test_fast_intervals_hold_the_truth(kind):
+    held, refused = coverage(kind, range(120))
+    assert held >= 0.89  # 2.7 standard errors below 95 %
+    assert refused <= 0.07
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", HELD)
+def test_intervals_hold_the_truth_as_often_as_they_say(kind):
+    held, refused = coverage(kind, range(2000))
+    print(f"\n| {kind} | {100 * held:.1f} | {100 * refused:.1f} |")
+    assert 0.92 <= held <= 0.97
+    assert refused <= 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SHARED)
+def test_noise_that_a_single_step_shares_gets_no_interval(kind):
+    held, refused = coverage(kind, range(2000))
+    print(f"\n| {kind} | {100 * held:.1f} | {100 * refused:.1f} |")
+    assert refused >= 0.9
+    assert (1 - refused) * (1 - held if refused < 1 else 0) <= 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", DRIFTING)
+def test_steps_that_hardly_move_are_covered_less_often(kind):
+    held, refused = coverage(kind, range(2000))
+    print(f"\n| {kind} | {100 * held:.1f} | {100 * refused:.1f} |")
+    assert 0.8 <= held < 0.92  # a known weakness; as independent draws they would be covered in a third
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [*HELD, *SHARED])
+def test_wrong_verdicts_are_rare_close_to_the_threshold(kind):
+    found = wrong(kind, range(1000))
+    print(f"\n| {kind} | " + " | ".join(f"{100 * found[change]:.1f}" for change in CHANGES) + " |")
+    assert max(found.values()) <= 0.05
+
+
+@pytest.mark.parametrize("kind", ["8 sequences, AR .95", "6 steps x 16, between-step .01", *SHARED])
+def test_fast_a_change_below_the_threshold_is_rarely_called_one_beyond(kind):
+    seeds = range(60)
+    for change in (-0.9, 0.9):
+        bad = sum(verdicts(KINDS[kind](seed), change, seed) in ("vanishing", "exploding") for seed in seeds)
+        assert bad <= 6  # at a rate of 5 % more would be seen in 3 of 100 such tests
+
+
+def test_sequences_of_one_step_pooled_as_if_independent_would_cover_a_third():
+    # Why the steps are to be passed.
+    inside = 0
+    for seed in range(150):
+        data = dict(KINDS["6 steps x 16, between-step .01"](seed).with_slope(TRUTH))
+        data.pop("steps")
+        fit = fit_decay(LAGS, **data, resamples=400, seed=seed)
+        inside += fit.interval is not None and fit.interval[0] <= TRUTH <= fit.interval[1]
+    assert inside / 150 < 0.6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SHARED)
+def test_a_straight_course_that_is_shared_gets_a_wide_interval(kind):
+    inside, given = 0, 0
+    for seed in range(1000):
+        fit = fit_decay(LAGS, **KINDS[kind](seed).with_slope(-0.5), resamples=50)
+        given += fit.interval is not None
+        inside += fit.interval is not None and fit.interval[0] <= -0.5 <= fit.interval[1]
+    print(f"\n| {kind}, a steep fall | {100 * inside / given:.1f} | {100 * (1 - given / 1000):.1f} |")
+    assert inside / given >= 0.9
+
+
+# --- half-lives and bends ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("log10", "words"),
+    [
+        (-((LAGS / 30.0) ** 1.8), "it gets faster with distance"),
+        (-4 * np.log10(1 + LAGS / 10.0), "it gets slower with distance"),
+        (np.log10(10 ** (-0.3 * LAGS) + 1e-4 * 10 ** (-0.02 * LAGS)), "it gets slower with distance"),
+        (np.where(LAGS < 33, -0.2 * LAGS, -6.6 + 1e-3 * LAGS), "it falls over lags 5–33, not over 33–60"),
+    ],
+)
+def test_a_bent_curve_gets_no_half_life_and_says_how_it_bends(log10, words):
+    noise = np.random.default_rng(0).normal(0, 0.01, (8, LAGS.size))
+    fit = fit_decay(LAGS, 10 ** (log10 + noise))
+    assert fit.half_life is None
+    assert words in fit.half_life_reason
+
+
+def test_r2_alone_would_let_the_bent_curves_through():
+    fits = [fit_decay(LAGS, 10.0**log10) for log10 in (-((LAGS / 30.0) ** 1.8), -4 * np.log10(1 + LAGS / 10.0))]
+    assert all(fit.r2 > 0.95 for fit in fits)
+
+
+def test_the_local_half_lives_in_the_words_are_those_of_the_curve():
+    log10 = -((LAGS / 30.0) ** 1.8)
+    fit = fit_decay(LAGS, 10.0**log10)
+    early, late = (np.log10(0.5) / np.polyfit(LAGS[part], log10[part], 1)[0] for part in (slice(5, 34), slice(33, 61)))
+    assert f"a half-life of {early:.2g} steps over lags 5–33, {late:.2g} over 33–60" in fit.half_life_reason
+
+
+@pytest.mark.parametrize("kind", ["8 sequences, white noise", "32 sequences, AR .95"])
+def test_a_straight_decay_keeps_its_half_life_in_noise(kind):
+    quoted = sum(
+        fit_decay(LAGS, **KINDS[kind](seed).with_slope(-0.1), resamples=50).half_life is not None for seed in range(50)
+    )
+    assert quoted >= 48
