@@ -147,7 +147,8 @@ def clip_sentence(statistics: ClipStatistics) -> str:
     kind = {"norm": "norm clipping", "value": "value clipping", "adaptive": "adaptive clipping (per row)"}.get(
         statistics.kind, "per-timestep clipping of the adjoint"
     )
-    said = f"{kind}{_at(statistics.thresholds)}"
+    whose = f" of {statistics.part}" if statistics.part else ""
+    said = f"{kind}{whose}{_at(statistics.thresholds)}"
     if not finite:
         return f"{said}: the norm was not finite in any of {_calls(statistics.calls)}"
     said += f" changed {percent(statistics.fraction_clipped)} of {_calls(finite)}"

@@ -7,8 +7,10 @@ that step 0 is recorded.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+import shutil
 import sys
 import warnings
 import weakref
@@ -38,11 +40,9 @@ class Models(nn.Module):
 class _Bystander:
     """Keeps torch's clipping functions observed, so that a function imported by name is an observed one."""
 
-    def before_clip(self, parameters: list[Tensor], kind: str, threshold: float) -> None: ...
+    def before_clip(self, call: clipping.ClipCall) -> None: ...
 
-    def after_clip(
-        self, parameters: list[Tensor], kind: str, threshold: float, before: Any, total_norm: Tensor | None
-    ) -> None: ...
+    def after_clip(self, call: clipping.ClipCall, before: Any, total_norm: Tensor | None) -> None: ...
 
 
 @dataclass
@@ -52,6 +52,8 @@ class Training:
     roots: list[nn.Module]
     optimizers: list[torch.optim.Optimizer]
     recorder: Recorder | None = None
+    #: Begun before any optimizer was made: perhaps the script updates by hand, perhaps it only tries the model.
+    provisional: bool = False
 
     def recurrent(self) -> set[int]:
         """Identities of the recurrent modules."""
@@ -93,6 +95,7 @@ class Launcher:
         self._hook: Any = None
         self._silenced: Any = None
         self._open: list[Training] = []
+        self._first: Any = None
         self._runs = 0
         self._optimizers = 0
         self._aside = False
@@ -112,12 +115,14 @@ class Launcher:
 
         setattr(torch.optim.Optimizer, "_patch_step_function", announced)  # noqa: B010
         self._installed = (announce, announced)
+        self._first = register_module_forward_pre_hook(_eager(self._before_first))
 
     def finish(self) -> list[str]:
         """Close what is open; return what there is to say."""
         if os.getpid() != self._process:
             return []
         self._stop_looking()
+        self._stop_waiting_for_hands()
         self._close_all()
         clipping.ignore_clipping(self._bystander)
         if self._installed is not None:
@@ -133,12 +138,40 @@ class Launcher:
         if self._aside or os.getpid() != self._process:
             return
         self._optimizers += 1
+        self._stop_waiting_for_hands()
         self._unsettled = [held for held in self._unsettled if held() is not None] + [weakref.ref(optimizer)]
         self._looked_at.clear()
         if self._hook is None:
             self._hook = register_module_forward_pre_hook(_eager(self._before_forward))
             warnings.filterwarnings("ignore", _COMPILE_WARNING, UserWarning)
             self._silenced = warnings.filters[0]
+
+    def _before_first(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        """Begin with a model that is called before any optimizer is made: its updates may be the script's own."""
+        trains = torch.is_grad_enabled() and module.training and id(module) not in self._looked_at
+        if not trains or os.getpid() != self._process:
+            return None
+        self._looked_at.add(id(module))
+        try:
+            held = {id(p) for p in module.parameters() if p.requires_grad}
+            if not held or not discover(module) or self._stepped_aside():
+                return None
+            self._stop_waiting_for_hands()
+            roots = _Living().owners(held, module, every=False)
+            for root in roots[:1]:
+                training = Training([root], [], provisional=True)
+                self._begin(training)
+                self._open += [training] if training.recorder is not None else []
+                return training.recorder.entering(module, args) if training.recorder is not None else None
+        except Exception as error:
+            self.problems.append(f"looking for models failed ({type(error).__name__}: {error})")
+            self._stop_waiting_for_hands()
+        return None
+
+    def _stop_waiting_for_hands(self) -> None:
+        if self._first is not None:
+            self._first.remove()
+            self._first = None
 
     def _stop_looking(self) -> None:
         if self._hook is not None:
@@ -187,6 +220,7 @@ class Launcher:
         for training in self._open:
             if training.recorder is not None and recurrent and recurrent <= training.recurrent():
                 training.recorder.follow(found.optimizers[0])  # the same model, trained on with a new optimizer
+                training.provisional = False
                 return
         for training in begun:
             shared = any(root is other for root in found.roots for other in training.roots)
@@ -229,14 +263,26 @@ class Launcher:
             recorder = training.recorder
             assert recorder is not None
             recorder.close()
+            if training.provisional and not recorder.records_written:
+                self._withdraw(recorder)
+                continue
             reasons = tuple(f"{line.site}: {line.reason}" for line in recorder._coverage.lines() if line.reason)
             outcome = Outcome(
                 _name(recorder.model), recorder.run_dir, recorder.records_written, recorder.step_number, reasons
             )
             self.outcomes.append(outcome)
-            for optimizer in recorder.settings.optimizers:
+            for optimizer in recorder._account.optimizers:
                 _count_later_steps(optimizer, outcome)
         self._open.clear()
+
+    def _withdraw(self, recorder: Recorder) -> None:
+        """Leave nothing of a run that was begun for a model which the script did not train."""
+        attempt = recorder.written_to.parent
+        shutil.rmtree(recorder.written_to, ignore_errors=True)
+        for folder in (attempt, recorder.run_dir):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        self._runs -= 1
 
     # -- saying ----------------------------------------------------------------------------------------------
 
@@ -262,7 +308,11 @@ class Launcher:
 
     def _nothing(self) -> str:
         if not self._optimizers:
-            return "the script made no optimizer of torch.optim, whose steps are what is counted"
+            return (
+                "no update was seen: the script made no optimizer of torch.optim, and no parameter of a model with "
+                "recurrent layers changed after a backward pass. If it trains one, add gradscope.record(model, RUN) to "
+                "the script, and recorder.step() after each update"
+            )
         if self._unsettled:
             return "no forward pass with gradients reached a model that an optimizer of torch.optim trains"
         return (
@@ -280,17 +330,28 @@ def _owners(
     optimizers: Iterable[torch.optim.Optimizer], calling: nn.Module, every: bool
 ) -> Iterator[tuple[torch.optim.Optimizer, list[nn.Module]]]:
     """Yield each optimizer with the outermost models it trains: recurrent ones, or ``every`` one."""
-    # The collector's list rather than a register kept from the start: it also has copied and unpickled modules.
-    living = [o for o in gc.get_objects() if issubclass(type(o), nn.Module) and type(o) is not Models]
-    parents: dict[int, list[nn.Module]] = {}
-    for module in living:
-        for child in _children(module):
-            parents.setdefault(id(child), []).append(module)
-    around = {id(module) for module in calling.modules()}
+    living = _Living()
     for optimizer in optimizers:
-        held = {id(p) for p in _parameters(optimizer)}
-        owning = [m for m in living if any(id(p) in held for p in _own_parameters(m))]
-        roots = _roots(owning, parents)
+        if chosen := living.owners({id(p) for p in _parameters(optimizer)}, calling, every):
+            yield optimizer, chosen
+
+
+class _Living:
+    """Every module there is now."""
+
+    def __init__(self) -> None:
+        # The collector's list rather than a register kept from the start: it also has copied and unpickled modules.
+        self._modules = [o for o in gc.get_objects() if issubclass(type(o), nn.Module) and type(o) is not Models]
+        self._parents: dict[int, list[nn.Module]] = {}
+        for module in self._modules:
+            for child in _children(module):
+                self._parents.setdefault(id(child), []).append(module)
+
+    def owners(self, held: set[int], calling: nn.Module, every: bool) -> list[nn.Module]:
+        """Return the outermost models that own any parameter of ``held``: recurrent ones, or ``every`` one."""
+        around = {id(module) for module in calling.modules()}
+        owning = [m for m in self._modules if any(id(p) in held for p in _own_parameters(m))]
+        roots = _roots(owning, self._parents)
         # The way the script calls it comes first, then the larger model; a second wrapper of the same adds nothing.
         roots.sort(key=lambda root: (not around & {id(m) for m in root.modules()}, -sum(1 for _ in root.modules())))
         chosen, covered = [], set[int]()
@@ -299,8 +360,7 @@ def _owners(
             if inside - covered or (every and not inside):
                 chosen.append(root)
                 covered |= inside
-        if chosen:
-            yield optimizer, chosen
+        return chosen
 
 
 def _own_parameters(module: nn.Module) -> Iterable[Any]:

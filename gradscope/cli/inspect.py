@@ -28,6 +28,13 @@ def inspect(runs: tuple[Path, ...], as_json: bool) -> None:
     click.echo("\n\n".join("\n".join(map(_printable, _lines(one))) for one in described))
 
 
+_APART = {
+    "dropped": "whose gradient was zeroed",
+    "other": "of another loss or for attribution",
+    "evaluation": "that evaluated a closure once more",
+}
+
+
 def _lines(run: dict[str, Any]) -> Iterator[str]:
     yield f"{run['name']}  ({'sealed' if run['sealed'] else 'open: still growing, or its process died'})"
     for label in ("created", "model", "torch", "attempts", "ranks"):
@@ -35,6 +42,9 @@ def _lines(run: dict[str, Any]) -> Iterator[str]:
     steps = run["recorded_steps"]
     span = f" of steps {steps[0]} to {steps[1]}" if steps else ""
     yield f"  {'records:':<12}{run['records']}{span}; {run['steps']} steps and {run['clips']} clipping calls logged"
+    if run["apart"]:
+        counted = ", ".join(f"{count} {_APART.get(role, role)}" for role, count in run["apart"].items())
+        yield f"  {'apart:':<12}records of passes that fed no update: {counted}"
     yield f"  {'scalars:':<12}{', '.join(run['scalars']) or 'none'}"
     yield "  sites:" if run["sites"] else "  sites:      none has a record"
     for site in run["sites"]:

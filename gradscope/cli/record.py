@@ -14,6 +14,11 @@ from gradscope.errors import RunExistsError, SettingError, UnknownNameError
 from gradscope.schema import DEFAULT_QUANTITIES, QUANTITIES
 
 
+class _Every(click.IntRange):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "auto" else super().convert(value, param, ctx)
+
+
 @click.command(context_settings={"allow_interspersed_args": False}, options_metavar="[OPTIONS] [-m]")
 @click.option(
     "--out",
@@ -22,7 +27,12 @@ from gradscope.schema import DEFAULT_QUANTITIES, QUANTITIES
     help="Run directory; must not exist. Default: runs/<script>, or runs/<script>-2 and so on.",
 )
 @click.option(
-    "--every", default=10, show_default=True, metavar="N", type=click.IntRange(min=1), help="Record one step in N."
+    "--every",
+    default=10,
+    show_default=True,
+    metavar="N|auto",
+    type=_Every(min=1),
+    help="Record one step in N; auto: as many as cost at most 2% of the training.",
 )
 @click.option("--samples", default="8", show_default=True, metavar="N|all", help="Sequences of each batch to record.")
 @click.option(
@@ -40,7 +50,7 @@ from gradscope.schema import DEFAULT_QUANTITIES, QUANTITIES
 @click.argument("script")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[ARGS]...")
 def record(
-    out: Path | None, every: int, samples: str, script: str, arguments: tuple[str, ...], module: bool, **rest: Any
+    out: Path | None, every: int | str, samples: str, script: str, arguments: tuple[str, ...], module: bool, **rest: Any
 ) -> None:
     """Run a training script as python would, with every recurrent layer of its models recorded.
 
@@ -98,7 +108,7 @@ class _Watch:
             click.echo(f"gradscope: {line}", err=True)
 
 
-def _settings(every: int, samples: str, **rest: Any) -> dict[str, Any]:
+def _settings(every: int | str, samples: str, **rest: Any) -> dict[str, Any]:
     """Return the keywords of ``gradscope.record``; what can be wrong is wrong before the script runs."""
     if samples != "all" and not (samples.isascii() and samples.isdigit() and int(samples) > 0):
         raise SettingError(f"--samples must be a whole number of at least 1, or all, not {samples!r}")

@@ -42,6 +42,8 @@ def report(
         click.echo(json.dumps({"report": str(written.index), **numbers}, indent=2, sort_keys=True))
     else:
         for found in written.facts:
+            for line in found.remarks:
+                click.echo(f"{found.name}: {line}")
             for said in found.answers:
                 click.echo(f"{found.name}: {said.sentence}")
         click.echo(f"report: {written.index}")

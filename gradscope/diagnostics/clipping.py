@@ -91,6 +91,8 @@ class ClipStatistics:
     effective_lr : tuple of float or None
         Learning rate times scale at :data:`QUANTILES`; None when no learning rate was logged. It describes plain
         gradient descent: Adam divides a constant scale out again.
+    part : str
+        The part of the parameters that was clipped; empty for all that are trained.
     """
 
     kind: str
@@ -105,6 +107,7 @@ class ClipStatistics:
     cosine_min: float
     cosine_median: float
     effective_lr: tuple[float, ...] | None = None
+    part: str = ""
 
 
 def clip_statistics(

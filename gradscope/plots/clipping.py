@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from gradscope.diagnostics import threshold_table
+from gradscope.diagnostics.clip_calls import of_steps
 from gradscope.errors import NotRecordedError, SettingError
 from gradscope.plots import marks, style
 from gradscope.plots.text import label
@@ -73,7 +74,7 @@ def _positive(norms: pd.Series) -> np.ndarray:
 
 def _used(run: Any) -> tuple[float, ...]:
     """Thresholds of the run's own norm clipping; none if there are many (adaptive to the past)."""
-    clips = read(run).clips()
+    clips = of_steps(read(run).clips())
     values = {float(c) for c in clips["threshold"][clips["kind"] == "norm"] if 0 < c < np.inf} if len(clips) else set()
     return tuple(sorted(values)) if len(values) <= 3 else ()
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from gradscope import schema
+from gradscope.diagnostics.clip_calls import acting, parts
 from gradscope.diagnostics.clipping import ClipStatistics, clip_statistics
 from gradscope.diagnostics.decay import DecayFit, fit_decay
 from gradscope.diagnostics.thresholds import ThresholdSuggestion, suggest_threshold, threshold_table
@@ -187,34 +188,53 @@ def direct_caveat(run: Run | Reading, site: str) -> str:
 
 
 def clip_statistics_of_run(run: Run | Reading) -> list[ClipStatistics]:
-    """:func:`clip_statistics` of every kind of clipping that was called; empty when none was."""
-    clips = read(run).clips()
+    """:func:`clip_statistics` of every kind of clipping and part of the parameters, of the calls that had an effect."""
+    clips = acting(read(run).clips())
     rates = _learning_rates(run)
     result = []
-    for kind in [k for k in schema.CLIP_KINDS if (clips["kind"] == k).any()] if len(clips) else []:
-        of_kind = clips[clips["kind"] == kind]
-        result.append(
-            clip_statistics(
-                of_kind["norm_before"],
-                of_kind["scale"],
-                of_kind["clipped"],
-                kind=kind,
-                threshold=of_kind["threshold"],
-                cosine=None if of_kind["cosine"].isna().all() else of_kind["cosine"],
-                lr=None if rates is None else of_kind["step"].map(rates).to_numpy(dtype=float),
-            )
+    for kind, part in [(k, p) for k in schema.CLIP_KINDS for p in parts(clips[clips["kind"] == k])]:
+        of_kind = clips[(clips["kind"] == kind) & (clips["part"] == part)]
+        if not len(of_kind):
+            continue
+        found = clip_statistics(
+            of_kind["norm_before"],
+            of_kind["scale"],
+            of_kind["clipped"],
+            kind=kind,
+            threshold=of_kind["threshold"],
+            cosine=None if of_kind["cosine"].isna().all() else of_kind["cosine"],
+            lr=None if rates is None else of_kind["step"].map(rates).to_numpy(dtype=float),
         )
+        result.append(replace(found, part=part))
     return result
 
 
-def threshold_table_of_run(run: Run | Reading, thresholds: Sequence[float] | None = None) -> pd.DataFrame:
-    """:func:`threshold_table` of the run's raw norms, as a frame."""
-    return pd.DataFrame([asdict(effect) for effect in threshold_table(raw_norms(run)["norm"], thresholds)])
+def threshold_table_of_run(
+    run: Run | Reading, thresholds: Sequence[float] | None = None, part: str | None = None
+) -> pd.DataFrame:
+    """:func:`threshold_table` of the run's raw norms, or those of a part of the parameters, as a frame."""
+    return pd.DataFrame([asdict(effect) for effect in threshold_table(raw_norms(run, part)["norm"], thresholds)])
 
 
-def suggestion_of_run(run: Run | Reading) -> ThresholdSuggestion:
-    """:func:`suggest_threshold` from the run's raw norms."""
-    return suggest_threshold(raw_norms(run)["norm"])
+def suggestion_of_run(run: Run | Reading, part: str | None = None) -> ThresholdSuggestion:
+    """:func:`suggest_threshold` from the run's raw norms, or those of a part of the parameters."""
+    return suggest_threshold(raw_norms(run, part)["norm"])
+
+
+@dataclass(frozen=True, eq=False)
+class PartAdvice:
+    """What other thresholds would have done to one part of the parameters that was clipped by itself."""
+
+    part: str
+    thresholds: pd.DataFrame
+    suggestion: ThresholdSuggestion
+
+
+def advice_per_part(run: Run | Reading) -> tuple[PartAdvice, ...]:
+    """One :class:`PartAdvice` for each part; empty where one call clipped everything."""
+    named = [part for part in parts(read(run).clips()) if part]
+    found = [part for part in named if np.isfinite(raw_norms(run, part)["norm"]).any()]
+    return tuple(PartAdvice(p, threshold_table_of_run(run, part=p), suggestion_of_run(run, p)) for p in found)
 
 
 def _learning_rates(run: Run | Reading) -> dict[int, float] | None:

@@ -10,10 +10,14 @@ import numpy as np
 import pandas as pd
 
 from gradscope.diagnostics import ClipStatistics, ThresholdSuggestion
+from gradscope.diagnostics.clip_calls import clip_remarks
+from gradscope.diagnostics.nonfinite import first_nonfinite
 from gradscope.errors import EmptyRunError, NotRecordedError
 from gradscope.reading import select
 from gradscope.reading.answers import (
+    PartAdvice,
     SiteAnswer,
+    advice_per_part,
     answer,
     clip_statistics_of_run,
     suggestion_of_run,
@@ -32,9 +36,10 @@ _PARAMETER_COUNTS = ("parameters", "n_parameters", "parameter_count", "num_param
 class RunFacts:
     """Everything a report says of one run, except pictures.
 
-    ``silent`` maps sites without an answer to the reason; ``final_loss`` is None where no loss was logged, NaN where
-    the run diverged, from ``diverged_at`` on; ``thresholds`` and ``suggestion`` are empty or None
-    without recorded norms.
+    ``remarks`` say what is wrong with the clipping calls or the gradients; ``parts`` has an entry for each part of the
+    parameters that was clipped by itself. ``silent`` maps sites without an answer to the reason; ``final_loss`` is None
+    where no loss was logged, NaN where the run diverged, from ``diverged_at`` on; ``thresholds`` and ``suggestion`` are
+    empty or None without recorded norms.
     """
 
     name: str
@@ -43,6 +48,8 @@ class RunFacts:
     silent: dict[str, str]
     sites: dict[str, SiteInfo]
     clips: tuple[ClipStatistics, ...]
+    remarks: tuple[str, ...]
+    parts: tuple[PartAdvice, ...]
     thresholds: pd.DataFrame
     suggestion: ThresholdSuggestion | None
     norm_source: str
@@ -95,6 +102,8 @@ def _of_run(name: str, run: Reading) -> RunFacts:
         silent=silent,
         sites={site: run.site(site) for site in run.sites},
         clips=tuple(clip_statistics_of_run(run)),
+        remarks=tuple(filter(None, (*clip_remarks(run.run.clips()), first_nonfinite(run)))),
+        parts=advice_per_part(run),
         thresholds=threshold_table_of_run(run) if has_norms else pd.DataFrame(),
         suggestion=suggestion_of_run(run) if has_norms else None,
         norm_source=str(norms["source"].iloc[0]) if len(norms) else "none",

@@ -7,22 +7,28 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gradscope.diagnostics.clip_calls import norms_before, of_steps, parts
 from gradscope.reading.counted import Reading, read
 from gradscope.store import Run
 
 
-def raw_norms(run: Run | Reading) -> pd.DataFrame:
+def raw_norms(run: Run | Reading, part: str | None = None) -> pd.DataFrame:
     """Total gradient norms before clipping: ``step, norm, source``.
 
-    From the clipping calls where there are any (one row per call), else from the logged ``grad_norm``, else from the
-    per-parameter norms of the recorded steps. ``source`` says which.
+    From the clipping calls where there are any (one norm a step), else from the logged ``grad_norm``, else from the
+    per-parameter norms of the recorded steps. ``source`` says which. Norms of different parts of the parameters are
+    never mixed: where they were clipped apart, those of ``part``, or by default those of the whole.
     """
     reading = read(run)
     clips = reading.clips()
-    if len(clips):
-        measured = clips[clips["kind"] != "timestep"]
-        if len(measured):
-            return _norm_frame(measured["step"], measured["norm_before"], "clips")
+    clipped = parts(clips)
+    if part is None:
+        part = "" if len(clipped) > 1 else clipped[0]
+    measured = norms_before(clips, part)
+    if len(measured):
+        return _norm_frame(measured["step"], measured["norm"], "clips")
+    if part:
+        return _norm_frame([], [], "none")
     steps = reading.steps()
     if "grad_norm" in steps and steps["grad_norm"].notna().any():
         logged = steps[steps["grad_norm"].notna()]
@@ -41,7 +47,7 @@ def norms_by_step(run: Run | Reading) -> pd.DataFrame:
     Norms from the clipping calls; else the logged ``grad_norm``; else from the norms of the parameters.
     """
     reading = read(run)
-    steps, clips = reading.steps(), reading.clips()
+    steps, clips = reading.steps(), of_steps(reading.clips())
     clips = clips[clips["kind"] != "timestep"].groupby("step", as_index=True).first()
     parameters = reading.parameters().groupby("step").first()
     at = sorted({*map(int, steps.get("step", [])), *map(int, clips.index), *map(int, parameters.index)})

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gradscope.diagnostics.clip_calls import of_steps
 from gradscope.errors import NotRecordedError, SettingError
 from gradscope.reading import select
 from gradscope.reading.counted import Reading, read
@@ -16,7 +17,7 @@ from gradscope.store import Run
 
 def threshold_of(run: Any) -> float:
     """The threshold a run was clipped at by its norm (the most frequent); inf without norm clipping."""
-    clips = read(run).clips()
+    clips = of_steps(read(run).clips())
     values = clips["threshold"][clips["kind"] == "norm"] if len(clips) else pd.Series(dtype=float)
     return float(values.mode().iloc[0]) if len(values) else float("inf")
 
@@ -68,7 +69,7 @@ def diverged_from(run: Any, steps: np.ndarray, value: np.ndarray) -> float:
     metric had been logged at every step before.
     """
     found = [_never_again(steps, value, np.isinf(value) | (np.isnan(value) & _dense(value)))]
-    clips = read(run).clips()
+    clips = of_steps(read(run).clips())
     if len(clips):
         norm = clips["norm_before"].to_numpy(dtype=float)
         found.append(_never_again(clips["step"].to_numpy(), norm, ~np.isfinite(norm)))

@@ -9,7 +9,10 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
+import pandas as pd
+
 from gradscope._version import __version__
+from gradscope.diagnostics import ThresholdSuggestion
 from gradscope.plots.text import visible
 from gradscope.reading.answers import SiteAnswer
 from gradscope.reading.facts import RunFacts
@@ -206,14 +209,26 @@ _SOURCES = {
 
 
 def _clipping(found: RunFacts, unfolded: bool) -> str:
-    said = [f"{clip_sentence(clip).capitalize()}." for clip in found.clips] or ["No clipping call was recorded."]
-    parts = [f"<h3>{text(found.name)}</h3>", *(f"<p>{text(line)}</p>" for line in said)]
-    if len(found.thresholds):
+    said = [f"{words[0].upper()}{words[1:]}." for words in map(clip_sentence, found.clips)]
+    if not said and not found.remarks:
+        said = ["No clipping call was recorded."]
+    parts = [f"<h3>{text(found.name)}</h3>", *(f"<p><b>{text(line)}</b></p>" for line in found.remarks)]
+    parts += [f"<p>{text(line)}</p>" for line in said]
+    for one in found.parts:
+        parts += [f"<h4>{text(one.part)}</h4>", _advice(one.thresholds, one.suggestion, "clips", unfolded)]
+    if found.parts and len(found.thresholds):
+        parts.append("<h4>All parameters together</h4>")
+    parts.append(_advice(found.thresholds, found.suggestion, found.norm_source, unfolded))
+    return "\n".join(parts)
+
+
+def _advice(thresholds: pd.DataFrame, suggestion: ThresholdSuggestion | None, source: str, unfolded: bool) -> str:
+    parts = []
+    if len(thresholds):
         parts.append(
             f"<details{' open' if unfolded else ''}><summary>What other thresholds would have done</summary>"
-            f"{_thresholds(found)}</details>"
+            f"{_thresholds(thresholds, source)}</details>"
         )
-    suggestion = found.suggestion
     if suggestion is not None:
         line = suggestion.words or f"No threshold is suggested: {suggestion.reason}."
         basis = f" (Range: {suggestion.reason}.)" if suggestion.words else ""
@@ -221,7 +236,7 @@ def _clipping(found: RunFacts, unfolded: bool) -> str:
     return "\n".join(parts)
 
 
-def _thresholds(found: RunFacts) -> str:
+def _thresholds(table_of: pd.DataFrame, source: str) -> str:
     head = [
         ("threshold", ""), ("steps clipped", ""), ("median scale", ""), ("5 % to 95 % of scales", ""),
         ("largest norm left", ""),
@@ -231,10 +246,10 @@ def _thresholds(found: RunFacts) -> str:
             "none" if effect.threshold == float("inf") else number(effect.threshold), percent(effect.clipped),
             number(effect.scale_p50), f"{number(effect.scale_p05)}–{number(effect.scale_p95)}", number(effect.norm_max),
         ]
-        for effect in found.thresholds.itertuples()
+        for effect in table_of.itertuples()
     ]  # fmt: skip
-    n = int(found.thresholds["n"].iloc[0])
-    note = f'<p class="soft">From {n} norms: {_SOURCES.get(found.norm_source, found.norm_source)}.</p>'
+    n = int(table_of["n"].iloc[0])
+    note = f'<p class="soft">From {n} norms: {_SOURCES.get(source, source)}.</p>'
     return table(head, rows) + note
 
 

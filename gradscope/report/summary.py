@@ -80,6 +80,11 @@ def _run(found: RunFacts) -> dict[str, Any]:
         "sites": [_site(found, said) for said in found.answers],
         "silent": found.silent,
         "clipping": [{"sentence": clip_sentence(clip), **asdict(clip)} for clip in found.clips],
+        "remarks": list(found.remarks),
+        "parts": [
+            {"part": one.part, "thresholds": one.thresholds.to_dict("records"), "suggestion": asdict(one.suggestion)}
+            for one in found.parts
+        ],
         "thresholds": found.thresholds.to_dict("records"),
         "suggestion": None if found.suggestion is None else asdict(found.suggestion),
         "coverage": [line.to_json() for line in found.coverage],

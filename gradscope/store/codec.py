@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import asdict
 from typing import Any, Union
 
 import numpy as np
@@ -97,7 +96,7 @@ def encode_clip(event: ClipEvent) -> bytes:
     return _join(
         {
             name: value if isinstance(value, str) else int(value) if name in _CLIP_COUNTS else float(value)
-            for name, value in asdict(event).items()
+            for name, value in vars(event).items()
         },
         [],
     )

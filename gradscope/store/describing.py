@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
-from gradscope.schema import CLIPS_GROUP, PARAMETERS_GROUP, STEPS_GROUP
+from gradscope.schema import CLIPS_GROUP, PARAMETERS_GROUP, ROLES, STEPS_GROUP
 from gradscope.store.run import Run
 
 
@@ -23,7 +24,12 @@ def describe(run: Run) -> dict[str, Any]:
     tables = {
         group: [part.table(group) for part in run.parts] for group in (STEPS_GROUP, CLIPS_GROUP, PARAMETERS_GROUP)
     }
-    recorded = [int(step) for table in tables[PARAMETERS_GROUP] for step in table.columns["step"]]
+    of_passes = [
+        (int(step), ROLES[role] if 0 <= role < len(ROLES) else "other")
+        for table in tables[PARAMETERS_GROUP]
+        for step, role in zip(table.columns["step"], table.columns["role"], strict=True)
+    ]
+    recorded = [step for step, role in of_passes if role == ROLES[0]]
     return {
         "name": run.name,
         "path": str(run.path),
@@ -36,6 +42,7 @@ def describe(run: Run) -> dict[str, Any]:
         "attempts": len({meta.attempt for meta in run.metas}),
         "ranks": len({meta.rank for meta in run.metas}),
         "records": run.n_records,
+        "apart": dict(Counter(role for _, role in of_passes if role != ROLES[0])),
         "recorded_steps": [min(recorded), max(recorded)] if recorded else None,
         "steps": sum(map(len, tables[STEPS_GROUP])),
         "clips": sum(map(len, tables[CLIPS_GROUP])),

@@ -20,7 +20,12 @@ def records(parts: Sequence[Part], site: str) -> pd.DataFrame:
     """One row per record at a site."""
     import pandas as pd
 
-    frame = pd.DataFrame({name: np.concatenate([part.column(site, name) for part in parts]) for name in RECORD_COLUMNS})
+    frame = pd.DataFrame(
+        {
+            name: np.concatenate([np.empty(0, dtype), *(part.column(site, name) for part in parts)])
+            for name, dtype in RECORD_COLUMNS.items()
+        }
+    )
     frame["skipped"] = frame["skipped"].astype(bool)
     frame["role"] = [ROLES[role] if 0 <= role < len(ROLES) else "other" for role in frame["role"]]
     frame["dropped"] = frame["role"] == "dropped"

@@ -254,9 +254,14 @@ class Run:
             lost = "; ".join(f"{count} lost: {reason}" for reason, count in self.lost.items())
             raise EmptyRunError(
                 f"the run {str(self.path)!r} holds no record{f' ({lost})' if lost else ''}. A record is written when "
-                "backward has run on a loss that reaches a recorded layer."
+                "backward has run on a loss that reaches a recorded layer, and an update has used its gradient."
+                f"{self._said_of_apart()}"
             )
         return self
+
+    def _said_of_apart(self) -> str:
+        count = sum(part.n_records for part in self.parts)
+        return f" {count} records of passes that fed no update are in run.apart." if count else ""
 
     # --- arrays ------------------------------------------------------------------------------------------------------
 
@@ -346,6 +351,8 @@ class Run:
 
         Passes that fed no update are not among them: ``run.apart.records(site)`` has these.
         """
+        if site not in self.sites and site in self.header.sites:
+            return frames.records([], site)
         return frames.records(self._at(site), site)
 
     def norms(self, site: str, quantity: str) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,11 @@ class RunWriter:
         with self._lock:
             self._coverage, self._changed = list(coverage), True
 
+    def set_settings(self, settings: dict[str, Any]) -> None:
+        """Replace the settings: some are known only once the training runs."""
+        with self._lock:
+            self.meta, self._changed = replace(self.meta, settings=dict(settings)), True
+
     def add_lost(self, reason: str, count: int = 1) -> None:
         """Count what could not be recorded."""
         with self._lock:
@@ -213,6 +218,7 @@ class RunWriter:
 
     def _info(self) -> dict[str, Any]:
         return {
+            "metas": [asdict(self.meta)],
             "sites": [info.to_json() for info in self._sites.values()],
             "coverage": [entry.to_json() for entry in self._coverage],
             "lost": self._lost,

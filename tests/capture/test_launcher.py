@@ -329,3 +329,39 @@ def test_the_end_of_it_leaves_torch_as_it_was(tmp_path):
     launcher.finish()
     assert state() == before
     assert clip_grad_value_ is before[1]
+
+
+def test_a_script_that_updates_its_parameters_by_hand_is_recorded_from_step_0_on(launcher):
+    model = Tagger()
+    for _ in range(4):
+        model.zero_grad()
+        model(torch.randn(B, T, D)).pow(2).mean().backward()
+        for p in model.parameters():
+            p.data.add_(p.grad, alpha=-0.1)
+    run = ended(launcher)
+    assert record_steps(run, "lstm/l0") == [0, 1, 2, 3]
+    assert [outcome.steps for outcome in launcher.outcomes] == [4]
+
+
+def test_a_model_that_is_only_tried_leaves_no_run_and_takes_no_name(launcher, tmp_path):
+    Encoder()(torch.randn(B, T, D))
+    model = Tagger()
+    train(model, Adam(model.parameters()))
+    assert record_steps(ended(launcher), "lstm/l0") == [0, 1, 2]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_model_that_is_tried_before_its_optimizer_is_made_is_recorded_once(launcher, tmp_path):
+    model = Tagger()
+    model(torch.randn(B, T, D))
+    train(model, Adam(model.parameters()))
+    assert record_steps(ended(launcher), "lstm/l0") == [0, 1, 2]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_script_without_any_update_is_told_what_to_add(launcher, tmp_path):
+    Tagger()(torch.randn(B, T, D))
+    (said,) = launcher.finish()
+    assert "no update was seen" in said
+    assert "recorder.step()" in said
+    assert list(tmp_path.iterdir()) == []

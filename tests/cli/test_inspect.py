@@ -7,6 +7,8 @@ from click.testing import CliRunner
 from gradscope.cli import main
 from gradscope.store import pack
 from tests.cli.runs import write_run
+from tests.store.conftest import record
+from tests.store.conftest import write_run as write_passes
 
 
 def test_a_run_is_described_with_what_it_missed(tmp_path):
@@ -23,6 +25,17 @@ def test_a_run_is_described_with_what_it_missed(tmp_path):
         "loss",
     ):
         assert said in result.stdout
+
+
+def test_passes_that_fed_no_update_are_counted_by_what_they_were(tmp_path):
+    writer = write_passes(tmp_path / "run", close=False)
+    for role, count in ((1, 3), (2, 1)):
+        for step in range(count):
+            writer.add_record(record(step, micro=-1, role=role, parameters={}))
+    writer.close()
+    result = CliRunner().invoke(main, ["inspect", str(tmp_path / "run")])
+    assert "records:    3 of steps 0 to 2" in result.stdout
+    assert "apart:      records of passes that fed no update: 3 whose gradient was zeroed, 1 of" in result.stdout
 
 
 def test_json_is_a_list_with_one_object_per_run(tmp_path):

@@ -1,15 +1,20 @@
 """See torch's clipping functions while a recorder is open, whoever calls them.
 
-``clip_grad_norm_`` hands over to ``_clip_grads_with_norm_`` with the norm it has just measured; replacing that inner
-function sees every call, also of a ``clip_grad_norm_`` imported by name before, and gets the norm for free.
+``clip_grad_norm_`` hands over to ``_clip_grads_with_norm_`` with the norm that ``_get_total_norm`` has just measured;
+replacing these inner functions sees every call, also of a ``clip_grad_norm_`` imported by name before, and gets the
+norm for free.
 ``clip_grad_value_`` has no such seam: the public name is replaced, in both places where it can be looked up.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -18,16 +23,29 @@ from torch.nn import utils
 from torch.nn.utils import clip_grad
 
 
+@dataclass(frozen=True)
+class ClipCall:
+    """A call of one of torch's clipping functions.
+
+    ``norm_type`` is NaN where it is not known (a total norm that the script computed itself), ``foreach`` None where
+    it was not said.
+    """
+
+    parameters: list[Tensor]
+    kind: str
+    threshold: float
+    norm_type: float = 2.0
+    foreach: bool | None = None
+
+
 class ClipObserver(Protocol):
     """Who is told of clipping calls."""
 
-    def before_clip(self, parameters: list[Tensor], kind: str, threshold: float) -> Any:
+    def before_clip(self, call: ClipCall) -> Any:
         """Measure what the call is about to change; what is returned comes back in ``after_clip``."""
         ...
 
-    def after_clip(
-        self, parameters: list[Tensor], kind: str, threshold: float, before: Any, total_norm: Tensor | None
-    ) -> None:
+    def after_clip(self, call: ClipCall, before: Any, total_norm: Tensor | None) -> None:
         """Take a clipping call that has been carried out."""
         ...
 
@@ -35,6 +53,8 @@ class ClipObserver(Protocol):
 _observers: list[ClipObserver] = []
 _lock = threading.Lock()
 _originals: dict[tuple[Any, str], Callable[..., Any]] = {}
+# The total norms just measured, and how: torch hands the norm on, not its type.
+_measured: deque[tuple[weakref.ref[Tensor], float]] = deque(maxlen=8)
 
 
 def observe_clipping(observer: ClipObserver) -> None:
@@ -57,6 +77,9 @@ def ignore_clipping(observer: ClipObserver) -> None:
 def _install() -> None:
     if hasattr(clip_grad, "_clip_grads_with_norm_"):
         _replace([clip_grad], "_clip_grads_with_norm_", _with_norm)
+        _replace([clip_grad], "_get_total_norm", _total_norm)
+        if hasattr(utils, "get_total_norm"):
+            _replace([utils], "get_total_norm", _total_norm)
         if hasattr(utils, "clip_grads_with_norm_"):  # its public name, bound to the function itself
             _replace([utils], "clip_grads_with_norm_", _with_norm)
     else:  # older torch
@@ -84,56 +107,79 @@ def _listed(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
     return [parameters] if isinstance(parameters, Tensor) else list(parameters)
 
 
-def _told(
-    parameters: list[Tensor], kind: str, threshold: Any, norm: Tensor | None, carry_out: Callable[[], Any]
-) -> Any:
-    noted = [(observer, observer.before_clip(parameters, kind, float(threshold))) for observer in tuple(_observers)]
+def _told(call: ClipCall | None, norm: Tensor | None, carry_out: Callable[[], Any]) -> Any:
+    if call is None:
+        return carry_out()
+    noted = [(observer, observer.before_clip(call)) for observer in tuple(_observers)]
     result = carry_out()
     measured = norm if norm is not None else result
     for observer, before in noted:
-        observer.after_clip(parameters, kind, float(threshold), before, measured)
+        observer.after_clip(call, before, measured)
     return result
 
 
+def _call(
+    parameters: Any, kind: str, threshold: Any, norm_type: Any = 2.0, foreach: Any = None
+) -> tuple[Any, ClipCall | None]:
+    """Return the parameters, as something that can be gone through twice, and the call; None for what torch refuses."""
+    try:
+        listed = _listed(parameters)
+        parameters = listed
+        return parameters, ClipCall(listed, kind, float(threshold), float(norm_type), foreach)
+    except Exception:
+        return parameters, None
+
+
+def _total_norm(original: Callable[..., Any]) -> Callable[..., Any]:
+    def get_total_norm(tensors: Any, norm_type: Any = 2.0, *args: Any, **kwargs: Any) -> Any:
+        result = original(tensors, norm_type, *args, **kwargs)
+        with contextlib.suppress(Exception):
+            _measured.append((weakref.ref(result), float(norm_type)))
+        return result
+
+    return get_total_norm
+
+
+def _type_of(total_norm: Any) -> float:
+    return next((kind for held, kind in reversed(_measured) if held() is total_norm), float("nan"))
+
+
 def _with_norm(original: Callable[..., Any]) -> Callable[..., Any]:
-    def clip_grads_with_norm_(parameters: Any, max_norm: Any, total_norm: Tensor, *args: Any, **kwargs: Any) -> Any:
-        parameters = _listed(parameters)
-        return _told(
-            parameters,
-            "norm",
-            max_norm,
-            total_norm,
-            lambda: original(parameters, max_norm, total_norm, *args, **kwargs),
-        )
+    def clip_grads_with_norm_(
+        parameters: Any, max_norm: Any, total_norm: Any, foreach: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        parameters, call = _call(parameters, "norm", max_norm, _type_of(total_norm), foreach)
+        norm = total_norm if isinstance(total_norm, Tensor) else torch.as_tensor(total_norm)
+        return _told(call, norm, lambda: original(parameters, max_norm, total_norm, foreach, *args, **kwargs))
 
     return clip_grads_with_norm_
 
 
 def _public_norm(original: Callable[..., Any]) -> Callable[..., Any]:
-    def clip_grad_norm_(parameters: Any, max_norm: Any, *args: Any, **kwargs: Any) -> Any:
-        parameters = _listed(parameters)
-        return _told(parameters, "norm", max_norm, None, lambda: original(parameters, max_norm, *args, **kwargs))
+    def clip_grad_norm_(parameters: Any, max_norm: Any, norm_type: Any = 2.0, *args: Any, **kwargs: Any) -> Any:
+        parameters, call = _call(parameters, "norm", max_norm, norm_type)
+        return _told(call, None, lambda: original(parameters, max_norm, norm_type, *args, **kwargs))
 
     return clip_grad_norm_
 
 
 def _value(original: Callable[..., Any]) -> Callable[..., Any]:
-    def clip_grad_value_(parameters: Any, clip_value: Any, *args: Any, **kwargs: Any) -> Any:
-        parameters = _listed(parameters)
-        return _told(parameters, "value", clip_value, None, lambda: original(parameters, clip_value, *args, **kwargs))
+    def clip_grad_value_(parameters: Any, clip_value: Any, foreach: Any = None, *args: Any, **kwargs: Any) -> Any:
+        parameters, call = _call(parameters, "value", clip_value, foreach=foreach)
+        return _told(call, None, lambda: original(parameters, clip_value, foreach, *args, **kwargs))
 
     return clip_grad_value_
 
 
-def gradient_norms(parameters: Iterable[Tensor]) -> list[float]:
-    """Return the 2-norm of every gradient, in float64; NaN where there is none."""
+def gradient_norms(parameters: Iterable[Tensor], norm_type: float = 2.0) -> list[float]:
+    """Return the norm of every gradient, in float64; NaN where there is none."""
     listed = list(parameters)
     grads = [p.grad.detach() if p.grad is not None else None for p in listed]
     dense = [g.coalesce().values() if g is not None and g.is_sparse else g for g in grads]
     present = [g for g in dense if g is not None]
     if not present:
         return [float("nan")] * len(listed)
-    measured = torch._foreach_norm(present, 2, dtype=torch.float64)
+    measured = torch._foreach_norm(present, norm_type, dtype=torch.float64)
     values = iter(torch.stack([norm.to(measured[0].device) for norm in measured]).tolist())
     return [next(values) if g is not None else float("nan") for g in dense]
 

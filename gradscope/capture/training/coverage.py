@@ -12,6 +12,10 @@ NO_GRADIENT = "no gradient arrived at its output: the loss does not depend on it
 FAILED = "an error inside gradscope, counted in the run's losses: please report it"
 
 
+ZEROED = "its gradient was zeroed before any update (zero_grad between backward() and the update?)"
+OTHER_LOSS = "only passes reached it whose gradient fed no update: of another loss, for attribution"
+
+
 class CoverageLedger:
     """Count, per site, the recorded steps in which it was seen and the reasons where it was not."""
 
@@ -25,6 +29,8 @@ class CoverageLedger:
         self._opened: set[str] = set()
         self._missed: dict[str, dict[str, None]] = defaultdict(dict)
         self._steps = 0
+        # Of the step rather than of a site.
+        self._remarks: Counter[tuple[str, str]] = Counter()
         #: Bumped when a line appears that was not there before.
         self.version = 0
 
@@ -32,9 +38,15 @@ class CoverageLedger:
         """Note a forward call with a graph."""
         self._opened.add(path)
 
-    def missed(self, path: str, reason: str) -> None:
+    def missed(self, path: str, reason: str, *, unless_known: bool = False) -> None:
         """Note why a call in this step is not recorded."""
-        self._missed[path][reason] = None
+        if not (unless_known and self._missed.get(path)):
+            self._missed[path][reason] = None
+
+    def remark(self, about: str, reason: str) -> None:
+        """Note something that holds for the step, not for one site."""
+        self.version += (about, reason) not in self._remarks
+        self._remarks[about, reason] += 1
 
     def missing(self, path: str, quantity: str, reason: str) -> None:
         """Note why one quantity of a site is not recorded."""
@@ -97,4 +109,5 @@ class CoverageLedger:
                 )
             for reason, times in (reasons + self._asides.get(site, Counter())).most_common():
                 lines.append(Coverage(site, "partial" if count else "missing", reason, times))
+        lines += [Coverage(about, "partial", reason, times) for (about, reason), times in self._remarks.items()]
         return lines

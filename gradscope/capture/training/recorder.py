@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -19,21 +19,60 @@ from torch import Tensor, nn
 
 from gradscope.adjoint import Adjoints
 from gradscope.capture.calls.marks import state
+from gradscope.capture.calls.prehook import SECOND_ORDER
 from gradscope.capture.calls.reduction import needed, site_record
 from gradscope.capture.calls.watcher import Watcher
 from gradscope.capture.layers.discovery import Target, names_in, unwrapped
 from gradscope.capture.training import clipping, scaling
-from gradscope.capture.training.coverage import FAILED, CoverageLedger
+from gradscope.capture.training.account import DROPPED, UPDATE, Account
+from gradscope.capture.training.arguments import norm_arguments, value_arguments
+from gradscope.capture.training.clipping import ClipCall
+from gradscope.capture.training.clips import ClipBook, ClipNote
+from gradscope.capture.training.coverage import FAILED, OTHER_LOSS, ZEROED, CoverageLedger
 from gradscope.capture.training.describe import describe_model, run_meta
+from gradscope.capture.training.gradients import PassNote
 from gradscope.capture.training.ledger import StepLedger
-from gradscope.capture.training.rounds import Rounds
+from gradscope.capture.training.pace import Pace
 from gradscope.capture.training.settings import Settings
+from gradscope.errors import RunExistsError
 from gradscope.schema import Record, SiteInfo, SiteRecord
 from gradscope.store import RunWriter
+
+#: Recorders of this process that are not closed.
+_open: weakref.WeakSet[Recorder] = weakref.WeakSet()
+
+_UNSEEN_EDIT = (
+    "the gradients were changed between the pass and the update by code that is not recognised as clipping: torch's "
+    "functions are if they are looked up when called; recorder.clip_grad_value_ always is"
+)
+_LATE = "its forward pass ran before it was known that the step before had been skipped"
 
 
 class GradscopeWarning(UserWarning):
     """Something could not be recorded; training goes on untouched."""
+
+
+class _Unharmed:
+    """A context that hands errors to the recorder; entered several times a step, so no generator.
+
+    The time inside of it is what ``every="auto"`` takes for the cost between recorded steps.
+    """
+
+    __slots__ = ("_began", "_doing", "_recorder")
+
+    def __init__(self, recorder: Recorder, doing: str) -> None:
+        self._recorder, self._doing = recorder, doing
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter() if self._recorder._pace.choosing else 0.0
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if self._began and self._recorder._pace.choosing:
+            self._recorder._pace.spend(time.perf_counter() - self._began)
+        if isinstance(error, Exception):
+            self._recorder._lost(self._doing, error)
+            return True
+        return False
 
 
 class Recorder:
@@ -53,44 +92,58 @@ class Recorder:
     def __init__(self, model: nn.Module, settings: Settings, targets: list[Target]) -> None:
         self.model, self.settings, self.targets = unwrapped(model), settings, targets
         self.samples = settings.samples
-        self.step_number = 0
-        self._sites: dict[str, SiteRecord] = {}
-        self._finished: list[dict[str, SiteRecord]] = []
+        self.step_number = settings.first_step
+        self._pace = Pace(settings.every, settings.budget, settings.first_step)
         self._uses: dict[str, int] = {}
+        self._uses_of = 0
         self._infos: dict[str, SiteInfo] = {info.site: info for target in targets for info in target.sites}
-        self._scale = 1.0
+        self._parameters_at: dict[str, frozenset[int]] = {}
         self._warned: set[str] = set()
-        self._closed = False
-        self._stepped: set[int] = set()
+        self._closed = self._late = False
         self._coverage = CoverageLedger(targets)
         self._coverage_written = 0
         self.keep = needed(settings.quantities)
-        self._ledger = StepLedger(self.model, settings.optimizers, self._lost)
+        self._ledger = StepLedger(self.model)
         self.wanted = settings.sites
         self._watcher = Watcher(targets, self, names_in(self.model))
-        self._writer = RunWriter(
-            settings.run_dir,
-            run_meta(describe_model(self.model), settings),
-            durability=settings.durability,
-            restart=settings.restart,
-            rank=settings.rank,
-            world_size=settings.world_size,
-        )
         self.run_dir = Path(settings.run_dir)
-        self._handles: list[Any] = []
-        self._rounds = Rounds(self._end_step, self.entering)
+        self._writer = self._open_run()
         self.records_written = 0
-        self._attach()
+        self._changed_unseen = True  # not known before the first recorded step
+        self._attach(model)
         self._store(lambda: self._writer.set_sites(self._infos))
         self._begin_step()
 
+    def _open_run(self) -> RunWriter:
+        settings, existed = self.settings, self.run_dir.exists()
+        for other in list(_open):
+            if other.run_dir.resolve() == self.run_dir.resolve() and settings.restart:
+                self.say("other", f"the recorder that was still writing to {str(self.run_dir)!r} was closed")
+                other.close()
+            elif other.model is self.model and other.run_dir.resolve() != self.run_dir.resolve():
+                self.say("other", f"this model is also being recorded to {str(other.run_dir)!r}: close that recorder")
+        try:
+            return RunWriter(
+                settings.run_dir,
+                run_meta(describe_model(self.model), settings),
+                durability=settings.durability,
+                restart=settings.restart,
+                rank=settings.rank,
+                world_size=settings.world_size,
+            )
+        except BaseException as error:
+            if not existed and not isinstance(error, RunExistsError):
+                _remove_empty(self.run_dir)
+            raise
+
     # -- life ------------------------------------------------------------------------------------------------
 
-    def _attach(self) -> None:
-        for optimizer in self.settings.optimizers:
-            self.follow(optimizer)
+    def _attach(self, around: nn.Module) -> None:
+        self._account = Account(self.model, self.settings.optimizers, self, around)
+        self._clips = ClipBook(self._account, self._ledger)
         clipping.observe_clipping(self)
         scaling.observe_scaling(self)
+        _open.add(self)
         # A script that never closes its recorder still leaves a sealed run.
         held = weakref.ref(self)
 
@@ -112,6 +165,7 @@ class Recorder:
     def flush(self) -> None:
         """Make everything recorded so far durable."""
         with self._unharmed("flush"):
+            self._account.settle()
             self._write_rows(ended_only=True)
             self._writer.set_coverage(self._coverage.lines())
             self._writer.flush()
@@ -121,19 +175,17 @@ class Recorder:
         if self._closed:
             return
         self._closed = True
+        _open.discard(self)
         atexit.unregister(self._at_exit)
         with self._unharmed("close"):
-            self._rounds.finish()
+            self._account.close()
+        with self._unharmed("close"):
+            self._account.last_step()  # backward ran, but no optimizer step followed
         with self._unharmed("close"):
             self._watcher.close()
-            for handle in self._handles:
-                handle.remove()
             clipping.ignore_clipping(self)
             scaling.ignore_scaling(self)
         with self._unharmed("close"):
-            self._close_micro()
-            if self._finished:  # backward ran, but no optimizer step followed
-                self._write_records(skipped=False)
             self._write_rows(ended_only=False)
             self._writer.set_coverage(self._coverage.lines())
         with self._unharmed("close"):
@@ -142,9 +194,10 @@ class Recorder:
     # -- what the user calls ---------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """Mark the end of an optimizer step; only needed without ``optimizer=``."""
-        with self._unharmed("step"):
-            self._end_step()
+        """Mark the end of a step; only needed where no optimizer of torch updates the parameters."""
+        if not self._is_closed("step"):
+            with self._unharmed("step"):
+                self._account.mark()
 
     def state(self, name: str, value: Tensor) -> Tensor:
         """Mark a state inside a hand-written loop; the same as :func:`gradscope.state`.
@@ -168,45 +221,73 @@ class Recorder:
         ----------
         **scalars : float or tensor with one element
         """
-        with self._unharmed("log"):
-            self._ledger.log(scalars)
+        if not self._is_closed("log"):
+            with self._unharmed("log"):
+                self._account.settle()
+                self._account.prepared()
+                self._ledger.log(scalars)
 
-    def clip_grad_norm_(
-        self, max_norm: float, norm_type: float = 2.0, *, parameters: Sequence[Tensor] | None = None
-    ) -> Tensor:
-        """Clip as ``torch.nn.utils.clip_grad_norm_`` does, over all optimized parameters, and measure it.
+    def clip_grad_norm_(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Clip as ``torch.nn.utils.clip_grad_norm_`` does, and measure it.
+
+        ``clip_grad_norm_(max_norm, norm_type=2.0, *, parameters=None)`` clips all optimized parameters;
+        ``clip_grad_norm_(parameters, max_norm, norm_type=2.0)`` is torch's own call. Both take
+        ``error_if_nonfinite`` and ``foreach``.
 
         Returns
         -------
         Tensor
             Total norm before clipping.
         """
-        chosen = list(self._ledger.optimized if parameters is None else parameters)
-        self._ledger.asked_norm_type = float(norm_type)
-        try:
-            return torch.nn.utils.clip_grad_norm_(chosen, max_norm, norm_type)
-        finally:
-            self._ledger.asked_norm_type = None
+        parameters, rest, options = norm_arguments(args, kwargs, lambda: self._account.optimized)
+        return torch.nn.utils.clip_grad_norm_(self._some("clip_grad_norm_", parameters), *rest, **options)
 
-    def clip_grad_value_(self, clip_value: float, *, parameters: Sequence[Tensor] | None = None) -> None:
-        """Clip as ``torch.nn.utils.clip_grad_value_`` does, over all optimized parameters, and measure it."""
-        chosen = list(self._ledger.optimized if parameters is None else parameters)
-        torch.nn.utils.clip_grad_value_(chosen, clip_value)
+    def clip_grad_value_(self, *args: Any, **kwargs: Any) -> None:
+        """Clip as ``torch.nn.utils.clip_grad_value_`` does, and measure it.
+
+        ``clip_grad_value_(clip_value, *, parameters=None)`` clips all optimized parameters;
+        ``clip_grad_value_(parameters, clip_value)`` is torch's own call. Both take ``foreach``.
+        """
+        parameters, rest, options = value_arguments(args, kwargs, lambda: self._account.optimized)
+        torch.nn.utils.clip_grad_value_(self._some("clip_grad_value_", parameters), *rest, **options)
 
     def clip_grad_adaptive_(
-        self, factor: float = 0.01, eps: float = 1e-3, *, parameters: Sequence[Tensor] | None = None
+        self, factor: float = 0.01, eps: float = 1e-3, *, parameters: Tensor | Iterable[Tensor] | None = None
     ) -> None:
         """Clip every row of every gradient to ``factor`` times the norm of its weights, and measure it.
 
         Adaptive gradient clipping (Brock et al. 2021): a row g_i is scaled to ``factor`` · max(‖w_i‖, ``eps``) where
         its norm is larger. Rows are the first axis; a vector is taken element by element.
         """
-        chosen = list(self._ledger.optimized if parameters is None else parameters)
-        effect = clipping.clip_grad_adaptive_(chosen, factor, eps)
+        given = self._account.optimized if parameters is None else parameters
+        chosen = self._some("clip_grad_adaptive_", [given] if isinstance(given, Tensor) else list(given))
+        call = ClipCall(list(chosen), "adaptive", factor)
+        note = self.before_clip(call)
+        effect = clipping.clip_grad_adaptive_(call.parameters, factor, eps)
         with self._unharmed("clipping"):
-            self._ledger.note_adaptive(factor, effect, len(chosen), self.step_number)
+            if note is not None:
+                self._clips.note_adaptive(note, effect)
+                self._clips.after(call, note, None)
+
+    def _some(self, name: str, parameters: Any) -> Any:
+        """Return the parameters; say once where there are none (a generator that was used up before)."""
+        if not isinstance(parameters, Tensor):
+            parameters = list(parameters)
+            if not parameters:
+                self.say(f"no parameters {name}", f"recorder.{name} was given no parameters: nothing was clipped")
+        return parameters
+
+    def _is_closed(self, name: str) -> bool:
+        if self._closed:
+            self.say(f"closed {name}", f"recorder.{name}() after close(): the run is sealed, nothing is recorded")
+        return self._closed
 
     # -- steps -----------------------------------------------------------------------------------------------
+
+    @property
+    def written_to(self) -> Path:
+        """Directory of this recorder's attempt and rank."""
+        return self._writer.path
 
     @property
     def recording(self) -> bool:
@@ -214,70 +295,122 @@ class Recorder:
         return self._watcher.running
 
     def _begin_step(self) -> None:
-        if self.step_number % self.settings.every == 0:
+        if self._pace.records(self.step_number):
             self._watcher.start()
         else:
             self._watcher.rest()
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Count the steps of one more optimizer, for instance of one made later for the same model."""
-        self._handles.append(optimizer.register_step_pre_hook(self._before_optimizer))
-        self._handles.append(optimizer.register_step_post_hook(self._after_optimizer))
-        self._rounds.add(optimizer)
-        self._ledger.follow(optimizer)
+        self._account.follow(optimizer)
+        if not self._account.seen_passes:
+            self._uses.clear()  # a model that was tried before its training began
 
     def entering(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
         """Take a forward call that was under way when its step began to be recorded; as a forward pre-hook."""
         return self._watcher.before_forward(module, args) if self.recording else None
 
-    def _before_optimizer(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def pass_ended(self, note: PassNote) -> None:
+        self._ledger.touched = True
+        wanted = self._changed_unseen or self._account.perhaps_by_hand
+        measured = self.recording and wanted and note.reached
+        trained = self._account.optimized if measured else None
+        self._ledger.pass_ended(trained, self._account.scales.left_in(trained) if trained else 1.0)
+
+    def measure(self, parameters: list[Tensor], again: bool) -> None:
         if self.recording:
             with self._unharmed("gradient norms"):
-                self._ledger.measure(optimizer)
+                self._ledger.measure(parameters, self._account.scales.left_in(parameters), again)
+                self._clips.applied(parameters)
 
-    def _after_optimizer(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        self._stepped.add(id(optimizer))
-        with self._unharmed("step"):
-            found = getattr(optimizer, "found_inf", None)  # set by GradScaler for fused optimizers
-            self._rounds.stepped(optimizer, skipped=found is not None and bool(found))
+    def updated_by_hand(self) -> None:
+        if self.recording:
+            self._ledger.updated_by_hand()
+            self._clips.applied_by_hand()
 
-    def _end_step(self, skipped: bool = False) -> None:
+    def step_ends(self, skipped: bool, late: bool) -> None:
+        self._clips.end_step(self.recording)
         self._write_rows(ended_only=True)
         if self.recording:
-            self._close_micro()
-            self._write_records(skipped)
-            self._coverage.end_step({site for sites in self._finished for site in sites})
-            if self._coverage.version != self._coverage_written:
-                self._coverage_written = self._coverage.version
-                self._store(lambda: self._writer.set_coverage(self._coverage.lines()))
-        self._finished.clear()
-        self._uses.clear()
-        self._scale = 1.0
-        self._watcher.forget()
-        self._ledger.end_step(self.step_number, self.recording)
+            self._end_recorded(skipped)
+        if not late:
+            self._uses.clear()
+            self._watcher.forget()
+        optimizers = self._account.optimizers
+        rate = float(optimizers[0].param_groups[0]["lr"]) if optimizers else None
+        self._ledger.end_step(self.step_number, self.recording, rate)
         self.step_number += 1
+        if self._pace.ended():
+            self._store(lambda: self._writer.set_settings(self.settings.to_json(self._pace.every)))
+        was_recording = self.recording
         self._begin_step()
+        self._late = late and self.recording and not was_recording
 
-    def _write_records(self, skipped: bool) -> None:
-        now = time.time()
-        for micro, sites in enumerate(self._finished):
-            last = micro == len(self._finished) - 1
-            parameters = self._ledger.parameter_norms if last else {}
-            record = Record(self.step_number, micro, now, sites, parameters, self._scale, skipped)
+    def _end_recorded(self, skipped: bool) -> None:
+        if skipped:
+            self._ledger.skipped()
+        seen = self._write_records(skipped)
+        for site in self._account.differentiated_again():
+            self._coverage.missed(self._infos[site].module, SECOND_ORDER, unless_known=True)
+        self._changed_unseen = self._ledger.changed_unseen()
+        if self._changed_unseen:
+            self._coverage.remark("clipping", _UNSEEN_EDIT)
+        for site, role in self._apart_only(seen):
+            why = ZEROED if role == DROPPED else OTHER_LOSS
+            self._coverage.missed(self._infos[site].module, why, unless_known=True)
+        if self._late:
+            for target in self.targets:
+                self._coverage.missed(target.path, _LATE)
+        self._coverage.end_step(seen)
+        if self._coverage.version != self._coverage_written:
+            self._coverage_written = self._coverage.version
+            self._store(lambda: self._writer.set_coverage(self._coverage.lines()))
+
+    def _write_records(self, skipped: bool) -> set[str]:
+        """Write a record for each pass of the step, and for each role that its sites had in it; return sites used."""
+        now, micro, apart, seen = time.time(), 0, -1, set[str]()
+        parts = list(self._parts())
+        last = max((i for i, (_, role, _) in enumerate(parts) if role == UPDATE), default=-1)
+        for index, (note, role, sites) in enumerate(parts):
+            parameters = self._ledger.parameter_norms if index == last else {}
+            number = micro if role == UPDATE else apart
+            record = Record(self.step_number, number, now, sites, parameters, note.scale, skipped, role)
             self._store(lambda record=record: self._writer.add_record(record))  # type: ignore[misc]
             self.records_written += 1
+            if role == UPDATE:
+                micro, seen = micro + 1, seen | sites.keys()
+            else:
+                apart -= 1
+        return seen
+
+    def _parts(self) -> Iterator[tuple[PassNote, int, dict[str, SiteRecord]]]:
+        for note in self._account.passes:
+            by_role: dict[int, dict[str, SiteRecord]] = {}
+            for site, role in self._account.roles(note, note.sites, self._parameters_of_site):
+                by_role.setdefault(role, {})[site] = note.sites[site]
+            for role, sites in sorted(by_role.items()):
+                yield note, role, sites
+
+    def _apart_only(self, seen: set[str]) -> Iterator[tuple[str, int]]:
+        """Yield the sites that only passes reached which fed no update, with what these were."""
+        for _, role, sites in self._parts():
+            yield from ((site, role) for site in sites if site not in seen and role != UPDATE)
+
+    def _parameters_of_site(self, site: str) -> frozenset[int]:
+        if site not in self._parameters_at:
+            path, found = self._infos[site].module, frozenset[int]()
+            with contextlib.suppress(AttributeError):
+                module = self.model if path == "model" and not hasattr(self.model, path) else None
+                module = module or self.model.get_submodule(path)
+                found = frozenset(id(p) for p in module.parameters())
+            self._parameters_at[site] = found
+        return self._parameters_at[site]
 
     def _write_rows(self, ended_only: bool) -> None:
-        for event in self._ledger.take_clips():
+        for event in self._clips.take():
             self._store(lambda event=event: self._writer.add_clip(event))  # type: ignore[misc]
         for row in self._ledger.take_rows(ended_only, self.step_number):
             self._store(lambda row=row: self._writer.add_step(row))  # type: ignore[misc]
-
-    def _close_micro(self) -> None:
-        if self._sites:
-            self._finished.append(self._sites)
-            self._sites = {}
-            self._uses.clear()
 
     # -- what the watcher reports ----------------------------------------------------------------------------
 
@@ -285,10 +418,10 @@ class Recorder:
         self._ledger.touched = True
 
     def opened(self, target: Target) -> int:
-        inside_backward = torch._C._current_graph_task_id() != -1
-        if self._sites and not inside_backward:
-            self._close_micro()  # forward after backward: the next micro-batch
-        if inside_backward and target.path in self._uses:
+        if not self._account.in_pass and self._account.seen_passes != self._uses_of:
+            self._uses_of = self._account.seen_passes
+            self._uses.clear()  # forward after backward: the next micro-batch
+        if self._account.in_pass and target.path in self._uses:
             return self._uses[target.path]  # a checkpoint running the layer once more, not another use
         self._coverage.opened(target.path)
         self._uses[target.path] = self._uses.get(target.path, 0) + 1
@@ -297,17 +430,17 @@ class Recorder:
     def measured(
         self, target: Target, use: int, site: str, adjoints: Adjoints, rows: Tensor, carried: int, after: int = 0
     ) -> None:
+        if not self.recording:
+            return
         info = next(info for info in target.sites if info.site == site)
         if self._infos.get(site, info).how != info.how or site not in self._infos:
             self._infos[site] = info
             self._store(lambda: self._writer.set_sites(self._infos))
         name = site if use == 1 else f"{site}#{use}"
-        if name in self._sites:
-            self._close_micro()  # a second backward pass through the same call
         if name not in self._infos:
             self._infos[name] = replace(info, site=name, call=use)
             self._store(lambda: self._writer.set_sites(self._infos))
-        self._sites[name] = site_record(
+        self._account.sites_of_pass(name)[name] = site_record(
             adjoints, self.settings.quantities, info.gates, rows, self.settings.tensors, carried, after
         )
         self._coverage.found(name, info.how)
@@ -325,34 +458,34 @@ class Recorder:
 
     def nothing(self, reason: str) -> None:
         self._coverage.missed("model", reason)
-        self._warn("nothing", f"gradscope: {reason}")
+        self.say("nothing", reason)
 
     def loss_scale(self) -> float:
-        return self._scale
+        return self._account.note.scale if self._account.note is not None else 1.0
 
     # -- what clipping and scaling report --------------------------------------------------------------------
 
-    def before_clip(self, parameters: list[Tensor], kind: str, threshold: float) -> Any:
+    def before_clip(self, call: ClipCall) -> ClipNote | None:
         with self._unharmed("clipping"):
-            return self._ledger.before_clip(parameters, kind, threshold, self.recording)
+            return self._clips.before(call, self.step_number, self.recording)
         return None
 
-    def after_clip(
-        self, parameters: list[Tensor], kind: str, threshold: float, before: Any, total_norm: Tensor | None
-    ) -> None:
+    def after_clip(self, call: ClipCall, before: ClipNote | None, total_norm: Tensor | None) -> None:
         with self._unharmed("clipping"):
-            self._ledger.after_clip(parameters, kind, threshold, before, total_norm, self.step_number)
+            if before is not None:
+                self._clips.after(call, before, total_norm)
 
-    def scaled(self, scaler: torch.amp.GradScaler) -> None:
+    def scaled(self, scaler: torch.amp.GradScaler, outputs: Any) -> None:
         with self._unharmed("loss scale"):
-            self._stepped.clear()
-            if self.recording:
-                self._scale = float(scaler.get_scale())
+            self._account.scaled(scaler, outputs)
+
+    def unscaled(self, scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> None:
+        with self._unharmed("loss scale"):
+            self._account.unscaled(scaler, optimizer)
 
     def scaler_stepped(self, optimizer: torch.optim.Optimizer) -> None:
         with self._unharmed("step"):
-            if optimizer in self._rounds and id(optimizer) not in self._stepped:
-                self._rounds.stepped(optimizer, skipped=True)
+            self._account.scaler_stepped(optimizer)
 
     # -- never in the way ------------------------------------------------------------------------------------
 
@@ -360,31 +493,43 @@ class Recorder:
         with self._unharmed("writing the run"):
             write()
 
-    @contextlib.contextmanager
-    def _unharmed(self, doing: str) -> Iterator[None]:
+    def unharmed(self, doing: str) -> _Unharmed:
+        """Keep an error of gradscope's out of the training."""
+        return self._unharmed(doing)
+
+    def say(self, what: str, message: str) -> None:
+        """Tell the user, once."""
+        if what not in self._warned:
+            self._warned.add(what)
+            _warn(f"gradscope: {message}")
+
+    def _unharmed(self, doing: str) -> _Unharmed:
         """Keep any error of gradscope out of the user's training: warn once, count it."""
-        try:
-            yield
-        except Exception as error:
-            self._lost(doing, error)
+        return _Unharmed(self, doing)
 
     def _lost(self, doing: str, error: Exception) -> None:
         with contextlib.suppress(Exception):
             self._writer.add_lost(f"{doing}: {type(error).__name__}: {error}", 1)
-        self._warn(
-            doing,
-            f"gradscope: {doing} failed ({type(error).__name__}: {error}); training goes on, the report will say so",
-        )
-
-    def _warn(self, about: str, message: str) -> None:
-        """Warn once about each thing."""
-        if about in self._warned:
+        if doing in self._warned:
             return
-        self._warned.add(about)
-        try:
-            warnings.warn(message, GradscopeWarning, stacklevel=3)
-        except GradscopeWarning:  # warnings turned into errors must not stop the training either
-            print(message, file=sys.stderr)
+        self._warned.add(doing)
+        _warn(f"gradscope: {doing} failed ({type(error).__name__}: {error}); training goes on, the report will say so")
+
+
+def _warn(message: str) -> None:
+    try:
+        warnings.warn(message, GradscopeWarning, stacklevel=4)
+    except GradscopeWarning:  # warnings turned into errors must not stop the training either
+        print(message, file=sys.stderr)
+
+
+def _remove_empty(directory: Path) -> None:
+    """Remove what a refused run has left: directories with nothing in them."""
+    for inner in sorted(directory.rglob("*"), reverse=True):
+        with contextlib.suppress(OSError):
+            inner.rmdir()
+    with contextlib.suppress(OSError):
+        directory.rmdir()
 
 
 def record(
@@ -392,13 +537,15 @@ def record(
     run_dir: str | Path,
     *,
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
-    every: int = 10,
+    every: int | str = 10,
+    budget: float = 0.02,
     samples: int | None = 8,
     quantities: Sequence[str] | str | None = None,
     sites: Sequence[str] | str | None = None,
     tensors: bool = False,
     durability: str = "default",
     restart: bool = False,
+    first_step: int = 0,
 ) -> Recorder:
     """Record the adjoints of an unmodified model while it trains.
 
@@ -411,10 +558,15 @@ def record(
     run_dir : path
         Directory of the run; it must not exist (see ``restart``).
     optimizer : torch.optim.Optimizer or sequence of them, optional
-        Its steps are counted. Several make one step together: it ends when each has stepped, or with the next forward
-        pass where they take turns. Without one, call ``recorder.step()`` after each update.
-    every : int
-        Record one step in ``every``.
+        Its steps are counted; any object that holds one will do. Several make one step together: it ends when each has
+        stepped, or with the next forward pass where they take turns. Without one, whichever optimizer updates the
+        model's parameters is followed, and an update by hand is seen from their having changed after a pass;
+        ``recorder.step()`` after each update says it outright.
+    every : int or "auto"
+        Record one step in ``every``. With ``"auto"`` the interval is chosen from the first two recorded steps, so that
+        recording costs at most ``budget`` of the training; it is written into the run (``settings["chosen_every"]``).
+    budget : float
+        Only with ``every="auto"``.
     samples : int or None
         Sequences of the batch to record, evenly spaced; sequences do not mix, so a subset is exact. None for all.
     quantities : str or sequence of str, optional
@@ -428,6 +580,8 @@ def record(
         ``default`` survives a crash of the process, ``full`` also a power cut at any moment.
     restart : bool
         Add a new attempt to an existing run directory.
+    first_step : int
+        Number of the first step, for a training that goes on from a checkpoint.
 
     Returns
     -------
@@ -444,11 +598,13 @@ def record(
         run_dir=run_dir,
         optimizer=optimizer,
         every=every,
+        budget=budget,
         samples=samples,
         quantities=quantities,
         sites=sites,
         tensors=tensors,
         durability=durability,
         restart=restart,
+        first_step=first_step,
     )
     return Recorder(model, settings, targets)

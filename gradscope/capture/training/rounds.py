@@ -37,7 +37,22 @@ class Rounds:
         self._members.add(optimizer)
 
     def __contains__(self, optimizer: object) -> bool:
-        return any(member is optimizer for member in self._members)
+        return optimizer in self._members
+
+    @property
+    def any(self) -> bool:
+        """Whether there is any optimizer to wait for."""
+        return bool(self._members)
+
+    @property
+    def pending(self) -> bool:
+        """Whether an optimizer has stepped and others have not."""
+        return bool(self._stepped)
+
+    def forget(self) -> None:
+        """Drop the steps so far: something else says when a step ends."""
+        self._stepped = {}
+        self._stop_waiting()
 
     def stepped(self, optimizer: torch.optim.Optimizer, skipped: bool) -> None:
         """Take a step of one optimizer."""
@@ -51,13 +66,16 @@ class Rounds:
 
     def finish(self) -> None:
         """End the step if any optimizer has stepped in it."""
-        if self._waiting is not None:
-            self._waiting.remove()
-            self._waiting = None
+        self._stop_waiting()
         if self._stepped:
             skipped = all(self._stepped.values())
             self._stepped = {}
             self._end(skipped)
+
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.remove()
+            self._waiting = None
 
     def _forward(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
         if not torch.is_grad_enabled():

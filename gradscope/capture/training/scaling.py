@@ -1,20 +1,29 @@
-"""See the loss scale of mixed-precision training, and the steps it skips."""
+"""See the loss scale of mixed-precision training, which gradients it is still in, and the steps it skips."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from torch.amp import GradScaler
+
+#: How far from the root of a pass the scaled loss is looked for: ``(scaler.scale(a) + scaler.scale(b)) / 4``.
+_NODES = 64
 
 
 class ScaleObserver(Protocol):
     """Who is told what a GradScaler does."""
 
-    def scaled(self, scaler: GradScaler) -> None:
+    def scaled(self, scaler: GradScaler, outputs: Any) -> None:
         """The loss has been multiplied with the scaler's factor."""
+        ...
+
+    def unscaled(self, scaler: GradScaler, optimizer: torch.optim.Optimizer) -> None:
+        """The factor has been divided out of an optimizer's gradients."""
         ...
 
     def scaler_stepped(self, optimizer: torch.optim.Optimizer) -> None:
@@ -29,8 +38,9 @@ _originals: dict[str, Callable[..., Any]] = {}
 def observe_scaling(observer: ScaleObserver) -> None:
     """Begin to tell ``observer`` of every GradScaler."""
     if not _observers:
-        _install("scale", lambda observer, scaler, *args: observer.scaled(scaler))
-        _install("step", lambda observer, scaler, optimizer, *args: observer.scaler_stepped(optimizer))
+        _install("scale", lambda observer, scaler, result, *args: observer.scaled(scaler, result))
+        _install("unscale_", lambda observer, scaler, result, optimizer: observer.unscaled(scaler, optimizer))
+        _install("step", lambda observer, scaler, result, optimizer, *args: observer.scaler_stepped(optimizer))
     _observers.append(observer)
 
 
@@ -52,7 +62,73 @@ def _install(name: str, tell: Callable[..., None]) -> None:
     def wrapped(scaler: GradScaler, *args: Any, **kwargs: Any) -> Any:
         result = original(scaler, *args, **kwargs)
         for observer in tuple(_observers):
-            tell(observer, scaler, *args, *kwargs.values())
+            tell(observer, scaler, result, *args, *kwargs.values())
         return result
 
     setattr(GradScaler, name, wrapped)
+
+
+class Scales:
+    """Which gradients are still multiplied with a loss scale. The scale itself is read only where it is asked for."""
+
+    def __init__(self) -> None:
+        self._scaler: GradScaler | None = None
+        self._since_pass = False
+        self._nodes: list[Any] = []
+        self._left: dict[int, bool] = {}
+        self._any = False
+
+    def scaled(self, scaler: GradScaler, outputs: Any) -> None:
+        """Take a loss that was multiplied."""
+        if scaler.is_enabled():
+            self._scaler, self._since_pass = scaler, True
+            listed = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+            self._nodes += [weakref.ref(t) for t in listed if isinstance(t, Tensor)]
+
+    def of_pass(self, roots: Iterable[Any]) -> bool:
+        """Whether the loss of a pass was multiplied."""
+        if self._scaler is None or not self._nodes:
+            return False
+        known = {t.grad_fn for held in self._nodes if (t := held()) is not None and t.grad_fn is not None}
+        found = self._since_pass or _reaches(roots, known)
+        self._since_pass = False
+        return found
+
+    def passed(self, scaled: bool, parameters: set[int]) -> None:
+        """Take the end of a pass."""
+        self._any = scaled if parameters else self._any
+        for parameter in parameters:
+            self._left[parameter] = scaled
+
+    def unscaled(self, parameters: Iterable[Tensor]) -> None:
+        """Take these as divided by the scale."""
+        for parameter in parameters:
+            self._left[id(parameter)] = False
+
+    def left_in(self, parameters: Iterable[Tensor]) -> float:
+        """Return the factor that is still in these gradients."""
+        found = [self._left[id(p)] for p in parameters if id(p) in self._left]
+        return self.factor() if (found[0] if found else self._any) else 1.0
+
+    def factor(self) -> float:
+        """Return the scale; on an accelerator this waits for it."""
+        return float(self._scaler.get_scale()) if self._scaler is not None else 1.0
+
+    def end_step(self) -> None:
+        """Forget the step."""
+        self._nodes.clear()
+        self._left.clear()
+        self._any = self._since_pass = False
+
+
+def _reaches(roots: Iterable[Any], known: set[Any]) -> bool:
+    pending = [node for root in roots if (node := getattr(root, "grad_fn", None)) is not None]
+    seen: set[Any] = set()
+    while pending and len(seen) < _NODES:
+        node = pending.pop(0)
+        if node in known:
+            return True
+        if node not in seen:
+            seen.add(node)
+            pending += [after for after, _ in node.next_functions if after is not None]
+    return False

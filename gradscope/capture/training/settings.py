@@ -13,6 +13,7 @@ from torch import nn
 
 from gradscope.adjoint import CELLS
 from gradscope.capture.layers.discovery import Target, discover, select
+from gradscope.capture.training.updates import held_optimizers
 from gradscope.errors import SettingError, UnknownNameError
 from gradscope.schema import DEFAULT_QUANTITIES, QUANTITIES, STATES
 
@@ -23,13 +24,15 @@ class Settings:
 
     run_dir: Path
     optimizers: tuple[torch.optim.Optimizer, ...]
-    every: int
+    every: int | None
+    budget: float
     samples: int | None
     quantities: tuple[str, ...]
     sites: tuple[str, ...] | None
     tensors: bool
     durability: str
     restart: bool
+    first_step: int
     rank: int
     world_size: int
 
@@ -47,15 +50,24 @@ class Settings:
         tensors: bool,
         durability: str,
         restart: bool,
+        first_step: Any = 0,
+        budget: Any = 0.02,
     ) -> tuple[Settings, list[Target]]:
         """Return the settings and the targets they select, or say what is wrong."""
         if not isinstance(model, nn.Module):
             hint = ": pass an instance, not the class" if isinstance(model, type) else ""
             raise SettingError(f"model must be a torch.nn.Module, not {type(model).__name__}{hint}")
         optimizers = _optimizers(optimizer)
-        _positive("every", every)
+        if every == "auto":
+            every = None
+        else:
+            _positive("every", every, "; or 'auto'")
+        if not isinstance(budget, int | float) or not 0 < budget < 1:
+            raise SettingError(f"budget must be a share of the training between 0 and 1, not {budget!r}")
         if samples is not None:
             _positive("samples", samples, "; pass None for the whole batch")
+        if isinstance(first_step, bool) or not isinstance(first_step, int) or first_step < 0:
+            raise SettingError(f"first_step must be a whole number of at least 0, not {first_step!r}")
         if durability not in ("default", "full"):
             raise SettingError(f"durability must be 'default' or 'full', not {durability!r}")
         targets = select(model, discover(model), sites)
@@ -64,21 +76,25 @@ class Settings:
             run_dir=Path(run_dir),
             optimizers=optimizers,
             every=every,
+            budget=float(budget),
             samples=samples,
             quantities=_quantities(quantities, targets),
             sites=None if sites is None else (sites,) if isinstance(sites, str) else tuple(sites),
             tensors=bool(tensors),
             durability=durability,
             restart=bool(restart),
+            first_step=first_step,
             rank=rank,
             world_size=world_size,
         )
         return settings, targets
 
-    def to_json(self) -> dict[str, Any]:
-        """Return what is written into the run."""
+    def to_json(self, chosen: int | None = None) -> dict[str, Any]:
+        """Return what is written into the run; ``chosen`` is the interval that ``every="auto"`` came to."""
+        automatic = {"budget": self.budget, "chosen_every": chosen} if self.every is None else {}
         return {
-            "every": self.every,
+            "every": "auto" if self.every is None else self.every,
+            **automatic,
             "samples": self.samples,
             "quantities": list(self.quantities),
             "sites": None if self.sites is None else list(self.sites),
@@ -90,10 +106,21 @@ class Settings:
 
 def _optimizers(given: Any) -> tuple[torch.optim.Optimizer, ...]:
     listed = () if given is None else tuple(given) if isinstance(given, list | tuple) else (given,)
-    for optimizer in listed:
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise SettingError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
-    return listed
+    return tuple(one for optimizer in listed for one in _of_torch(optimizer))
+
+
+def _of_torch(optimizer: Any) -> list[torch.optim.Optimizer]:
+    """Return the optimizer itself, or those that an object (a schedule, a trainer's wrapper) holds."""
+    if isinstance(optimizer, torch.optim.Optimizer):
+        return [optimizer]
+    strange = isinstance(optimizer, type | nn.Module | torch.optim.lr_scheduler.LRScheduler)
+    held = [] if strange else list(held_optimizers(optimizer, depth=0))
+    if not held:
+        raise SettingError(
+            f"optimizer must be a torch.optim.Optimizer, or hold one, not {type(optimizer).__name__}; leave it out to "
+            "have whatever updates the model's parameters followed"
+        )
+    return held
 
 
 def _positive(name: str, value: Any, remedy: str = "") -> None:

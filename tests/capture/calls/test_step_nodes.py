@@ -235,7 +235,7 @@ def test_a_pass_that_leaves_timesteps_out_is_replayed(tmp_path: Path) -> None:
     x = torch.stack(pieces).detach()
     reference = unroll(module, x.requires_grad_())
     reference.differentiate(reference.output[-1].sum())
-    found = gradscope.open_run(tmp_path / "run").array("model/l0", "hidden")[0]
+    found = gradscope.open_run(tmp_path / "run").apart.array("model/l0", "hidden")[0]
     np.testing.assert_allclose(found, _by_lag(reference.sites["l0"].gradients["hidden"], False), rtol=1e-10)
 
 

@@ -51,7 +51,7 @@ def test_a_batch_first_output_edited_in_place(
 
 @pytest.mark.parametrize("worth_it", [0, step_nodes._WORTH_IT], ids=["step nodes", "replay"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_gradient_penalty_is_refused_and_its_first_pass_recorded(
+def test_a_gradient_penalty_is_refused_and_its_first_pass_kept_apart(
     kind: str, worth_it: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(step_nodes, "_WORTH_IT", worth_it)
@@ -63,10 +63,11 @@ def test_a_gradient_penalty_is_refused_and_its_first_pass_recorded(
         (output + gradient.pow(2).sum()).backward()
         recorder.step()
     run = gradscope.open_run(tmp_path / "run")
-    assert run.n_records == 1
+    assert run.n_records == 0, "the pass of the loss is refused, and the other was not for the update"
     assert run.lost == {}
-    assert [line.reason for line in run.coverage] == ["", SECOND_ORDER]
-    found = run.array("model/l0", "hidden")[0]
+    assert [(line.status, line.reason) for line in run.coverage] == [("missing", SECOND_ORDER)]
+    assert run.apart.records("model/l0").role.tolist() == ["other"]
+    found = run.apart.array("model/l0", "hidden")[0]
     np.testing.assert_allclose(found, _expected(module, x.detach(), lambda output: output[-1].sum()), rtol=1e-10)
 
 

@@ -1,0 +1,134 @@
+"""The Hugging Face Trainer and Accelerate give the numbers of the plain loop that does the same."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+import gradscope
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    transformers = pytest.importorskip("transformers")
+    accelerate = pytest.importorskip("accelerate")
+    from gradscope.integrations.transformers import GradscopeCallback
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+X = torch.randn(24, 7, 2, generator=torch.Generator().manual_seed(1))
+Y = X.sum((1, 2))[:, None]
+
+
+class Data(Dataset):
+    def __len__(self) -> int:
+        return len(X)
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        return {"x": X[i], "labels": Y[i]}
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.rnn, self.out = nn.LSTM(2, 5, batch_first=True), nn.Linear(5, 1)
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        y = self.out(self.rnn(x)[0][:, -1])
+        return {"loss": (y - labels).pow(2).mean(), "logits": y}
+
+
+def _trainer(tmp_path: Path, callback: Any, model: nn.Module, **options: Any) -> Any:
+    settings: dict[str, Any] = {
+        "output_dir": str(tmp_path / "out"), "per_device_train_batch_size": 4, "num_train_epochs": 1,
+        "learning_rate": 1e-2, "lr_scheduler_type": "constant", "optim": "adamw_torch", "max_grad_norm": 0.1,
+        "report_to": [], "use_cpu": True, "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True,
+    }  # fmt: skip
+    arguments = transformers.TrainingArguments(**settings | options)
+    callbacks = [callback] if callback else []
+
+    class InOrder(transformers.Trainer):  # type: ignore[misc,name-defined]
+        def _get_train_sampler(self, *_: Any) -> Any:
+            return torch.utils.data.SequentialSampler(Data())
+
+    return InOrder(model=model, args=arguments, train_dataset=Data(), callbacks=callbacks)
+
+
+def _plain(run: Path, parts: int = 1) -> Model:
+    model = Model()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.0)
+    with gradscope.record(model, run, optimizer=optimizer, every=1):
+        for k, batch in enumerate(DataLoader(Data(), batch_size=4)):
+            (model(**batch)["loss"] / parts).backward()
+            if k % parts == parts - 1:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+                optimizer.step()
+                optimizer.zero_grad()
+    return model
+
+
+def _compare(found: gradscope.Run, expected: gradscope.Run) -> None:
+    assert found.lost == expected.lost == {}
+    columns = ["step", "micro", "skipped", "loss_scale"]
+    for site in expected.sites:
+        assert found.records(site)[columns].equals(expected.records(site)[columns])
+        np.testing.assert_allclose(found.array(site, "cell"), expected.array(site, "cell"), rtol=1e-6)
+    for name, listed in (("steps", ["grad_norm", "grad_norm_applied"]), ("clips", ["norm_before", "applied"])):
+        a, b = (getattr(run, name)() for run in (found, expected))
+        assert a.step.tolist() == b.step.tolist()
+        np.testing.assert_allclose(a[listed], b[listed], rtol=1e-6)
+    assert set(found.clips().place) == {"update"}
+    assert found.apart.n_records == 0
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_the_callback_records_what_a_plain_loop_records(parts: int, tmp_path: Path) -> None:
+    model = Model()
+    callback = GradscopeCallback(tmp_path / "trainer", every=1)
+    _trainer(tmp_path, callback, model, gradient_accumulation_steps=parts).train()
+    plain = _plain(tmp_path / "plain", parts)
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+    found = gradscope.open_run(tmp_path / "trainer")
+    _compare(found, gradscope.open_run(tmp_path / "plain"))
+    assert found.steps().loss.notna().all(), "the losses that the Trainer logs are the run's"
+
+
+def test_recording_leaves_the_trainers_training_bit_identical(tmp_path: Path) -> None:
+    plain, recorded = Model(), Model()
+    _trainer(tmp_path, None, plain).train()
+    _trainer(tmp_path, GradscopeCallback(tmp_path / "run"), recorded).train()
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), recorded.parameters(), strict=True))
+
+
+def test_a_training_that_goes_on_from_a_checkpoint_is_a_new_attempt_with_the_steps_that_follow(tmp_path: Path) -> None:
+    _trainer(tmp_path, GradscopeCallback(tmp_path / "run", every=1), Model(), save_strategy="epoch").train()
+    later = _trainer(tmp_path, GradscopeCallback(tmp_path / "run", every=1), Model(), num_train_epochs=2)
+    later.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-6"))
+    records = gradscope.open_run(tmp_path / "run").records("rnn/l0")
+    expected = [(1, k) for k in range(6)] + [(2, k) for k in range(6, 12)]
+    assert list(zip(records.attempt, records.step, strict=True)) == expected
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_what_accelerate_prepared_is_recorded_as_it_is(parts: int, tmp_path: Path) -> None:
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=parts)
+    model = Model()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.0)
+    model, optimizer, data = accelerator.prepare(model, optimizer, DataLoader(Data(), batch_size=4))
+    with gradscope.record(model, tmp_path / "run", optimizer=optimizer, every=1):
+        for batch in data:
+            with accelerator.accumulate(model):
+                accelerator.backward(model(**batch)["loss"])
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), 0.1)
+                optimizer.step()
+                optimizer.zero_grad()
+    _plain(tmp_path / "plain", parts)
+    _compare(*(gradscope.open_run(tmp_path / name) for name in ("run", "plain")))
