@@ -126,7 +126,7 @@ QUANTITIES: dict[str, Quantity] = {
 
 #: What ``record`` keeps when ``quantities`` is not given (``cell`` only where there is one). ``direct`` tells whether a
 #: curve is the decay of one loss or the sum over losses at many timesteps.
-DEFAULT_QUANTITIES = ("hidden", "cell", "direct")
+DEFAULT_QUANTITIES = ("hidden", "cell", "input", "direct")
 
 #: Every dataset a site group may hold (norm arrays), with its dimensions after ``step``.
 DATASETS: dict[str, tuple[str, ...]] = {

@@ -12,22 +12,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gradscope.adjoint.cells.gru import GRUCell
+from gradscope.adjoint.cells import CELLS
+from gradscope.adjoint.cells.cell import shifted
 from gradscope.adjoint.cells.lstm import LSTMCell
-from gradscope.adjoint.cells.rnn import ElmanCell, shifted
 from gradscope.adjoint.order import Order
-from gradscope.adjoint.types import Adjoints, Cell, GateClip, Trajectory, Weights
+from gradscope.adjoint.types import KEEP_GATES, Adjoints, GateClip, Keep, Trajectory, Weights
 from gradscope.adjoint.walk import BLOCK
-
-#: The equations of each ``nn.RNNBase.mode``.
-CELLS: dict[str, Cell] = {
-    "RNN_TANH": ElmanCell(relu=False),
-    "RNN_RELU": ElmanCell(relu=True),
-    "GRU": GRUCell(),
-    "LSTM": LSTMCell(),
-}
-
-_KERNELS = {"RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu", "GRU": "gru", "LSTM": "lstm"}
 
 
 @dataclass(frozen=True)
@@ -113,7 +103,7 @@ def stack_adjoints(
     dtype: torch.dtype = torch.float64,
     layers: Collection[int] | None = None,
     clip: GateClip | None = None,
-    keep_gates: bool = True,
+    keep: Keep = KEEP_GATES,
 ) -> dict[tuple[int, int], Adjoints]:
     """Compute the adjoints at every site of a fused module.
 
@@ -127,8 +117,8 @@ def stack_adjoints(
         Layers whose adjoints are wanted; those above them are computed on the way.
     clip : callable, optional
         Clips the pre-activation adjoint in place at every step (Graves 2013); float64 only.
-    keep_gates : bool
-        Whether the gate adjoints are wanted, and what follows from them.
+    keep : Keep
+        What is wanted beside the total adjoints of the states.
 
     Returns
     -------
@@ -146,8 +136,9 @@ def stack_adjoints(
         for layer in range(top, lowest - 1, -1):
             x, output = inputs[layer], outputs[layer].to(dtype)
             x = None if x is None else x.to(dtype)
-            keep = keep_gates or layer > lowest
-            sites = [_site(call, layer, d, x, output, direct, clip, keep) for d in range(call.directions)]
+            # The gradient of its input is the direct gradient of the layer below.
+            here = replace(keep, input=keep.input or layer > lowest)
+            sites = [_site(call, layer, d, x, output, direct, clip, here) for d in range(call.directions)]
             found.update({(layer, direction): site for direction, site in enumerate(sites) if layer in wanted})
             if layer > lowest:
                 direct = _below(sites)
@@ -164,9 +155,9 @@ def _site(
     output: Tensor,
     direct: Tensor,
     clip: GateClip | None,
-    keep_gates: bool,
+    keep: Keep,
 ) -> Adjoints:
-    trajectory = _trajectory(call, layer, direction, x, output, whole=keep_gates)
+    trajectory = _trajectory(call, layer, direction, x, output, whole=keep.gates)
     order = _order(call, direction)
     cell, weights = CELLS[call.mode], call.weights[layer][direction]
     index, columns = _place(call, layer, direction)
@@ -180,7 +171,7 @@ def _site(
     if call.grad_cn is not None:
         direct_cell = torch.zeros_like(trajectory.cell)  # type: ignore[arg-type]
         order.inject_last(direct_cell, call.grad_cn[index])
-    return cell.reverse(trajectory, weights, from_above, direct_cell, order, clip, keep_gates)
+    return cell.reverse(trajectory, weights, from_above, direct_cell, order, clip, keep)
 
 
 def _below(sites: list[Adjoints]) -> Tensor:
@@ -188,22 +179,21 @@ def _below(sites: list[Adjoints]) -> Tensor:
 
     A block of timesteps at a time: whole copies in float64 would be most of the work.
     """
-    steps, batch = sites[0].order.steps, sites[0].order.batch
+    steps = sites[0].order.steps
     total: Tensor | None = None
     for site in sites:
-        assert site.gates is not None
-        assert site.weights is not None
+        assert site.input_gradient is not None
         if site.order.reverse and site.order.lengths is not None:
             assert total is not None
-            total += site.order.apply(site.true(site.gates @ site.weights.w_ih))
+            total += site.order.apply(site.true(site.input_gradient))
             continue
         for low in range(0, steps, BLOCK):
             high = min(low + BLOCK, steps)
-            part = (site.gates[low:high] @ site.weights.w_ih).double()
+            part = site.input_gradient[low:high].double()
             if site.scale is not None:
-                part.div_(site.scale[low:high])
+                part = part / site.scale[low:high]
             if total is None:
-                total = part.new_empty(steps, batch, part.shape[2])
+                total = part.new_empty(site.input_gradient.shape)
             if site.order.reverse:
                 total[steps - high : steps - low] += part.flip(0)
             else:
@@ -256,8 +246,8 @@ def earlier_adjoints(
         Of one layer.
     direction : int
     known : Adjoints
-        ``hidden`` is right at the processed steps from ``since`` on, and is filled in place before; ``direct`` is right
-        everywhere.
+        ``hidden``, and ``input_gradient`` where it is not None, are right at the processed steps from ``since`` on, and
+        are filled in place before; ``direct`` is right everywhere.
     since : int
     dtype : torch.dtype
         Arithmetic of the steps before.
@@ -271,9 +261,11 @@ def earlier_adjoints(
         weights, first = call.weights[0][direction], Order(steps, order.batch, None, order.reverse)
         last = known.hidden[since]
         cell = CELLS[call.mode]
-        before = cell.reverse(trajectory, weights, known.direct[:steps], None, first, keep_gates=False, last=last)
-        assert before.hidden is not None
-        known.hidden[:since] = before.hidden[:since]
+        keep = Keep(gates=False, input=known.input_gradient is not None)
+        before = cell.reverse(trajectory, weights, known.direct[:steps], None, first, keep=keep, last=last)
+        for target, source in ((known.hidden, before.hidden), (known.input_gradient, before.input_gradient)):
+            if target is not None and source is not None:
+                target[:since] = source[:since]
         scale = None
         if before.scale is not None:
             scale = torch.cat((before.scale[:since], before.scale.new_ones(order.steps - since, 1, 1)))
@@ -319,7 +311,7 @@ def _run_layer(call: StackCall, layer: int, direction: int, x: Tensor) -> Tensor
     flat = [w for w in weights.flat() if w is not None]
     state = call.h0[index : index + 1].to(dtype)
     initial = state if call.c0 is None else (state, call.c0[index : index + 1].to(dtype))
-    kernel = getattr(torch, _KERNELS[call.mode])
+    kernel = getattr(torch, CELLS[call.mode].kernel)
     output = kernel(
         order.apply(x.to(dtype)).contiguous(), initial, flat, weights.b_ih is not None, 1, 0.0, False, False, False
     )[0]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -67,6 +66,10 @@ class Trajectory:
     candidate_hh: Tensor | None = None
     x: Tensor | None = None
 
+    def first(self) -> Trajectory:
+        """Return the first processed step alone."""
+        return Trajectory(*(None if part is None else part[:1] for part in vars(self).values()))  # type: ignore[arg-type]
+
 
 @dataclass
 class Adjoints:
@@ -90,12 +93,12 @@ class Adjoints:
     direct_cell : Tensor of shape (T, B, H) or None
         What reached c_t from above: the gradient of c_n at the last processed step; None when there was none.
     input_gradient : Tensor of shape (T, B, I) or None
-        ∂L/∂x_t where it was measured; computed from ``gates`` otherwise.
+        ∂L/∂x_t through this site where it was kept; computed from ``gates`` otherwise.
     initial_hidden, initial_cell : Tensor of float64, shape (B, P) and (B, H), or None
         ∂L/∂h and ∂L/∂c of the states the recurrence started from (in the reverse direction: after the last timestep);
         None where they are not known, ``initial_cell`` also where there is no cell. Never scaled.
     scale : Tensor of float64, shape (T, 1, 1), or None
-        What ``hidden``, ``gates``, ``gates_hh``, ``cell``, ``cell_carry`` and ``input()`` have been multiplied with;
+        What ``hidden``, ``gates``, ``gates_hh``, ``cell``, ``cell_carry`` and ``input`` have been multiplied with;
         None when they are the adjoints themselves. ``direct`` is never scaled.
     faded : list of bool or None
         Processed steps whose adjoint is below 2^-1000 and held as 0.
@@ -138,12 +141,19 @@ class Adjoints:
         assert self.cell is not None
         return norms(self.cell)
 
+    @cached_property
+    def input_norms(self) -> Tensor:
+        """‖∂L/∂x_t‖ with the scale of ``input``, float64 (T, B)."""
+        assert self.input is not None
+        return norms(self.input)
+
     def true(self, x: Tensor) -> Tensor:
         """Divide the scale out of one of the scaled tensors, in float64."""
         return x if self.scale is None else x.double() / self.scale
 
+    @cached_property
     def input(self) -> Tensor | None:
-        """Return ∂L/∂x_t through this site, (T, B, I): δ_t W_ih."""
+        """∂L/∂x_t through this site, (T, B, I): δ_t W_ih."""
         if self.input_gradient is not None or self.gates is None or self.weights is None:
             return self.input_gradient
         return self.gates @ self.weights.w_ih
@@ -153,55 +163,24 @@ class Adjoints:
         return None if self.hidden is None or self.direct is None else self.true(self.hidden) - self.direct
 
 
+@dataclass(frozen=True)
+class Keep:
+    """What is kept of a walk beside the total adjoints of the states.
+
+    Attributes
+    ----------
+    gates : bool
+        The gate adjoints, and the carry of a cell state.
+    input : bool
+        ∂L/∂x_t, which costs one product and no gate adjoints.
+    """
+
+    gates: bool = True
+    input: bool = False
+
+
+KEEP_GATES = Keep()
+
+
 #: Clips ∂L/∂(pre-activation) inside the recurrence, in place (Graves 2013); None leaves it alone.
 GateClip = Callable[[Tensor], object]
-
-
-class Cell(Protocol):
-    """The equations of one kind of recurrence."""
-
-    gate_names: tuple[str, ...]
-
-    def trajectory(
-        self,
-        x: Tensor,
-        hidden: Tensor,
-        h0: Tensor,
-        c0: Tensor | None,
-        weights: Weights,
-        whole: bool = True,
-    ) -> Trajectory:
-        """Recompute gates (and cell states) from the layer's input and output.
-
-        Unless it is wanted ``whole``, :meth:`reverse` may be left to recompute the gates of each block.
-        """
-        ...
-
-    def at(
-        self, x: Tensor, hidden: Tensor, hidden_prev: Tensor, cell_prev: Tensor | None, weights: Weights
-    ) -> Trajectory:
-        """Recompute gates at steps whose previous states are all known (a cell called step by step)."""
-        ...
-
-    def local(self, trajectory: Trajectory, hidden: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return ``gates`` and ``gates_hh`` (T, B, G·H) from known adjoints of h_t and c_t."""
-        ...
-
-    def reverse(
-        self,
-        trajectory: Trajectory,
-        weights: Weights,
-        direct: Tensor,
-        direct_cell: Tensor | None,
-        order: Order,
-        clip: GateClip | None = None,
-        keep_gates: bool = True,
-        last: Tensor | None = None,
-    ) -> Adjoints:
-        """Run the recurrence backward in time from the direct gradients.
-
-        The arithmetic is that of the trajectory; float32 is walked with a scale. ``keep_gates=False`` spares the gate
-        adjoints and the carry where only the total adjoints of the states are wanted. ``last`` (B, P) is the adjoint
-        of h_t at the last step where it is known already.
-        """
-        ...

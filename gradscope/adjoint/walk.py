@@ -105,6 +105,10 @@ class Walk:
         """Make a buffer (block, B, *sizes) for what the walk of a block needs."""
         return self.a.new_empty(self.block, self.a.shape[1], *sizes)
 
+    def result(self, *sizes: int) -> Tensor:
+        """Make a tensor (T, B, *sizes) for what the walk leaves behind, with the scale of ``hidden``."""
+        return self.a.new_empty(self.steps, self.a.shape[1], *sizes)
+
     def launch(self, body: Callable[[int], None], same: bool = True) -> Launch:
         """Return what runs ``body`` over the timesteps of a block; see :class:`~gradscope.adjoint.launch.Launch`."""
         return Launch(body, self.block, self.steps, self.a.device, same)

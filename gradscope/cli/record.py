@@ -11,7 +11,7 @@ import click
 
 from gradscope.cli.script import NoSuchModuleError, check_script, run_script, when_torch_is_imported
 from gradscope.errors import RunExistsError, SettingError, UnknownNameError
-from gradscope.schema import QUANTITIES
+from gradscope.schema import DEFAULT_QUANTITIES, QUANTITIES
 
 
 class _Every(click.IntRange):
@@ -35,7 +35,11 @@ class _Every(click.IntRange):
     help="Record one step in N; auto: as many as cost at most 2% of the training.",
 )
 @click.option("--samples", default="8", show_default=True, metavar="N|all", help="Sequences of each batch to record.")
-@click.option("--quantities", metavar="A,B", help=f"Of {', '.join(QUANTITIES)}; or all. Default: hidden,cell.")
+@click.option(
+    "--quantities",
+    metavar="A,B",
+    help=f"Of {', '.join(QUANTITIES)}; or all. Default: {','.join(DEFAULT_QUANTITIES)}.",
+)
 @click.option("--sites", metavar="A,B", help="Sites, module paths or patterns; default: every recurrent layer.")
 @click.option("--tensors", is_flag=True, help="Keep the full tensors beside the norms.")
 @click.option(

@@ -37,8 +37,12 @@ def table(
     for name, run, at, _ in select.sites_with(runs, "weight", site):
         found = select.block(run, at, "weight", step)
         there = ~np.isnan(found.values).all(axis=0)
-        with np.errstate(over="ignore"):
-            norm = np.sqrt(np.nanmean(found.values[:, there] ** 2, axis=0))
+        values = found.values[:, there]
+        # Over the largest first: the squares of a vanished contribution would underflow.
+        largest = np.nanmax(values, axis=0, initial=0.0)
+        known = np.isfinite(largest) & (largest > 0)
+        over = np.where(known, largest, 1.0)
+        norm = over * np.sqrt(np.nanmean((values / over) ** 2, axis=0))
         finite = norm[np.isfinite(norm)]
         top = finite.max() if finite.size and finite.max() > 0 else 1.0
         rows = {"time": np.flatnonzero(there), "norm": norm, "share": norm / top}

@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gradscope.adjoint import CELLS, Order, StackCall, Weights, stack_adjoints
-from gradscope.adjoint.products.jacobian import Linearization
+from gradscope.adjoint import CELLS, Linearization, Order, StackCall, Weights, stack_adjoints
 from tests.golden_files import Golden, golden_files
 
 
@@ -42,4 +41,4 @@ def linearize(call: StackCall) -> tuple[Linearization, Order]:
     adjoints = stack_adjoints(call)[0, 0]
     assert adjoints.trajectory is not None
     assert adjoints.weights is not None
-    return Linearization.of(CELLS[call.mode], adjoints.trajectory, adjoints.weights), adjoints.order
+    return CELLS[call.mode].linearise(adjoints.trajectory, adjoints.weights), adjoints.order

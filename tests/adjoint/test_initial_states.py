@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from gradscope.adjoint import StackCall, Weights, stack_adjoints
+import gradscope
+from gradscope.adjoint import Keep, StackCall, Weights, stack_adjoints
 
 T, B, X, H = 37, 4, 3, 5
 LENGTHS = torch.tensor([37, 33, 20, 1])
@@ -64,8 +65,8 @@ def test_initial_states_have_the_gradient_that_autograd_gives(
     module = CELLS[cell](X, H, num_layers=layers, bidirectional=bidirectional).double()
     call, expected = _run(module, packed)
     exact = {"rtol": 1e-10, "atol": 1e-14} if arithmetic == torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
-    for keep_gates in (True, False):
-        sites = stack_adjoints(call, arithmetic, keep_gates=keep_gates)
+    for keep in (Keep(), Keep(gates=False)):
+        sites = stack_adjoints(call, arithmetic, keep=keep)
         for (layer, direction), site in sites.items():
             place = layer * (1 + bidirectional) + direction
             found = [site.initial_hidden, site.initial_cell][: len(expected)]
@@ -103,3 +104,24 @@ def test_what_no_gradient_reaches_is_zero() -> None:
         found = stack_adjoints(silent, arithmetic)[0, 0].initial_hidden
         assert found is not None
         assert not found.any()
+
+
+@pytest.mark.parametrize("shape", ["batched", "unbatched"])
+@pytest.mark.parametrize("kind", ["RNNCell", "GRUCell", "LSTMCell"])
+def test_a_cell_in_a_loop_has_them_too(kind: str, shape: str) -> None:
+    torch.manual_seed(0)
+    cell = getattr(nn, kind)(X, H, dtype=torch.float64)
+    batch = (B,) if shape == "batched" else ()
+    x = torch.randn(9, *batch, X, dtype=torch.float64)
+    initial = [torch.randn(*batch, H, dtype=torch.float64, requires_grad=True) for _ in range(1 + (kind == "LSTMCell"))]
+
+    def loss(given: list[Tensor]) -> Tensor:
+        state: Any = tuple(given) if len(given) > 1 else given[0]
+        for x_t in x:
+            state = cell(x_t, state)
+        return sum((s.sin().sum() for s in (state if isinstance(state, tuple) else (state,))), start=x.new_zeros(()))
+
+    expected = torch.autograd.grad(loss(initial), initial)
+    found = gradscope.snapshot(cell, lambda: loss([s.detach() for s in initial]))["model"].adjoints
+    for gradient, reference in zip((found.initial_hidden, found.initial_cell), expected, strict=False):
+        torch.testing.assert_close(gradient, reference.reshape(-1, H), rtol=1e-10, atol=1e-14)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gradscope.adjoint import StackCall, Weights, launch, stack_adjoints
+from gradscope.adjoint import Keep, StackCall, Weights, launch, stack_adjoints
 from gradscope.adjoint.walk import BLOCK
 
 T = 5 * BLOCK + 7
@@ -66,16 +66,25 @@ MODULES: dict[str, Callable[[], nn.RNNBase]] = {
 
 
 @pytest.mark.parametrize("name", MODULES)
-@pytest.mark.parametrize("keep_gates", [False, True])
-def test_replayed_blocks_equal_those_that_ran(name: str, keep_gates: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("keep", [Keep(gates=False), Keep(), Keep(gates=False, input=True), Keep(input=True)], ids=str)
+def test_replayed_blocks_equal_those_that_ran(name: str, keep: Keep, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     call = _call(MODULES[name]().double())
-    expected = stack_adjoints(call, keep_gates=keep_gates)[0, 0]
+    expected = stack_adjoints(call, keep=keep)[0, 0]
     counted: list[int] = []
     monkeypatch.setitem(launch.CAPTURES, "cpu", lambda body: _graph(body, counted))
-    found = stack_adjoints(call, keep_gates=keep_gates)[0, 0]
+    found = stack_adjoints(call, keep=keep)[0, 0]
     assert len(counted) == 4, "five whole blocks, the first of which ran"
-    for quantity in ("hidden", "cell", "cell_carry", "gates", "gates_hh"):
+    for quantity in (
+        "hidden",
+        "cell",
+        "cell_carry",
+        "gates",
+        "gates_hh",
+        "input_gradient",
+        "initial_hidden",
+        "initial_cell",
+    ):
         expected_values, values = getattr(expected, quantity), getattr(found, quantity)
         assert (values is None) == (expected_values is None)
         if values is not None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import gradscope
-from gradscope.plots import figures, lyapunov, source_target, spectrum, style
+from gradscope.plots import figures, lyapunov, source_target, spectrum, style, weight
 
 STEPS = 12
 
@@ -55,3 +55,15 @@ def test_a_spectrum_at_chosen_lags_is_drawn_at_them(gru, x):
     with style.use("icml"):
         for module, table in ((spectrum, data), (lyapunov, growth)):
             figures.figure_of(module, table, "icml").draw_without_rendering()
+
+
+def test_contributions_whose_squares_underflow_are_drawn_at_their_height(tmp_path):
+    torch.manual_seed(0)
+    module, given = nn.RNN(2, 6).double(), torch.randn(600, 2, 2, dtype=torch.float64)
+    with gradscope.record(module, tmp_path / "run", every=1, samples=None, quantities=["weight"]) as recorder:
+        module(given)[0][-1].sum().backward()
+        recorder.step()
+    run = gradscope.open_run(tmp_path / "run")
+    recorded = run.array("model/l0", "weight")[0]
+    assert 0 < recorded[1:].min() < 1e-170
+    np.testing.assert_allclose(weight.table([run])["norm"], recorded, rtol=1e-12)

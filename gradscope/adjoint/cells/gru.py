@@ -7,19 +7,58 @@ the n block of the pre-activation adjoint is κ ⊙ a_t.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass
 
-from gradscope.adjoint.cells.rnn import shifted
+import torch
+from torch import Tensor, nn
+
+from gradscope.adjoint.cells.cell import Cell, shifted
+from gradscope.adjoint.linear import Linearization
 from gradscope.adjoint.order import Order
-from gradscope.adjoint.types import Adjoints, GateClip, Trajectory, Weights
+from gradscope.adjoint.types import KEEP_GATES, Adjoints, GateClip, Keep, Trajectory, Weights
 from gradscope.adjoint.walk import Walk
 
 
-class GRUCell:
+@dataclass(frozen=True)
+class GRULinearization(Linearization):
+    """A step of h_t = (1 − z) n + z h_{t−1}, linearised.
+
+    Attributes
+    ----------
+    coefficient : Tensor, shape (T, B, 3, H)
+        δ^hh / a_t: what W_hh h_{t−1} + b_hh becomes in h_t.
+    candidate : Tensor, shape (T, B, H)
+        κ, the same for the n block of W_ih x_t + b_ih; its other blocks are those of ``coefficient``.
+    keep : Tensor, shape (T, B, H)
+        z.
+    """
+
+    coefficient: Tensor
+    candidate: Tensor
+    keep: Tensor
+
+    def push(self, t: int, tangents: Tensor) -> Tensor:
+        product = (tangents @ self.weights.w_hh.t()).unflatten(-1, (3, -1)) * self.coefficient[t][:, None]
+        return product.sum(-2).addcmul_(self.keep[t][:, None], tangents)
+
+    def gates(self, t: int, cotangents: Tensor) -> tuple[Tensor, Tensor]:
+        through = cotangents[..., None, :] * self.coefficient[t][:, None]
+        gates = torch.cat((through[..., :2, :].flatten(-2), cotangents * self.candidate[t][:, None]), -1)
+        return gates, through.flatten(-2)
+
+    def pull(self, t: int, cotangents: Tensor) -> Tensor:
+        through = (cotangents[..., None, :] * self.coefficient[t][:, None]).flatten(-2)
+        return (through @ self.weights.w_hh).addcmul_(self.keep[t][:, None], cotangents)
+
+
+class GRUCell(Cell):
     """``nn.GRU``."""
 
-    gate_names: tuple[str, ...] = ("r", "z", "n")
+    gate_names = ("r", "z", "n")
+    kernel = "gru"
+
+    def computes(self, module: nn.Module) -> bool:
+        return isinstance(module, nn.GRUCell)
 
     def trajectory(
         self,
@@ -87,37 +126,47 @@ class GRUCell:
         direct_cell: Tensor | None,
         order: Order,
         clip: GateClip | None = None,
-        keep_gates: bool = True,
+        keep: Keep = KEEP_GATES,
         last: Tensor | None = None,
     ) -> Adjoints:
         hidden = trajectory.hidden
         walk = Walk(direct, hidden.dtype, last=last)
         steps, batch, size = hidden.shape
         gates = gates_hh = None
-        if keep_gates:
+        if keep.gates:
             gates, gates_hh = (hidden.new_empty(steps, batch, 3, size) for _ in range(2))
         # z stands beside the coefficients of the gates, so that one product gives all of z ⊙ a_t and δ^hh.
         coefficient, product = walk.buffer(4, size), walk.buffer(4, size)
         lanes = _Lanes(walk.a, coefficient, product)
         launch = walk.launch(lambda n: lanes.reverse(walk, n, weights.w_hh))
-        for block in walk.blocks(gates, gates_hh):
+        entering = walk.result(weights.w_ih.shape[1]) if keep.input else None
+        for block in walk.blocks(gates, gates_hh, entering):
             n = block.stop - block.start
             part = self._part(trajectory, block, weights)
             kappa = self._coefficients(part, coefficient[:n])
             if clip is None:
                 launch(n)
-                candidate = kappa.mul_(walk.a[:n]) if keep_gates else kappa
+                candidate = kappa.mul_(walk.a[:n]) if keep.gates or keep.input else kappa
             else:
                 candidate = lanes.reverse_clipped(n, kappa, part, weights.w_hh, clip)
             walk.leave(torch.addmm(lanes.kept[0], lanes.delta[0], weights.w_hh))
             if gates is not None and gates_hh is not None:
                 gates_hh[block] = product[:n, :, 1:]
                 gates[block, :, :2], gates[block, :, 2] = product[:n, :, 1:3], candidate
+            if entering is not None:
+                here = entering[block].flatten(0, 1)
+                torch.mm(product[:n, :, 1:3].flatten(0, 1).flatten(1), weights.w_ih[: 2 * size], out=here)
+                here.addmm_(candidate.flatten(0, 1), weights.w_ih[2 * size :])
         flat = None if gates is None else gates.flatten(2)
         flat_hh = None if gates_hh is None else gates_hh.flatten(2)
         found = walk.adjoints(order, trajectory, weights)
-        found.gates, found.gates_hh = flat, flat_hh
+        found.gates, found.gates_hh, found.input_gradient = flat, flat_hh, entering
         return found
+
+    def linearise(self, trajectory: Trajectory, weights: Weights) -> GRULinearization:
+        coefficient = trajectory.hidden.new_empty(*trajectory.hidden.shape[:2], 4, trajectory.hidden.shape[2])
+        kappa = self._coefficients(trajectory, coefficient)
+        return GRULinearization(weights, coefficient[:, :, 1:], kappa, coefficient[:, :, 0])
 
 
 class _Lanes:

@@ -7,19 +7,81 @@ carry_t = C_{t+1} ⊙ f_{t+1},  C_t = carry_t + m_t ⊙ o ⊙ (1 − tanh² c_t)
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass
 
-from gradscope.adjoint.cells.rnn import shifted
+import torch
+from torch import Tensor, nn
+
+from gradscope.adjoint.cells.cell import Cell, shifted
+from gradscope.adjoint.linear import Linearization
 from gradscope.adjoint.order import Order
-from gradscope.adjoint.types import Adjoints, GateClip, Trajectory, Weights
+from gradscope.adjoint.types import KEEP_GATES, Adjoints, GateClip, Keep, Trajectory, Weights
 from gradscope.adjoint.walk import Walk
 
 
-class LSTMCell:
+@dataclass(frozen=True)
+class LSTMLinearization(Linearization):
+    """A step of the joint state (h, c), linearised.
+
+    Attributes
+    ----------
+    coefficient : Tensor, shape (T, B, 4, H)
+        What W_hh h_{t−1} + b_hh becomes in c_t and, for the output gate, in o ⊙ tanh(c_t).
+    keep : Tensor, shape (T, B, H)
+        f.
+    to_cell : Tensor, shape (T, B, H)
+        ∂(o ⊙ tanh c_t)/∂c_t.
+    """
+
+    coefficient: Tensor
+    keep: Tensor
+    to_cell: Tensor
+
+    @property
+    def cell_size(self) -> int:
+        return self.keep.shape[2]
+
+    def push(self, t: int, tangents: Tensor) -> Tensor:
+        before, cell = tangents[..., : self.hidden_size], tangents[..., self.hidden_size :]
+        gates = (before @ self.weights.w_hh.t()).unflatten(-1, (4, -1)) * self.coefficient[t][:, None]
+        cell = gates[..., :3, :].sum(-2).addcmul_(self.keep[t][:, None], cell)
+        hidden = torch.addcmul(gates[..., 3, :], self.to_cell[t][:, None], cell)
+        if self.weights.w_hr is not None:
+            hidden = hidden @ self.weights.w_hr.t()
+        return torch.cat((hidden, cell), -1)
+
+    def _through(self, cotangents: Tensor) -> Tensor:
+        """Return the cotangents of o ⊙ tanh(c_t)."""
+        hidden = cotangents[..., : self.hidden_size]
+        return hidden if self.weights.w_hr is None else hidden @ self.weights.w_hr
+
+    def total_cell(self, t: int, cotangents: Tensor) -> Tensor:
+        return torch.addcmul(cotangents[..., self.hidden_size :], self._through(cotangents), self.to_cell[t][:, None])
+
+    def _gates(self, t: int, through: Tensor, cell: Tensor) -> Tensor:
+        coefficient = self.coefficient[t][:, None]
+        of_cell = cell[..., None, :] * coefficient[..., :3, :]
+        return torch.cat((of_cell.flatten(-2), through * coefficient[..., 3, :]), -1)
+
+    def gates(self, t: int, cotangents: Tensor) -> tuple[Tensor, Tensor]:
+        gates = self._gates(t, self._through(cotangents), self.total_cell(t, cotangents))
+        return gates, gates
+
+    def pull(self, t: int, cotangents: Tensor) -> Tensor:
+        cell = self.total_cell(t, cotangents)
+        before = self._gates(t, self._through(cotangents), cell) @ self.weights.w_hh
+        return torch.cat((before, cell * self.keep[t][:, None]), -1)
+
+
+class LSTMCell(Cell):
     """``nn.LSTM``."""
 
-    gate_names: tuple[str, ...] = ("i", "f", "g", "o")
+    gate_names = ("i", "f", "g", "o")
+    has_cell = True
+    kernel = "lstm"
+
+    def computes(self, module: nn.Module) -> bool:
+        return isinstance(module, nn.LSTMCell)
 
     def trajectory(
         self,
@@ -114,7 +176,7 @@ class LSTMCell:
         direct_cell: Tensor | None,
         order: Order,
         clip: GateClip | None = None,
-        keep_gates: bool = True,
+        keep: Keep = KEEP_GATES,
         last: Tensor | None = None,
     ) -> Adjoints:
         c = trajectory.cell
@@ -125,9 +187,10 @@ class LSTMCell:
         # What arrives at the cell from above differs from block to block.
         launch = walk.launch(lambda steps: lanes.reverse(walk, steps, weights, clip), same=direct_cell is None)
         cell, carry, gates = torch.empty_like(c), None, None
-        if keep_gates:
+        if keep.gates:
             carry, gates = torch.empty_like(c), c.new_empty(*c.shape[:2], 4, c.shape[2])
-        for block in walk.blocks(cell, carry, gates):
+        entering = walk.result(weights.w_ih.shape[1]) if keep.input else None
+        for block in walk.blocks(cell, carry, gates, entering):
             steps = block.stop - block.start
             self._coefficients(trajectory, block, lanes.coefficient[:steps], lanes.to_cell[:steps])
             launch(steps)
@@ -137,11 +200,19 @@ class LSTMCell:
                 carry[block.stop - 1] = walk.carry_in
                 carry[block.start : block.stop - 1] = lanes.product[1:steps, :, 0]
                 gates[block] = lanes.product[:steps, :, 1:]
+            if entering is not None:
+                torch.matmul(lanes.product[:steps, :, 1:].flatten(2), weights.w_ih, out=entering[block])
         flat = None if gates is None else gates.flatten(2)
         found = walk.adjoints(order, trajectory, weights)
         found.cell, found.cell_carry, found.direct_cell = cell, carry, direct_cell
         found.gates = found.gates_hh = flat
+        found.input_gradient = entering
         return found
+
+    def linearise(self, trajectory: Trajectory, weights: Weights) -> LSTMLinearization:
+        assert trajectory.activations is not None
+        coefficient, to_cell = self._all_coefficients(trajectory)
+        return LSTMLinearization(weights, coefficient, trajectory.activations[:, :, 1], to_cell)
 
 
 class _Lanes:

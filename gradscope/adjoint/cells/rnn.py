@@ -6,26 +6,46 @@ input nor the gates are recomputed.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass
 
+import torch
+from torch import Tensor, nn
+
+from gradscope.adjoint.cells.cell import Cell, shifted
+from gradscope.adjoint.linear import Linearization
 from gradscope.adjoint.order import Order
-from gradscope.adjoint.types import Adjoints, GateClip, Trajectory, Weights
+from gradscope.adjoint.types import KEEP_GATES, Adjoints, GateClip, Keep, Trajectory, Weights
 from gradscope.adjoint.walk import Walk
 
 
-def shifted(states: Tensor, initial: Tensor) -> Tensor:
-    """Return the state each step started from: ``initial`` (B, H), then ``states`` (T, B, H) without the last."""
-    return torch.cat((initial[None], states[:-1]))
+@dataclass(frozen=True)
+class ElmanLinearization(Linearization):
+    """``slope`` (T, B, H) is φ' at every pre-activation."""
+
+    slope: Tensor
+
+    def push(self, t: int, tangents: Tensor) -> Tensor:
+        return (tangents @ self.weights.w_hh.t()) * self.slope[t][:, None]
+
+    def gates(self, t: int, cotangents: Tensor) -> tuple[Tensor, Tensor]:
+        gates = cotangents * self.slope[t][:, None]
+        return gates, gates
+
+    def pull(self, t: int, cotangents: Tensor) -> Tensor:
+        return self.gates(t, cotangents)[1] @ self.weights.w_hh
 
 
-class ElmanCell:
+class ElmanCell(Cell):
     """``nn.RNN``; ``relu`` chooses the nonlinearity."""
 
-    gate_names: tuple[str, ...] = ("h",)
+    gate_names = ("h",)
 
     def __init__(self, relu: bool) -> None:
         self.relu = relu
+        self.kernel = "rnn_relu" if relu else "rnn_tanh"
+
+    def computes(self, module: nn.Module) -> bool:
+        return isinstance(module, nn.RNNCell) and (module.nonlinearity == "relu") == self.relu
 
     def trajectory(
         self,
@@ -59,12 +79,13 @@ class ElmanCell:
         direct_cell: Tensor | None,
         order: Order,
         clip: GateClip | None = None,
-        keep_gates: bool = True,
+        keep: Keep = KEEP_GATES,
         last: Tensor | None = None,
     ) -> Adjoints:
         h = trajectory.hidden
         walk = Walk(direct, h.dtype, last=last)
-        gates = torch.empty_like(h) if keep_gates else None
+        gates = torch.empty_like(h) if keep.gates else None
+        entering = walk.result(weights.w_ih.shape[1]) if keep.input else None
         slope, delta = walk.buffer(h.shape[2]), walk.buffer(h.shape[2])
         a_t, slope_t, delta_t = walk.a.unbind(), slope.unbind(), delta.unbind()
 
@@ -77,13 +98,19 @@ class ElmanCell:
                     a_t[t - 1].addmm_(delta_t[t], weights.w_hh)
 
         launch = walk.launch(body)
-        for block in walk.blocks(gates):
+        for block in walk.blocks(gates, entering):
             steps = block.stop - block.start
             slope[:steps] = self._slope(h[block])
             launch(steps)
             walk.leave(delta_t[0] @ weights.w_hh)
             if gates is not None:
                 gates[block] = delta[:steps]
+            if entering is not None:
+                torch.matmul(delta[:steps], weights.w_ih, out=entering[block])
         found = walk.adjoints(order, trajectory, weights)
         found.gates = found.gates_hh = gates
+        found.input_gradient = entering
         return found
+
+    def linearise(self, trajectory: Trajectory, weights: Weights) -> ElmanLinearization:
+        return ElmanLinearization(weights, self._slope(trajectory.hidden))

@@ -1,133 +1,16 @@
-"""One-step Jacobians ∂s_t/∂s_{t−1} of the joint state, and the singular values of their products.
-
-s = h for RNN and GRU, s = (h, c) for LSTM: taken with h alone, an LSTM's Jacobian misses what the cell carries. Nothing
-is formed that need not be: a Jacobian acts on k vectors at once, in O(k · size of W_hh).
-"""
+"""Singular values of products of one-step Jacobians ∂s_t/∂s_{t−1} of the joint state."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gradscope.adjoint.cells.lstm import LSTMCell
+from gradscope.adjoint.linear import Linearization
 from gradscope.adjoint.order import Order
-from gradscope.adjoint.types import Cell, Trajectory, Weights
-
-
-@dataclass(frozen=True)
-class Linearization:
-    """A site's recurrence linearised along its trajectory, in processing order.
-
-    Attributes
-    ----------
-    coefficient : Tensor, shape (T, B, G, H)
-        Derivative of what W_hh s_{t−1} + b_hh becomes in h_t (RNN, GRU) or in c_t and, for the output gate, h_t (LSTM).
-    coefficient_ih : Tensor, shape (T, B, G, H)
-        The same for W_ih x_t + b_ih; differs in GRU's n only.
-    weights : Weights
-    keep : Tensor of shape (T, B, H) or None
-        What the state carries over elementwise: f of an LSTM, z of a GRU.
-    to_cell : Tensor of shape (T, B, H) or None
-        LSTM only: ∂(o tanh c_t)/∂c_t.
-    """
-
-    coefficient: Tensor
-    coefficient_ih: Tensor
-    weights: Weights
-    keep: Tensor | None = None
-    to_cell: Tensor | None = None
-
-    @classmethod
-    def of(cls, cell: Cell, trajectory: Trajectory, weights: Weights) -> Linearization:
-        """Linearise ``cell`` along ``trajectory``; a site's :class:`~gradscope.adjoint.Adjoints` hold the last two."""
-        activations = trajectory.activations
-        assert activations is not None
-        ones = torch.ones_like(activations[:, :, 0])
-        # The adjoint of the pre-activations is linear in that of the state: unit adjoints give the coefficients.
-        from_input, from_hidden = cell.local(trajectory, ones, ones)
-        shape = activations.shape[2:]
-        return cls(
-            from_hidden.unflatten(2, shape),
-            from_input.unflatten(2, shape),
-            weights,
-            activations[:, :, 1] if shape[0] > 1 else None,
-            cell.through_output(trajectory, ones) if isinstance(cell, LSTMCell) else None,
-        )
-
-    @property
-    def steps(self) -> int:
-        return self.coefficient.shape[0]
-
-    @property
-    def batch(self) -> int:
-        return self.coefficient.shape[1]
-
-    @property
-    def hidden_size(self) -> int:
-        """Size of h_t: P with a projection, else H."""
-        return self.weights.w_hh.shape[1]
-
-    @property
-    def size(self) -> int:
-        """Size S of the joint state."""
-        return self.hidden_size + (self.coefficient.shape[3] if self.to_cell is not None else 0)
-
-    def in_lag_order(self, order: Order) -> Linearization:
-        """Return the same maps with index 0 at each sequence's last processed step; 0 beyond its first."""
-
-        def lagged(x: Tensor | None) -> Tensor | None:
-            return None if x is None else order.to_lag(x).transpose(0, 1).nan_to_num(nan=0.0)
-
-        coefficient, coefficient_ih = lagged(self.coefficient), lagged(self.coefficient_ih)
-        assert coefficient is not None
-        assert coefficient_ih is not None
-        return Linearization(coefficient, coefficient_ih, self.weights, lagged(self.keep), lagged(self.to_cell))
-
-    def push(self, t: int, tangents: Tensor) -> Tensor:
-        """Carry tangents of s_{t−1} forward to s_t; rows of (B, k, S)."""
-        coefficient = self.coefficient[t][:, None]
-        before = tangents[..., : self.hidden_size]
-        gates = (before @ self.weights.w_hh.t()).unflatten(-1, coefficient.shape[2:]) * coefficient
-        if self.to_cell is None:
-            after = gates.sum(-2)
-            return after if self.keep is None else after.addcmul_(self.keep[t][:, None], before)
-        assert self.keep is not None
-        cell = gates[..., :3, :].sum(-2).addcmul_(self.keep[t][:, None], tangents[..., self.hidden_size :])
-        hidden = torch.addcmul(gates[..., 3, :], self.to_cell[t][:, None], cell)
-        if self.weights.w_hr is not None:
-            hidden = hidden @ self.weights.w_hr.t()
-        return torch.cat((hidden, cell), -1)
-
-    def pull(self, t: int, cotangents: Tensor) -> Tensor:
-        """Carry cotangents of s_t (c_t with h_t held fixed) back to s_{t−1}; rows of (B, k, S)."""
-        return self.pull_gates(t, cotangents)[0]
-
-    def pull_gates(self, t: int, cotangents: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Like :meth:`pull`; also return the state adjoint the gates saw, (B, k, G, H), and the total one of c_t."""
-        coefficient = self.coefficient[t][:, None]
-        hidden = cotangents[..., : self.hidden_size]
-        if self.to_cell is None:
-            seen = hidden[..., None, :].expand(*hidden.shape[:-1], *coefficient.shape[2:])
-            before = (seen * coefficient).flatten(-2) @ self.weights.w_hh
-            if self.keep is not None:
-                before.addcmul_(self.keep[t][:, None], hidden)
-            return before, seen, None
-        assert self.keep is not None
-        through = hidden if self.weights.w_hr is None else hidden @ self.weights.w_hr
-        cell = torch.addcmul(cotangents[..., self.hidden_size :], through, self.to_cell[t][:, None])
-        seen = torch.stack((cell, cell, cell, through), -2)
-        before = (seen * coefficient).flatten(-2) @ self.weights.w_hh
-        return torch.cat((before, cell * self.keep[t][:, None]), -1), seen, cell
-
-    def jacobian(self, t: int) -> Tensor:
-        """Return ∂s_t/∂s_{t−1} as matrices (B, S, S), row = output."""
-        identity = torch.eye(self.size, dtype=self.coefficient.dtype, device=self.coefficient.device)
-        return self.pull(t, identity.expand(self.batch, -1, -1))
 
 
 def random_frame(batch: int, size: int, vectors: int, like: Tensor, seed: int) -> Tensor:
@@ -179,7 +62,7 @@ def log_singular_values(
     maps = linearization.in_lag_order(order)
     size, batch = maps.size, maps.batch
     found = {}
-    frame = random_frame(batch, size, size, maps.coefficient, seed)
+    frame = random_frame(batch, size, size, maps.like, seed)
     log_scale = frame.new_zeros(batch, size)
     rows = torch.eye(size, dtype=frame.dtype, device=frame.device).expand(batch, -1, -1)
     for lag in range(last + 1):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gradscope.adjoint.linear import Linearization
 from gradscope.adjoint.order import Order
-from gradscope.adjoint.products.jacobian import Linearization, random_frame, smallest_ratio
+from gradscope.adjoint.products.jacobian import random_frame, smallest_ratio
 from gradscope.errors import SettingError
 
 #: More steps than this between two QR factorisations spoil all but the largest exponents.
@@ -52,8 +53,8 @@ def lyapunov_exponents(
     k = size if k is None else k
     lengths = torch.full((order.batch,), steps) if order.lengths is None else order.lengths.cpu()
     _check(k, size, warmup, qr_every, int(lengths.min()))
-    lengths = lengths.to(linearization.coefficient.device)
-    frame = random_frame(linearization.batch, size, k, linearization.coefficient, seed)
+    lengths = lengths.to(linearization.like.device)
+    frame = random_frame(linearization.batch, size, k, linearization.like, seed)
     growth = frame.new_zeros(linearization.batch, k)
     pending = 0
     for t in range(steps):

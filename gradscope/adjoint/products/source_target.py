@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gradscope.adjoint.cells import CELLS
+from gradscope.adjoint.linear import Linearization
 from gradscope.adjoint.magnitude import norms
 from gradscope.adjoint.order import Order
-from gradscope.adjoint.products.jacobian import Linearization
-from gradscope.adjoint.stack import CELLS, StackCall
+from gradscope.adjoint.stack import StackCall
 from gradscope.adjoint.types import Adjoints
 
 
@@ -79,7 +80,7 @@ def _site(call: StackCall, sites: dict[tuple[int, int], Adjoints], layer: int, d
     adjoints = sites[layer, direction]
     assert adjoints.trajectory is not None
     assert adjoints.weights is not None
-    maps = Linearization.of(CELLS[call.mode], adjoints.trajectory, adjoints.weights)
+    maps = CELLS[call.mode].linearise(adjoints.trajectory, adjoints.weights)
     columns = slice(direction * maps.hidden_size, (direction + 1) * maps.hidden_size)
     return _Site(maps, adjoints.order, columns, layer * call.directions + direction)
 
@@ -92,8 +93,8 @@ def _input_gradient(site: _Site, from_above: Tensor, targets: Targets) -> Tensor
     for s in range(steps - 1, -1, -1):
         cotangents[..., : maps.hidden_size] += direct[s]
         _inject_final(site, cotangents, targets, s)
-        cotangents, seen, _ = maps.pull_gates(s, cotangents)
-        gradient[s] = (seen * maps.coefficient_ih[s][:, None]).flatten(-2) @ maps.weights.w_ih
+        gradient[s] = maps.pull_input(s, cotangents)
+        cotangents = maps.pull(s, cotangents)
     return site.order.apply(gradient)
 
 
@@ -101,15 +102,15 @@ def _norms(site: _Site, from_above: Tensor, targets: Targets) -> tuple[Tensor, T
     maps, steps = site.maps, site.maps.steps
     cotangents, direct = _begin(site, from_above, targets)
     hidden = direct.new_zeros(steps, *direct.shape[1:3])
-    cell = None if maps.to_cell is None else torch.zeros_like(hidden)
+    cell = torch.zeros_like(hidden) if maps.cell_size else None
     start = _last_step(site, direct, targets)
     for s in range(start, -1, -1):
         cotangents[..., : maps.hidden_size] += direct[s]
         _inject_final(site, cotangents, targets, s)
         hidden[s] = norms(cotangents[..., : maps.hidden_size])
-        cotangents, _, total = maps.pull_gates(s, cotangents)
-        if cell is not None and total is not None:
+        if (total := maps.total_cell(s, cotangents)) is not None and cell is not None:
             cell[s] = norms(total)
+        cotangents = maps.pull(s, cotangents)
     in_time = [None if x is None else site.order.apply(x).permute(2, 0, 1) for x in (hidden, cell)]
     assert in_time[0] is not None
     return in_time[0], in_time[1]

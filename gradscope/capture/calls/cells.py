@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from gradscope.adjoint import CELLS, Adjoints, Order, Weights
-from gradscope.adjoint.cells.lstm import LSTMCell
 from gradscope.capture.calls.prehook import CannotRecordError
 from gradscope.capture.calls.sequence import Line
 from gradscope.capture.layers.discovery import Target
@@ -114,13 +113,14 @@ class CellSequence(Line):
             weights,
         )
         carry = None
-        if isinstance(equations, LSTMCell) and cell is not None:
-            through = equations.through_output(trajectory, hidden)
+        through = equations.through_output(trajectory, hidden)
+        if through is not None and cell is not None:
+            # Where one fused node makes h_t and c_t (CUDA), what reaches c_t leaves out the way through h_t.
             carry, cell = (cell, cell + through) if self.carry_only else (cell - through, cell)
         gates, gates_hh = equations.local(trajectory, hidden, cell)
-        return Adjoints(
-            order, hidden, None, trajectory, weights, gates=gates, gates_hh=gates_hh, cell=cell, cell_carry=carry
-        )
+        found = Adjoints(order, hidden, None, trajectory, weights, gates, gates_hh, cell, carry)
+        found.initial_hidden, found.initial_cell = equations.initial(trajectory, weights, hidden, carry)
+        return found
 
     def _rows(self, steps: list[Tensor], dtype: torch.dtype) -> Tensor:
         """Stack (b, N) of every step to (T, b, N), 0 where rows are gone."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from gradscope.adjoint import Adjoints, StackCall, Weights, earlier_adjoints, stack_adjoints
+from gradscope.adjoint import Adjoints, Keep, StackCall, Weights, earlier_adjoints, stack_adjoints
 from gradscope.adjoint.magnitude import FADES_BELOW
 from gradscope.capture.calls.kept_gates import kept_gates
 from gradscope.capture.calls.prehook import TRANSFORMED, CannotRecordError
@@ -67,7 +67,7 @@ class FusedCall:
         layers: set[int],
         scale: float,
         precise: bool,
-        keep_gates: bool,
+        keep: Keep,
     ) -> dict[tuple[int, int], Adjoints]:
         """Return the adjoints of backward pass ``task``, divided by the loss scale: as they arrived, or replayed.
 
@@ -85,10 +85,10 @@ class FusedCall:
         call = replace(original, **gradients)  # type: ignore[arg-type]
         output = call.output
         if not precise and output.dtype != torch.float64 and output.device.type == "cpu":
-            found = stack_adjoints(call, torch.float32, layers, keep_gates=keep_gates)
+            found = stack_adjoints(call, torch.float32, layers, keep=keep)
             if not any(map(_left_float32, found.values())):
                 return found
-        return stack_adjoints(call.again(), torch.float64, layers, keep_gates=keep_gates)
+        return stack_adjoints(call.again(), torch.float64, layers, keep=keep)
 
     def _arrived(
         self, task: int, layers: set[int], grad_hn: Tensor | None, scale: float
@@ -96,7 +96,7 @@ class FusedCall:
         """Return the adjoints that autograd delivered, completed by a replay of the steps where float32 ran out."""
         if self.step_nodes is None:
             return None
-        arrived = self.step_nodes.adjoints(task, layers, self.selection, grad_hn, scale)
+        arrived = self.step_nodes.adjoints(task, layers, grad_hn, scale)
         if arrived is None:
             return None
         found = {}
@@ -122,9 +122,13 @@ def _left_float32(adjoints: Adjoints) -> bool:
     sizes = [adjoints.hidden_norms.numpy()]
     if adjoints.cell is not None:
         sizes.append(adjoints.cell_norms.numpy())
+    if adjoints.input_gradient is not None:
+        sizes.append(adjoints.input_norms.numpy())
     for size in sizes:
         if not np.isfinite(size).all():
             return True
+        if (size >= FADES_BELOW).all():
+            continue
         reached = np.maximum.accumulate(size[::-1], axis=0)[::-1] > 0
         lost = reached & (size < FADES_BELOW)
         if adjoints.faded is not None:

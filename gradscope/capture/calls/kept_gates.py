@@ -26,6 +26,9 @@ _TOLERANCE = 1e-4
 # oneDNN rounds a row of gates up to this many floats, and keeps rows from following each other at multiples of 256.
 _ALIGNMENT, _STRIDE_TO_AVOID = 16, 256
 
+# Timesteps that are looked at in every call.
+_CHECKED = 5
+
 # Floats of a workspace that are looked through at a time.
 _SEARCHED_AT_ONCE = 2**20
 
@@ -104,11 +107,39 @@ def _of_node(node: Any, weights: Weights, selection: Selection) -> Kept | None:
     key = (*key, node._saved_train, node._saved_reverse, node._saved_has_biases)
     if key not in _layouts:
         _layouts[key] = _layout(node, weights, workspace, output)
-    layout = _layouts[key]
-    if layout is None:
-        return None
-    gates, cell = _read(workspace, layout, output.shape, node._saved_result2.detach(), selection)
-    return Kept(output if selection.every_row else output.index_select(1, selection.rows), gates, cell)
+    output = output if selection.every_row else output.index_select(1, selection.rows)
+    first, last = (output[-1], output[0]) if node._saved_reverse else (output[0], output[-1])
+    for searched_again in (False, True):
+        if (layout := _layouts[key]) is None:
+            return None
+        gates, cell = _read(workspace, layout, node._saved_result0.shape, node._saved_result2.detach(), selection)
+        if _fit(gates, cell, _rows_of_state(node._saved_cx_, selection), first, last):
+            return Kept(output, gates, cell)
+        # Memory that was used before may hold the states of an earlier call, and a search that met them first.
+        _layouts[key] = None if searched_again else _layout(node, weights, workspace, node._saved_result0.detach())
+    return None
+
+
+def _rows_of_state(state: Tensor, selection: Selection) -> Tensor:
+    """Return the sampled rows of an initial state, (b, H)."""
+    state = state.detach().reshape(-1, state.shape[-1])
+    return state if selection.every_row else state.index_select(0, selection.rows)
+
+
+def _fit(gates: Tensor, cell: Tensor | None, c0: Tensor, first: Tensor, last: Tensor) -> bool:
+    """Whether gates and cell states are of one call, whose first and last processed output is (b, H).
+
+    A cell state has to follow from the one before, and the output from the last that is known: looked at in a few
+    timesteps, for what is of another call is so in all of them.
+    """
+    if cell is None:
+        return _same(gates[0, :, 3] * _next_cell(gates[0], c0).tanh(), first)
+    if not _same(gates[-1, :, 3] * cell[-1].tanh(), last):
+        return False
+    after = torch.linspace(0, len(cell) - 1, _CHECKED).long().unique()
+    before = cell[(after - 1).clamp_min(0)]
+    before[0] = c0
+    return _same(cell[after].flatten(0, 1), _next_cell(gates[after].flatten(0, 1), before.flatten(0, 1)))
 
 
 def _read(
@@ -182,3 +213,8 @@ def _next_cell(gates: Tensor, before: Tensor) -> Tensor:
 
 def _close(found: Tensor, expected: Tensor) -> bool:
     return bool(torch.isclose(found, expected, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True).all())
+
+
+def _same(found: Tensor, expected: Tensor) -> bool:
+    """The same for what is expected to be close: a look at the largest difference first."""
+    return float((found - expected).abs_().max()) <= _TOLERANCE or _close(found, expected)

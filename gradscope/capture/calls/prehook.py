@@ -116,8 +116,13 @@ def _take(receiver: Receiver, arrived: Iterable[tuple[Tensor | None, Any, Callab
         _refuse(receiver, task, error)
 
 
-def on_passing(node: Any, kept: dict[int, dict[Any, Tensor]], name: Any) -> None:
-    """Keep what arrives at a node as it is, by number of the pass; cheap, for a node a timestep.
+def on_passing(
+    node: Any,
+    kept: dict[int, dict[Any, Tensor]],
+    name: Any,
+    take: Callable[[Tensor], Tensor] | None = None,
+) -> None:
+    """Keep what arrives at a node, or what ``take`` makes of it, by number of the pass; cheap, for a node a timestep.
 
     What is missing is noticed by who looks for it at the end.
     """
@@ -126,7 +131,8 @@ def on_passing(node: Any, kept: dict[int, dict[Any, Tensor]], name: Any) -> None
         try:
             if (gradient := gradients[0]) is not None:
                 # Detached: with create_graph it has a graph, which leads back to this hook.
-                kept[graph_task()][name] = gradient.detach()
+                gradient = gradient.detach()
+                kept[graph_task()][name] = gradient if take is None else take(gradient)
         except Exception:
             return
 

@@ -3,33 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gradscope.adjoint import Adjoints, cell_path, consistency, weight_contribution
+from gradscope.adjoint import Adjoints, Keep, cell_path, consistency, weight_contribution
 from gradscope.adjoint.magnitude import norms
 from gradscope.schema import DATASETS, QUANTITIES, STATES, SiteRecord
 
-#: Tensor of each quantity, (T, B, N) in processing order, or None where the site has none.
-TENSORS: dict[str, Callable[[Adjoints], Tensor | None]] = {
-    "hidden": lambda a: a.hidden,
-    "cell": lambda a: a.cell,
-    "cell_carry": lambda a: a.cell_carry,
-    "input": Adjoints.input,
-    "gates": lambda a: a.gates,
-    "direct": lambda a: a.direct,
-    "recurrent": Adjoints.recurrent,
-    "cell_path": cell_path,
-    **{name: (lambda a, k=k: a.states[k] if k < len(a.states) else None) for k, name in enumerate(STATES)},  # type: ignore[misc]
+
+@dataclass(frozen=True)
+class Source:
+    """How a quantity follows from the adjoints of a site.
+
+    Attributes
+    ----------
+    tensor : callable
+        Returns it as (T, B, N) in processing order, or None where the site has none. What is stored is its norm.
+    scaled : bool
+        Whether it comes with the adjoints' own scale.
+    needs_gates : bool
+        Whether gates, their adjoints or the carry have to be kept for it.
+    norms : callable or None
+        Returns its norms (T, B) where the adjoints remember them.
+    """
+
+    tensor: Callable[[Adjoints], Tensor | None]
+    scaled: bool = False
+    needs_gates: bool = False
+    norms: Callable[[Adjoints], Tensor] | None = None
+
+
+def _numbered(number: int, adjoints: Adjoints) -> Tensor | None:
+    return adjoints.states[number] if number < len(adjoints.states) else None
+
+
+SOURCES: dict[str, Source] = {
+    "hidden": Source(lambda a: a.hidden, scaled=True, norms=lambda a: a.hidden_norms),
+    "cell": Source(lambda a: a.cell, scaled=True, norms=lambda a: a.cell_norms),
+    "cell_carry": Source(lambda a: a.cell_carry, scaled=True, needs_gates=True),
+    "input": Source(lambda a: a.input, scaled=True, norms=lambda a: a.input_norms),
+    "gates": Source(lambda a: a.gates, scaled=True, needs_gates=True),
+    "direct": Source(lambda a: a.direct),
+    "recurrent": Source(Adjoints.recurrent),
+    "cell_path": Source(cell_path),
+    **{name: Source(partial(_numbered, k)) for k, name in enumerate(STATES)},
 }
 
-#: Quantities that need more than the total adjoints of the states: gates, their adjoints, the carry.
-NEEDS_GATES = {"gates", "input", "weight", "consistency", "activations", "cell_carry"}
-
-# Quantities that come with the adjoints' own scale.
-_SCALED = {"hidden", "cell", "cell_carry", "input", "gates"}
+#: Tensor of each quantity that has one.
+TENSORS = {name: source.tensor for name, source in SOURCES.items()}
 
 # The smallest positive float64: marks a norm that is not 0 but below the normal numbers.
 _BELOW_NORMAL = 5e-324
@@ -41,35 +66,41 @@ _NEARLY_LOST = 2.0**-960
 _SATURATION = 0.05
 
 
+def needed(quantities: Iterable[str]) -> Keep:
+    """Return what a walk has to keep for these quantities."""
+    wanted = set(quantities)
+    gates = any(name in _ARRAYS or SOURCES[name].needs_gates for name in wanted)
+    return Keep(gates=gates, input="input" in wanted)
+
+
 def reduce_site(
     adjoints: Adjoints, quantities: Iterable[str], tensors: bool, gate_names: tuple[str, ...]
 ) -> dict[str, Tensor]:
     """Return the arrays of one site, by dataset name, as ``schema.DATASETS`` lays them out."""
     arrays: dict[str, Tensor] = {}
     for name in quantities:
-        if name == "weight":
-            if (found := weight_contribution(adjoints)) is not None:
-                arrays[name] = _marked_in_time(found, adjoints)
-        elif name == "consistency":
-            arrays[name] = _consistency(adjoints)  # type: ignore[assignment]
-        elif name == "activations":
-            arrays.update(_activations(adjoints, gate_names))
-        elif (values := TENSORS[name](adjoints)) is not None:
-            scale = adjoints.scale if name in _SCALED else None
-            if name in ("hidden", "cell"):
-                found = (adjoints.hidden_norms if name == "hidden" else adjoints.cell_norms)[:, :, None]
-            else:
-                found = norms(values.unflatten(2, (len(gate_names) or 1 if name == "gates" else 1, -1)))
-            faded = adjoints.faded if name in _SCALED or name == "recurrent" else None
-            found = _marked(found if scale is None else found / scale, faded)
-            arrays[name] = adjoints.order.to_lag(found if name == "gates" else found[:, :, 0])
-            if name == "gates":
-                arrays[name] = arrays[name].transpose(1, 2)
+        if name in _ARRAYS:
+            arrays.update(_ARRAYS[name](adjoints, gate_names))
+        elif (values := SOURCES[name].tensor(adjoints)) is not None:
+            arrays[name] = _norms_by_lag(name, values, adjoints, gate_names)
             if tensors and f"{name}_tensor" in DATASETS:
-                arrays[f"{name}_tensor"] = adjoints.order.to_lag(
-                    adjoints.true(values) if scale is not None else values
-                ).float()
-    return {name: array for name, array in arrays.items() if array is not None}
+                true = adjoints.true(values) if SOURCES[name].scaled else values
+                arrays[f"{name}_tensor"] = adjoints.order.to_lag(true).float()
+    return arrays
+
+
+def _norms_by_lag(name: str, values: Tensor, adjoints: Adjoints, gate_names: tuple[str, ...]) -> Tensor:
+    """Return the norms of a quantity, (B, lag); one for each gate of ``gates``, (B, gate, lag)."""
+    source, per_gate = SOURCES[name], name == "gates"
+    if source.norms is not None:
+        found = source.norms(adjoints)[:, :, None]
+    else:
+        found = norms(values.unflatten(2, (len(gate_names) or 1 if per_gate else 1, -1)))
+    if source.scaled and adjoints.scale is not None:
+        found = found / adjoints.scale
+    found = _marked(found, adjoints.faded if source.scaled or name == "recurrent" else None)
+    lagged = adjoints.order.to_lag(found)
+    return lagged.transpose(1, 2) if per_gate else lagged[:, :, 0]
 
 
 def _marked(found: Tensor, faded: list[bool] | None) -> Tensor:
@@ -93,19 +124,21 @@ def _marked(found: Tensor, faded: list[bool] | None) -> Tensor:
     return torch.where(zero & lost, _BELOW_NORMAL, found)
 
 
-def _marked_in_time(found: Tensor, adjoints: Adjoints) -> Tensor:
-    """The same for norms (T,) over the batch, in input time order."""
+def _weight(adjoints: Adjoints, gate_names: tuple[str, ...]) -> dict[str, Tensor]:
+    """Norms (T,) over the batch, in input time order."""
+    if (found := weight_contribution(adjoints)) is None:
+        return {}
     reverse = adjoints.order.reverse
     # Sequences of different lengths are at different steps of the reverse direction at one time.
     faded = None if reverse and adjoints.order.lengths is not None else adjoints.faded
     marked = _marked(found.flip(0) if reverse else found, faded)
-    return marked.flip(0) if reverse else marked
+    return {"weight": marked.flip(0) if reverse else marked}
 
 
-def _consistency(adjoints: Adjoints) -> Tensor | None:
+def _consistency(adjoints: Adjoints, gate_names: tuple[str, ...]) -> dict[str, Tensor]:
     if adjoints.gates is None:
-        return None
-    return consistency(adjoints.order.to_lag(adjoints.gates).transpose(0, 1))
+        return {}
+    return {"consistency": consistency(adjoints.order.to_lag(adjoints.gates).transpose(0, 1))}
 
 
 def _activations(adjoints: Adjoints, gate_names: tuple[str, ...]) -> dict[str, Tensor]:
@@ -127,6 +160,14 @@ def _activations(adjoints: Adjoints, gate_names: tuple[str, ...]) -> dict[str, T
         "gate_low": low.double().mean((0, 2)),
         "gate_high": high.double().mean((0, 2)),
     }
+
+
+# Quantities that are no norm of a tensor: their arrays by dataset name. All of them need gates.
+_ARRAYS: dict[str, Callable[[Adjoints, tuple[str, ...]], dict[str, Tensor]]] = {
+    "weight": _weight,
+    "consistency": _consistency,
+    "activations": _activations,
+}
 
 
 def to_numpy(arrays: dict[str, Tensor]) -> dict[str, np.ndarray]:

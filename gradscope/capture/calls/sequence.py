@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradscope.adjoint import Adjoints, Order
+from gradscope.adjoint import Adjoints, Keep, Order
 from gradscope.adjoint.types import Trajectory
 from gradscope.capture.calls.fused import FusedCall
 from gradscope.capture.calls.prehook import CannotRecordError
@@ -120,7 +120,7 @@ class FusedSequence(Line):
                 call.step_nodes.forget(task)
 
     def adjoints(
-        self, task: int, layers: set[int], scale: float, precise: bool, keep_gates: bool
+        self, task: int, layers: set[int], scale: float, precise: bool, keep: Keep
     ) -> dict[tuple[int, int], Adjoints]:
         """Return the adjoints of backward pass ``task`` at every site, all calls in a row.
 
@@ -139,7 +139,7 @@ class FusedSequence(Line):
         for (position, name), gradient in self.gradients.pop(task).items():
             arrived[position][name] = gradient
         if len(self.calls) == 1:
-            return self.calls[0].adjoints(task, arrived[0], layers, scale, precise, keep_gates)
+            return self.calls[0].adjoints(task, arrived[0], layers, scale, precise, keep)
         for call in self.calls:
             if call.step_nodes is not None:
                 call.step_nodes.forget(task)
@@ -151,7 +151,7 @@ class FusedSequence(Line):
         for positions in alike.values():
             gradients = [arrived[position] for position in positions]
             beside, together = _beside([self.calls[position] for position in positions], gradients)
-            found = beside.adjoints(task, together, layers, scale, precise, keep_gates)
+            found = beside.adjoints(task, together, layers, scale, precise, keep)
             for place, adjoints in found.items():
                 for position, part in zip(positions, _apart(adjoints, len(positions)), strict=True):
                     parts[position][place] = part

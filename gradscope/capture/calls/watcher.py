@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from gradscope.adjoint import Adjoints
+from gradscope.adjoint import Adjoints, Keep
 from gradscope.capture.calls import cells, kernels, marks, passes
 from gradscope.capture.calls.custom import InputTap, LayerCall, open_layer_call, tap_input
 from gradscope.capture.calls.fused import FusedCall, open_call, overrides_forward
@@ -43,8 +43,8 @@ class Listener(Protocol):
     samples: int | None
     #: Whether adjoints are wanted in float64 throughout.
     precise: bool
-    #: Whether gate adjoints, or what follows from them, are wanted.
-    keeps_gates: bool
+    #: What is wanted beside the total adjoints of the states.
+    keep: Keep
     #: Which sites are wanted; None for all.
     wanted: tuple[str, ...] | None
 
@@ -326,9 +326,10 @@ class Watcher:
             sequence.done = self._delivering(self._deliver_fused)
             sequence.use = listener.opened(target)
             self._follows(before, given, sequence)
-            if not (listener.precise or listener.keeps_gates):
+            if not (listener.precise or listener.keep.gates):
                 reach = self._reach.get(target.path, sys.maxsize)
-                call.step_nodes = step_nodes(module, watched.get("grad_output"), call.selection, reach)
+                given_to, weights = watched.get("grad_output"), call.call.weights
+                call.step_nodes = step_nodes(module, given_to, call.selection, weights, reach, listener.keep.input)
         sequence.calls.append(call)
         self._stand(target, sequence, len(sequence.calls) - 1, watched, getattr(x, "data", x), given, _FUSED_SLOTS)
         finals = output[1] if isinstance(output[1], tuple) else (output[1],)
@@ -422,12 +423,13 @@ class Watcher:
 
         call.done, call.told = finished, self._telling(target)
         by_node: dict[Any, list[Any]] = {}
-        for name, tensor in watched.items():
-            by_node.setdefault(tensor.grad_fn, []).append((tensor.output_nr, name, None))
+        behind = behind_views(watched)
+        for name, found in behind.items():
+            by_node.setdefault(found.tensor.grad_fn, []).append((found.tensor.output_nr, name, found.layout))
         x = args[0] if args else next(iter(kwargs.values()))
         sequence = Line()
         known = KnownCall(target.path, {}, edges_of([x]), (), sequence, 0)
-        self._lineage.made(known, watched.values())
+        self._lineage.made(known, [*watched.values(), *(found.tensor for found in behind.values())])
         for node, places in by_node.items():
             on_arrival(node, places, call, keep_alive=known)
 
@@ -449,7 +451,7 @@ class Watcher:
         assert target is not None
         suffixes = {(info.layer, int(info.reverse)): info.site for info in target.sites}
         layers = {layer for layer, _ in suffixes}
-        found = sequence.adjoints(task, layers, listener.loss_scale(), listener.precise, listener.keeps_gates)
+        found = sequence.adjoints(task, layers, listener.loss_scale(), listener.precise, listener.keep)
         watched = sequence.calls[0].step_nodes
         if watched is not None:
             self._reach[target.path] = watched.reach

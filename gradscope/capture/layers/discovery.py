@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
@@ -12,11 +13,6 @@ from gradscope.adjoint import CELLS
 from gradscope.capture.layers.adapters import Adapter, adapter_for
 from gradscope.errors import SettingError, UnknownNameError
 from gradscope.schema import SiteInfo
-
-_CELL_MODES: tuple[tuple[type[nn.Module], str], ...] = (
-    (nn.LSTMCell, "LSTM"),
-    (nn.GRUCell, "GRU"),
-)
 
 # Wrappers that hold the user's model under a name of their own.
 _WRAPPER_PARTS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
@@ -113,28 +109,12 @@ def _target(path: str, module: nn.Module, adapters: Mapping[type[nn.Module], Ada
         curve = "hidden" if adapter.step is not None else "input"
         info = SiteInfo(path, path, name, name, gates=adapter.gates, curve=adapter.curve or curve)
         return Target(path, module, "layer", name, (info,), adapter)
-    if is_plain_cell(module):
-        mode = next((mode for kind, mode in _CELL_MODES if isinstance(module, kind)), None)
-        if mode is None:
-            mode = "RNN_RELU" if getattr(module, "nonlinearity", "tanh") == "relu" else "RNN_TANH"
-        info = SiteInfo(
-            path,
-            path,
-            name,
-            mode.lower(),
-            input_size=module.input_size,  # type: ignore[arg-type]
-            hidden_size=module.hidden_size,  # type: ignore[arg-type]
-            gates=CELLS[mode].gate_names,
-            curve="cell" if mode == "LSTM" else "hidden",
-        )
+    mode = next((mode for mode, cell in CELLS.items() if cell.computes(module)), None)
+    if mode is not None:
+        sizes: dict[str, Any] = {size: getattr(module, size, 0) for size in ("input_size", "hidden_size")}
+        info = SiteInfo(path, path, name, mode.lower(), **sizes, **_described(mode))
         return Target(path, module, "cell", mode, (info,))
     return None
-
-
-def is_plain_cell(module: nn.Module) -> bool:
-    """Whether a module is one of torch's cells and computes what they compute."""
-    own = (nn.RNNCell.forward, nn.LSTMCell.forward, nn.GRUCell.forward)
-    return isinstance(module, nn.RNNCellBase) and type(module).forward in own and "forward" not in vars(module)
 
 
 def _fused_sites(path: str, module: nn.RNNBase) -> tuple[SiteInfo, ...]:
@@ -153,11 +133,14 @@ def _fused_sites(path: str, module: nn.RNNBase) -> tuple[SiteInfo, ...]:
                     input_size=module.input_size if layer == 0 else output * (1 + module.bidirectional),
                     hidden_size=module.hidden_size,
                     proj_size=module.proj_size,
-                    gates=CELLS[module.mode].gate_names,
-                    curve="cell" if module.mode == "LSTM" else "hidden",
+                    **_described(module.mode),
                 )
             )
     return tuple(infos)
+
+
+def _described(mode: str) -> dict[str, Any]:
+    return {"gates": CELLS[mode].gate_names, "curve": "cell" if CELLS[mode].has_cell else "hidden"}
 
 
 def black_box(path: str, module: nn.Module) -> Target:

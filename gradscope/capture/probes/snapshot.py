@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradscope.adjoint import Adjoints, weight_contribution
+from gradscope.adjoint import Adjoints, Keep, weight_contribution
 from gradscope.capture.calls.graph import root_nodes
 from gradscope.capture.calls.reduction import TENSORS
 from gradscope.capture.calls.watcher import Watcher
@@ -183,7 +183,7 @@ class _Collector:
 
     samples: int | None = None
     precise = True
-    keeps_gates = True
+    keep = Keep(gates=True)
 
     def __init__(self, wanted: tuple[str, ...] | None) -> None:
         self.wanted = wanted

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gradscope.adjoint import CELLS, Order, Weights, stack_adjoints
-from gradscope.adjoint.products.jacobian import Linearization, log_singular_values
+from gradscope.adjoint import CELLS, Linearization, Order, Weights, stack_adjoints
+from gradscope.adjoint.products.jacobian import log_singular_values
 from gradscope.adjoint.products.lyapunov import lyapunov_exponents
 from gradscope.capture.layers.discovery import Target
 from gradscope.capture.layers.rows import sampled_rows
@@ -66,7 +66,7 @@ class Spectrum:
     @property
     def state(self) -> tuple[str, ...]:
         """What the joint state is made of."""
-        return ("hidden", "cell") if self.info.cell == "lstm" else ("hidden",)
+        return ("hidden", "cell") if self.info.curve == "cell" else ("hidden",)
 
 
 def spectrum(
@@ -145,7 +145,7 @@ def spectrum(
         shortest = int(lengths.min())
         skipped = int(WARMUP_SHARE * shortest) if warmup is None else warmup
         logs = log_singular_values(maps, order, chosen, seed)
-        grown = maps.coefficient.new_zeros(order.batch, 0)
+        grown = maps.like.new_zeros(order.batch, 0)
         if exponents != 0:
             grown = lyapunov_exponents(maps, order, exponents, warmup=skipped, qr_every=qr_every, seed=seed)
     each = grown.cpu().numpy()
@@ -176,7 +176,7 @@ def _linearized(target: Target, info: SiteInfo, caught: Caught, samples: int | N
         adjoints = stack_adjoints(caught.one(info, "a spectrum").call, layers=[info.layer])[place]
         assert adjoints.trajectory is not None
         assert adjoints.weights is not None
-        return Linearization.of(CELLS[target.mode], adjoints.trajectory, adjoints.weights), adjoints.order
+        return CELLS[target.mode].linearise(adjoints.trajectory, adjoints.weights), adjoints.order
     return _linearized_cell(target, info, caught, samples)
 
 
@@ -207,7 +207,7 @@ def _linearized_cell(
         before[1] if len(before) > 1 else None,
         weights,
     )
-    return Linearization.of(CELLS[target.mode], trajectory, weights), Order(len(steps), len(rows), None, False)
+    return CELLS[target.mode].linearise(trajectory, weights), Order(len(steps), len(rows), None, False)
 
 
 def _cell_weights(module: nn.Module) -> Weights:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from gradscope.adjoint import Adjoints
 from gradscope.capture.calls.marks import state
 from gradscope.capture.calls.prehook import SECOND_ORDER
-from gradscope.capture.calls.reduction import NEEDS_GATES, site_record
+from gradscope.capture.calls.reduction import needed, site_record
 from gradscope.capture.calls.watcher import Watcher
 from gradscope.capture.layers.discovery import Target, names_in, unwrapped
 from gradscope.capture.training import clipping, scaling
@@ -102,7 +102,7 @@ class Recorder:
         self._closed = self._late = False
         self._coverage = CoverageLedger(targets)
         self._coverage_written = 0
-        self.keeps_gates = bool(NEEDS_GATES & set(settings.quantities))
+        self.keep = needed(settings.quantities)
         self._ledger = StepLedger(self.model)
         self.wanted = settings.sites
         self._watcher = Watcher(targets, self, names_in(self.model))
@@ -570,7 +570,7 @@ def record(
     samples : int or None
         Sequences of the batch to record, evenly spaced; sequences do not mix, so a subset is exact. None for all.
     quantities : str or sequence of str, optional
-        Of ``gradscope.schema.QUANTITIES``; ``hidden``, ``cell`` and ``direct`` by default, ``"all"`` for every one.
+        Of ``gradscope.schema.QUANTITIES``; ``hidden``, ``cell``, ``input`` and ``direct`` by default, or ``"all"``.
     sites : str or sequence of str, optional
         Sites, module paths or patterns; every recurrent layer by default. The path of any other module records the
         gradient of its input.

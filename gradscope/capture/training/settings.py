@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradscope.adjoint import CELLS
 from gradscope.capture.layers.discovery import Target, discover, select
 from gradscope.capture.training.updates import held_optimizers
 from gradscope.errors import SettingError, UnknownNameError
@@ -129,9 +130,8 @@ def _positive(name: str, value: Any, remedy: str = "") -> None:
 
 def _quantities(wanted: Sequence[str] | str | None, targets: list[Target]) -> tuple[str, ...]:
     if wanted is None:
-        # What is found later may have states that can only be numbered; a black box has its input gradient only.
-        curves = {info.curve for target in targets for info in target.sites}
-        return (*DEFAULT_QUANTITIES, *(("input",) if "input" in curves or not targets else ()), *STATES)
+        # What is found later may have states that can only be numbered.
+        return (*DEFAULT_QUANTITIES, *STATES)
     names = [wanted] if isinstance(wanted, str) else list(wanted)
     if names == ["all"]:
         return tuple(QUANTITIES)
@@ -141,7 +141,8 @@ def _quantities(wanted: Sequence[str] | str | None, targets: list[Target]) -> tu
     if not names:
         raise SettingError("quantities is empty: nothing would be recorded")
     modes = {target.mode for target in targets}
-    if modes and modes <= {"RNN_TANH", "RNN_RELU", "GRU"} and set(names) <= {"cell", "cell_carry", "cell_path"}:
+    without = {mode for mode, cell in CELLS.items() if not cell.has_cell}
+    if modes and modes <= without and set(names) <= {"cell", "cell_carry", "cell_path"}:
         raise SettingError(f"no site has {' or '.join(names)}: only an LSTM has a cell state; ask for 'hidden'")
     return tuple(name for name in QUANTITIES if name in names)
 

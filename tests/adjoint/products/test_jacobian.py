@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradscope.adjoint.products.jacobian import Linearization, log_singular_values
+from gradscope.adjoint import Linearization
+from gradscope.adjoint.products.jacobian import log_singular_values
 from tests.adjoint.linearized import golden_call, jacobian_files, linearize, one_layer
 from tests.golden_files import Golden
 

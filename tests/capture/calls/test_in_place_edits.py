@@ -164,3 +164,28 @@ def test_a_custom_layer_that_returns_views_of_one_tensor(used: str) -> None:
     expected = torch.autograd.grad(loss(*layer(given)), given)[0]
     found = gradscope.snapshot(layer, lambda: loss(*layer(x)))["model"].input
     torch.testing.assert_close(found.transpose(0, 1), expected, rtol=1e-10, atol=1e-14)
+
+
+def test_an_edited_view_that_a_custom_layer_returned() -> None:
+    torch.manual_seed(0)
+    layer, x = _Looped().double(), torch.randn(B, T, 2, dtype=DOUBLE)
+    gradscope.register_adapter(_Alone, initial_state=lambda module, x: x.new_zeros(x.shape[0], 4))
+    alone = _Alone(layer)
+    given = x.clone().requires_grad_()
+    expected = torch.autograd.grad(_doubled(alone(given), in_place=False).sin().sum(), given)[0]
+    found = gradscope.snapshot(alone, lambda: _doubled(alone(x), in_place=True).sin().sum())["model"].input
+    torch.testing.assert_close(found.transpose(0, 1), expected, rtol=1e-10, atol=1e-14)
+
+
+class _Alone(nn.Module):
+    """The same layer, of which only the output is returned: a view that nothing else shares."""
+
+    def __init__(self, layer: _Looped) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        return self.layer.step(x, h)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)[0]

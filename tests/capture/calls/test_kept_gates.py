@@ -97,3 +97,43 @@ def test_a_snapshot_is_computed_anew() -> None:
     """Float64 throughout is what a snapshot promises; the kernel's gates are float32."""
     module, x = nn.LSTM(6, 16), torch.randn(9, 4, 6)
     assert open_call(module, (x,), {}, module(x), None, None)[0].call.kept is None
+
+
+@pytest.mark.parametrize("samples", [None, 2], ids=["whole batch", "rows"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_states_of_an_earlier_call_are_not_taken_for_those_of_this_one(
+    bidirectional: bool, samples: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where they were when a layer of the size was first seen may be memory that an earlier call had left behind."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(kept_gates, "_layouts", {})
+    module = nn.LSTM(6, 16, bidirectional=bidirectional)
+    first = _call(module, torch.randn(9, 4, 6), samples)
+    if first.kept is None:
+        pytest.skip("no such kernel here")
+    true = dict(kept_gates._layouts)
+    for wrong in ({"cell": 16}, {"stride": 64 + 16}):
+        for key, layout in true.items():
+            assert layout is not None
+            moved = {name: getattr(layout, name) + by if name == "cell" else by for name, by in wrong.items()}
+            kept_gates._layouts[key] = replace(layout, **moved)
+        call = _call(module, torch.randn(9, 4, 6), samples)
+        assert call.kept is not None
+        call = replace(call, grad_output=torch.randn_like(call.output))
+        kept, replayed = stack_adjoints(call, torch.float32), stack_adjoints(call.again(), torch.float64)
+        for place, expected in replayed.items():
+            assert expected.cell is not None
+            assert kept[place].cell is not None
+            torch.testing.assert_close(kept[place].true(kept[place].cell), expected.cell, rtol=1e-4, atol=1e-5)
+        assert kept_gates._layouts == true
+
+
+def test_a_layer_whose_states_never_fit_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(kept_gates, "_layouts", {})
+    module, x = nn.LSTM(6, 16), torch.randn(9, 4, 6)
+    if _call(module, x).kept is None:
+        pytest.skip("no such kernel here")
+    monkeypatch.setattr(kept_gates, "_fit", lambda *_: False)
+    assert _call(module, x).kept is None
+    assert list(kept_gates._layouts.values()) == [None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import gradscope
+from gradscope.adjoint import Keep
 from gradscope.capture.calls import step_nodes
+from gradscope.capture.calls.watcher import Watcher
+from gradscope.capture.layers.discovery import discover, names_in
 from tests.unrolled import unroll
 
 T, B, ROWS = 11, 12, [0, 2, 3, 5, 6, 8, 9, 11]
@@ -83,7 +86,7 @@ def test_every_site_equals_the_unrolled_network(
     exact = {"rtol": 1e-10, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
     assert [site.split("/")[1] for site in run.sites] == list(reference.sites)
     for suffix, site in reference.sites.items():
-        for quantity in ("hidden", "direct"):
+        for quantity in ("hidden", "input", "direct"):
             if quantity in site.gradients:
                 expected = _by_lag(site.gradients[quantity][:, ROWS], suffix.endswith("reverse"))
                 found = run.array(f"model/{suffix}", quantity)[0]
@@ -129,9 +132,96 @@ def test_where_float32_runs_out_a_replay_goes_on(kind: str, bidirectional: bool,
     for site in run.sites:
         expected = _by_lag(taken[site].hidden, site.endswith("reverse"))
         assert expected.min() < 1e-45, "beyond what float32 can hold"
+        entering = _by_lag(taken[site].input, site.endswith("reverse"))
         for record in range(3):
-            found = run.array(site, "hidden")[record]
-            np.testing.assert_allclose(np.log10(found), np.log10(expected), atol=1e-3)
+            for quantity, truth in (("hidden", expected), ("input", entering)):
+                found = run.array(site, quantity)[record]
+                np.testing.assert_allclose(np.log10(found), np.log10(truth), atol=1e-3, err_msg=quantity)
+
+
+@pytest.mark.usefixtures("no_replay")
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_shares_of_both_directions_add_up_to_the_gradient_of_the_input(
+    kind: str, batch_first: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    module = KINDS[kind](3, 6, bidirectional=True, batch_first=batch_first).double()
+    x = torch.randn(*((B, T) if batch_first else (T, B)), 3, dtype=torch.float64, requires_grad=True)
+    with gradscope.record(module, tmp_path / "run", every=1, samples=None, tensors=True) as recorder:
+        output, h_n = module(x)
+        (output.pow(2).sum() + h_n.sin().sum()).backward()
+        recorder.step()
+    run = gradscope.open_run(tmp_path / "run")
+    forward, backward = (run.array(f"model/{suffix}", "input_tensor")[0] for suffix in ("l0", "l0_reverse"))
+    assert x.grad is not None
+    expected = (x.grad if batch_first else x.grad.transpose(0, 1)).numpy()
+    np.testing.assert_allclose(forward[:, ::-1] + backward, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("frozen", ["weight_ih_l0", "weight_hh_l0", "all but the output layer"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_needs_no_gradient_itself_has_one_all_the_same(kind: str, frozen: str, tmp_path: Path) -> None:
+    """A frozen projection of data is no node of the graph: ∂L/∂x_t is replayed then."""
+    torch.manual_seed(0)
+    module, x = KINDS[kind](3, 6).double(), torch.randn(T, B, 3, dtype=torch.float64)
+    for name, parameter in module.named_parameters():
+        if name == frozen or (frozen.startswith("all") and name != "bias_hh_l0"):
+            parameter.requires_grad_(False)
+    run = _record(module, x, "last", tmp_path / "run", samples=None)
+    reference = unroll(module, x)
+    reference.differentiate(reference.output[-1].pow(2).sum())
+    for quantity in ("hidden", "input"):
+        expected = _by_lag(reference.sites["l0"].gradients[quantity], False)
+        np.testing.assert_allclose(run.array("model/l0", quantity)[0], expected, rtol=1e-10, err_msg=quantity)
+
+
+@pytest.mark.usefixtures("no_replay")
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_initial_state_has_its_gradient_too(kind: str, bias: bool, bidirectional: bool) -> None:
+    torch.manual_seed(0)
+    module = KINDS[kind](3, 6, num_layers=2, bias=bias, bidirectional=bidirectional).double()
+    x = torch.randn(T, B, 3, dtype=torch.float64)
+    h0 = torch.randn(2 * (1 + bidirectional), B, 6, dtype=torch.float64)
+
+    class Listening:
+        samples, precise, keep = 4, False, Keep(gates=False, input=True)
+        found: ClassVar[dict[str, Tensor | None]] = {}
+
+        def opened(self, target: Any) -> int:
+            return 1
+
+        def began(self) -> None:
+            return
+
+        def missing(self, target: Any, quantity: str, reason: str) -> None:
+            return
+
+        def measured(
+            self, target: Any, use: int, site: str, adjoints: Any, rows: Tensor, carried: int, after: int = 0
+        ) -> None:
+            self.found[site] = adjoints.initial_hidden
+
+        def missed(self, target: Any, reason: str) -> None:
+            raise AssertionError(reason)
+
+        def failed(self, target: Any, error: Exception) -> None:
+            raise error
+
+        def loss_scale(self) -> float:
+            return 1.0
+
+    watcher = Watcher(discover(module), Listening(), names_in(module))
+    watcher.start()
+    module(x, h0)[0].pow(3).sum().backward()
+    watcher.close()
+    given = h0.clone().requires_grad_()
+    expected = torch.autograd.grad(module(x, given)[0].pow(3).sum(), given)[0][:, [1, 4, 7, 10]]
+    for found, reference in zip(Listening.found.values(), expected, strict=True):
+        assert found is not None
+        torch.testing.assert_close(found, reference, rtol=1e-10, atol=1e-13)
 
 
 def test_a_pass_that_leaves_timesteps_out_is_replayed(tmp_path: Path) -> None:

@@ -64,9 +64,13 @@ def test_the_zoo_is_recorded_exactly(kind: type[LoopedCell], tmp_path: Path) -> 
         recorder.step()
     run = gradscope.open_run(recorder.run_dir)
     rows = run.rows("layer")[0]
-    quantities = ["hidden", "cell"] if kind.has_cell_state else ["hidden"]
-    assert list(run.quantities("layer")) == quantities
-    for which, quantity in enumerate(quantities):
+    states = ["hidden", "cell"] if kind.has_cell_state else ["hidden"]
+    assert list(run.quantities("layer")) == [*states, "input"]
+    given = _x().requires_grad_()
+    entering = torch.autograd.grad(model(given).pow(2).sum(), given)[0]
+    found = run.array("layer", "input")[0]
+    np.testing.assert_allclose(found, entering[rows].flip(1).norm(dim=2).numpy(), rtol=1e-10, atol=1e-14)
+    for which, quantity in enumerate(states):
         expected = _norms_by_autograd(model, _x(), which)[rows]
         np.testing.assert_allclose(run.array("layer", quantity)[0], expected, rtol=1e-10, atol=1e-14)
 

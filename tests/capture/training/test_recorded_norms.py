@@ -38,7 +38,7 @@ class Model(nn.Module):
 
 
 def _record(model: Model, x: Tensor, lengths: Tensor, run: Path, **settings: Any) -> gradscope.Run:
-    with gradscope.record(model, run, every=1, quantities="all", **settings) as recorder:
+    with gradscope.record(model, run, every=1, **{"quantities": "all", **settings}) as recorder:
         data, h_n = model(x, lengths)
         (data.pow(2).sum() + h_n.sum()).backward()
         recorder.step()
@@ -96,6 +96,25 @@ def test_norms_of_a_ragged_batch_equal_autograd(
         gates = _by_lag(_subset(site, "gates", rows), taken, reverse)
         by_gate = np.linalg.norm(gates.reshape(len(rows), T, GATES[cell], H), axis=3).swapaxes(1, 2)
         np.testing.assert_allclose(run.array(name, "gates")[0], by_gate, **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("ragged", [False, True], ids=["whole", "ragged"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize(("cell", "options"), [("RNN", {}), ("GRU", {}), ("LSTM", {}), ("LSTM", {"proj_size": 2})])
+def test_the_defaults_hold_the_gradient_of_the_input_of_every_site(
+    cell: str, options: dict[str, int], dtype: torch.dtype, ragged: bool, tmp_path: Path
+) -> None:
+    model = Model(cell, dtype, num_layers=2, bidirectional=True, **options)
+    x = torch.randn(T, B, FEATURES, dtype=dtype)
+    lengths = torch.randint(1, T, (B,)) if ragged else torch.full((B,), T)
+    lengths[3] = T
+    run = _record(model, x, lengths, tmp_path / "run", quantities=None)
+    reference = _reference(model, x, lengths)
+    for suffix, site in reference.sites.items():
+        name, reverse = f"body/{suffix}", suffix.endswith("_reverse")
+        assert set(run.quantities(name)) == {"hidden", "input", "direct"} | ({"cell"} if cell == "LSTM" else set())
+        truth = np.linalg.norm(_by_lag(_subset(site, "input", EIGHT), lengths[EIGHT], reverse), axis=2)
+        np.testing.assert_allclose(run.array(name, "input")[0], truth, **TOLERANCE[dtype], err_msg=suffix)
 
 
 @cells
