@@ -28,20 +28,21 @@ def first_nonfinite(run: Any) -> str:
 def _at_sites(run: Any) -> list[tuple[int, str]]:
     found = []
     for site in run.sites:
-        records = run.records(site)
+        records = run.records(site).reset_index(drop=True)
         bad = records[records["nonfinite"] > 0]
         for quantity in ("cell", "hidden", "input"):
             if not len(bad) or quantity not in run.quantities(site):
                 continue
-            norms = run.norms(site, quantity)
-            step = int(bad["step"].min())
-            at = norms[(norms["step"] == step) & ~np.isfinite(norms["norm"])]
-            if len(at):
-                lag = int(at["lag"].min())
+            first = int(bad["step"].idxmin())
+            norms, lengths = run.array(site, quantity)[first], run.lengths(site)[first]
+            inside = np.arange(norms.shape[1]) < lengths[:, None]
+            sequences, lags = np.nonzero(inside & ~np.isfinite(norms))
+            if lags.size:
+                lag = int(lags.min())
                 entered = "it comes from above, at the last step" if lag == 0 else f"it arises at lag {lag}"
-                found.append((step, f"{site} ({quantity}), {at['sequence'].nunique()} sequences, {entered}"))
+                said = f"{site} ({quantity}), {len(set(sequences))} sequences, {entered}"
+                found.append((int(bad["step"].min()), said))
                 break
-    # Where several sites have it, it came in at the one that has it latest in the sequence.
     return found
 
 

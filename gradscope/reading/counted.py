@@ -66,6 +66,8 @@ class Reading:
         tables = {name: getattr(self.run, name)() for name in ("steps", "clips", "parameters")}
         records = {site: self.run.records(site) for site in self.run.sites}
         starts = attempt_starts([*tables.values(), *records.values()])
+        calls = tables["clips"].drop(columns="effective", errors="ignore")
+        self._held[("calls",)] = tables["clips"][counting(calls, starts, self.choice)].reset_index(drop=True)
         for name, table in tables.items():
             kept = counting(table, starts, self.choice)
             if self.choice.rank is None and len(table):
@@ -176,6 +178,10 @@ class Reading:
     def steps(self) -> pd.DataFrame:
         """Scalars of every optimizer step that counts."""
         return self._held[("steps",)]
+
+    def clip_calls(self) -> pd.DataFrame:
+        """Every clipping call, also those that no update saw."""
+        return self._held[("calls",)]
 
     def clips(self) -> pd.DataFrame:
         """Clipping calls that count."""

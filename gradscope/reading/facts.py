@@ -102,7 +102,7 @@ def _of_run(name: str, run: Reading) -> RunFacts:
         silent=silent,
         sites={site: run.site(site) for site in run.sites},
         clips=tuple(clip_statistics_of_run(run)),
-        remarks=tuple(filter(None, (*clip_remarks(run.run.clips()), first_nonfinite(run)))),
+        remarks=tuple(filter(None, (*clip_remarks(run.clip_calls()), first_nonfinite(run)))),
         parts=advice_per_part(run),
         thresholds=threshold_table_of_run(run) if has_norms else pd.DataFrame(),
         suggestion=suggestion_of_run(run) if has_norms else None,
