@@ -20,6 +20,8 @@ from gradscope.capture.layers.rows import sampled_rows
 
 REORDERED = "the rows of its batch change between two steps in a way that cannot be followed (reordered, or added)"
 
+PARTED = "one state of it is handed to several calls: its recurrence is followed by data flow, without its gates"
+
 FROZEN = "its state requires no gradient (everything before it is frozen, or no_grad)"
 
 

@@ -48,6 +48,10 @@ class Lineage:
         self.forget()
         self._left.clear()
 
+    def parted(self) -> None:
+        """Follow states anew: calls have been taken out."""
+        self._nearest.clear()
+
     def made(self, call: KnownCall, outputs: Iterable[Tensor]) -> None:
         """Note which nodes made the outputs of a call."""
         for output in outputs:

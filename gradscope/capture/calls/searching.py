@@ -90,7 +90,12 @@ class Search:
 
     def __init__(self, names: Names, targets: list[Target], listener: Listener, lineage: Lineage) -> None:
         self._names, self._listener, self._lineage = names, listener, lineage
-        self._known_paths = {info.site for target in targets for info in target.sites}
+        # A black box is no recurrence: what recurs in it may bear its name.
+        known = [t for t in targets if t.adapter is None or t.adapter.step is not None]
+        self._known_paths = {info.site for target in known for info in target.sites}
+        #: Layers whose calls of this step are left to data flow: their states part and go two ways.
+        self.parted: set[str] = set()
+        self._transformed = False
         self._targets = targets
         self._ours = {id(module) for module in names.modules.values()}
         self._marks: list[_Mark] = []
@@ -116,7 +121,8 @@ class Search:
         self._marks.clear()
         self._shapes.clear()
         self._quiet.clear()
-        self._graphed = self.saving_is_hooked = False
+        self._graphed = self.saving_is_hooked = self._transformed = False
+        self.parted.clear()
         for _, hooked in self._under_way:
             _release(hooked)
         self._under_way.clear()
@@ -131,6 +137,7 @@ class Search:
     def transformed(self, module: nn.Module) -> None:
         """Note that a module was called inside torch.func, with values that are not seen."""
         if id(module) in self._ours:
+            self._transformed = True
             self._listener.missed(self.model, IN_TRANSFORM)
 
     def quietly_called(self, module: nn.Module, output: Any) -> None:
@@ -191,7 +198,9 @@ class Search:
         said = self._open(graph, hooked, found, marked, called)
         said += self._say_missed(graph, misses)
         if not hooked.sequences and not any(map(graph.is_call, range(len(graph.nodes)))):
-            hooked.nothing = self._nothing(graph, begun, [*opaque, *said])
+            hooked.nothing = self._nothing(
+                graph, begun, [*([IN_TRANSFORM] if self._transformed else []), *opaque, *said]
+            )
         if begun.outer is not None:
             called.clear()  # a chunk of a checkpoint was run again for this pass
 
@@ -232,8 +241,11 @@ class Search:
         said = []
         anchors = [anchors_of(graph, one, self._names) for one in found]
         steps = [one.steps for one in found]
-        taken = {name for name, _ in marked} | self._known_paths
+        taken = {name for name, _ in marked} | (self._known_paths - self.parted)
         names = name_all(anchors, steps, self._names.called(called), taken)
+        for path in self.parted:
+            inside = [all(name.startswith(f"{path}.") for name in key) for key in anchors]
+            names = [path if own else name for own, name in zip(inside, names, strict=True)]
         # A name once given stays, however often its module is called in another step.
         names = [self._given.setdefault(tuple(sorted(key)), name) for key, name in zip(anchors, names, strict=True)]
         uses: Counter[str] = Counter()

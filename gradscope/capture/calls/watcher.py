@@ -32,7 +32,7 @@ from gradscope.capture.calls.sequence import FusedSequence, Line
 from gradscope.capture.calls.step_nodes import step_nodes
 from gradscope.capture.calls.views import behind_views
 from gradscope.capture.layers.discovery import Names, Target
-from gradscope.capture.torch_private import in_transform, saving_is_hooked
+from gradscope.capture.torch_private import graph_task, in_transform, saving_is_hooked
 
 _COMPILE_WARNING = r"Using `torch.compile\(module\)` when there are global hooks"
 
@@ -334,14 +334,19 @@ class Watcher:
         self._stand(target, sequence, len(sequence.calls) - 1, watched, getattr(x, "data", x), given, _FUSED_SLOTS)
         finals = output[1] if isinstance(output[1], tuple) else (output[1],)
         behind = carried if sequence.carried < 0 else sequence.carried + sequence.steps
-        self._lineage.left(target.path, finals, behind if behind >= 0 else -1)
+        self._lineage.left(target.path, finals, behind if behind >= 0 else -1, again=graph_task() != -1)
         self._latest[target.path] = sequence
 
     def _observe_cell(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         x, given, after = cells.states_of(args, kwargs, output)
         if not any(state.requires_grad for state in after):
             raise CannotRecordError(cells.FROZEN)
+        if target.path in self._search.parted:
+            return
         before, carried = self._before(target, given or ())
+        if self._parts(target, given or ()):
+            self._leave_to_data_flow(target)
+            return
         sequence = before if isinstance(before, cells.CellSequence) and before.target is target else None
         if sequence is None:
             sequence = cells.open_sequence(target, after, self._listener.samples)
@@ -356,8 +361,24 @@ class Watcher:
         watched = {(position, i): state for i, state in enumerate(after) if state.requires_grad}
         self._stand(target, sequence, position, watched, x, given or (), None)
         behind = -1 if sequence.carried < 0 else sequence.carried + sequence.steps
-        self._lineage.left(target.path, after, behind)
+        self._lineage.left(target.path, after, behind, again=graph_task() != -1)
         self._latest[target.path] = sequence
+
+    def _parts(self, target: Target, given: tuple[Tensor, ...]) -> bool:
+        """Whether a state is given to a cell that has been given it before: only the graph tells which call goes on."""
+        calls = self._lineage.before([state for state in given if state.grad_fn is not None])
+        own = [call for call in calls if call.owner.target is target]
+        return bool(own) and max(call.position for call in own) < len(own[0].owner.calls) - 1
+
+    def _leave_to_data_flow(self, target: Target) -> None:
+        """Let the calls of a cell in this step be found like any other recurrence."""
+        self._search.parted.add(target.path)
+        self._listener.missed(target, cells.PARTED)
+        for number, call in list(self._lineage.known.items()):
+            if call.owner.target is target:
+                call.owner.done = None
+                del self._lineage.known[number]
+        self._lineage.parted()
 
     def _before(self, target: Target, given: tuple[Tensor, ...]) -> tuple[Line | None, int]:
         """Return the sequence that a call continues or comes after, and how many steps lie behind its state."""
@@ -369,7 +390,7 @@ class Watcher:
             latest = self._latest.get(target.path)
             fits = carried > 0 and latest is not None and carried == max(latest.carried, 0) + latest.steps
             joins = fits and latest is not None and not latest.delivered and _may_join(target)
-            inside = torch._C._current_graph_task_id() != -1
+            inside = graph_task() != -1
             return (latest if joins and not inside else None), carried
         calls = self._lineage.before(graphed)
         if len({id(call.owner) for call in calls}) != 1:
