@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from gradscope.adjoint import Adjoints, Order
-from gradscope.capture.calls.axes import UNBATCHED, batch_axis, changes_rows, shape_of, way_on
 from gradscope.capture.calls.graph import Graph
 from gradscope.capture.calls.prehook import Place as HookPlace
 from gradscope.capture.calls.prehook import on_arrival, on_departure, on_leaf
-from gradscope.capture.calls.recurrence import UNMATCHED, Place, Recurrence
+from gradscope.capture.calls.recurrences.axes import UNBATCHED, batch_axis, changes_rows, shape_of, way_on
+from gradscope.capture.calls.recurrences.recurrence import UNMATCHED, Place, Recurrence
 from gradscope.capture.calls.sequence import Line
 from gradscope.capture.layers.rows import sampled_rows
 from gradscope.schema import SiteInfo

@@ -11,16 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.adjoint import Adjoints
-from gradscope.capture.calls.axes import changes_rows
 from gradscope.capture.calls.cells import REORDERED, CellSequence
 from gradscope.capture.calls.found import FoundSequence, hook, open_found
 from gradscope.capture.calls.graph import CALL, NODE_LIMIT, Graph, KnownCall, walk
-from gradscope.capture.calls.initial import initial_state, state_before, value_of
 from gradscope.capture.calls.lineage import Lineage
-from gradscope.capture.calls.naming import MODEL, anchors_of, name_all
 from gradscope.capture.calls.passes import Pass
 from gradscope.capture.calls.prehook import SECOND_ORDER, CannotRecordError
-from gradscope.capture.calls.recurrence import RARE, NearMiss, Place, Recurrence, find, of_marks
+from gradscope.capture.calls.recurrences.axes import changes_rows
+from gradscope.capture.calls.recurrences.find import find, of_marks
+from gradscope.capture.calls.recurrences.initial import initial_state, state_before, value_of
+from gradscope.capture.calls.recurrences.naming import MODEL, anchors_of, name_all
+from gradscope.capture.calls.recurrences.recurrence import RARE, NearMiss, Place, Recurrence
 from gradscope.capture.calls.sequence import FusedSequence, Line, joined
 from gradscope.capture.layers.adapters import tensors_in
 from gradscope.capture.layers.discovery import Names, Target, matches

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from gradscope.capture.calls.graph import CALL, Graph
-from gradscope.capture.calls.recurrence import Recurrence
+from gradscope.capture.calls.recurrences.recurrence import Recurrence
 from gradscope.capture.layers.discovery import Names
 
 MODEL = "model"

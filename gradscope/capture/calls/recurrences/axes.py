@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from gradscope.capture.calls.graph import Graph
-from gradscope.capture.calls.recurrence import Place
+from gradscope.capture.calls.recurrences.recurrence import Place
 
 # Which axis of the operand is the rows, by operation and place of the operand, where the other operand is a weight.
 _ROWS = {

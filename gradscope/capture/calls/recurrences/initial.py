@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from gradscope.capture.calls.graph import Graph
-from gradscope.capture.calls.recurrence import Place, Recurrence
+from gradscope.capture.calls.recurrences.recurrence import Place, Recurrence
 
 _SAVED = {
     ("AddmmBackward", 1): "_saved_mat1",

@@ -1,0 +1,172 @@
+"""What enters a recurrence from outside the loop, and what leaves it: inputs, initial states, what reads the state."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+
+from gradscope.capture.calls.graph import Graph
+from gradscope.capture.calls.recurrences.operations import PRODUCTS
+from gradscope.capture.calls.recurrences.recurrence import Place, Recurrence
+from gradscope.capture.calls.recurrences.steps import Steps
+
+
+def only_in_depth(steps: Steps) -> bool:
+    """Whether the steps are applications in depth: nothing but weights enters them, and nothing leaves."""
+    return not _something_enters(steps) and not _something_leaves(steps)
+
+
+def _something_enters(steps: Steps) -> bool:
+    """Whether anything but weights enters a step in the middle: data without a graph, or a tensor from outside."""
+    graph = steps.graph
+    for index in steps.at.get(steps.last // 2 + 1, ()):
+        for child, _ in graph.inputs[index]:
+            if child >= graph.first_inner and steps.level[child] == 0 and not graph.of_weights[child]:
+                return True
+            if child < 0 and graph.names[index].startswith((*PRODUCTS, "Cat", "Stack", "Mkldnn", "Cudnn")):
+                return True
+    return False
+
+
+def _something_leaves(steps: Steps) -> bool:
+    """Whether what a step in the middle makes is used anywhere but in the next step."""
+    middle = steps.at.get(steps.last // 2, ())
+    return any(
+        not steps.lives(user) and user not in steps.marks
+        for index in middle
+        if steps.lives(index)
+        for user, _ in steps.graph.users[index]
+    )
+
+
+def entries_of(steps: Steps, states: list[list[Place | None]]) -> list[list[Place]]:
+    """Return what enters each step from outside the loop and belongs to it alone: ∂L/∂x_t is taken there."""
+    graph, level, first = steps.graph, steps.level, steps.graph.first_inner
+    after = _after_states(steps, states)
+    owner = [0] * len(graph.nodes)
+    for index in range(len(graph.nodes) - 1, -1, -1):
+        if not level[index]:
+            serves = {level[u] + (u in after) if level[u] else owner[u] for u, _ in graph.users[index]}
+            owner[index] = serves.pop() if len(serves) == 1 else 0
+
+    def owned(place: Place) -> int:
+        """Return the one step that a tensor from outside the loop serves; 0 for several."""
+        index, nr = place
+        if owner[index] or not graph.names[index].startswith(("Unbind", "Split")):
+            return owner[index]
+        takers = [user for user, at in graph.users[index] if graph.inputs[user][at][1] == nr]
+        serves = {level[user] + (user in after) if level[user] else owner[user] for user in takers}
+        return serves.pop() if len(serves) == 1 else 0
+
+    by_step: dict[int, dict[tuple[str, ...], Place]] = defaultdict(dict)
+    for index in range(first, len(graph.nodes)):
+        step = level[index] + (index in after)
+        if not level[index]:
+            # The first step has no past to be told by.
+            if owner[index] != 1:
+                continue
+            step = 1
+        for child, nr in graph.inputs[index]:
+            if 0 <= child < first and not graph.of_weights[child] and owner[child] == step:
+                by_step[step].setdefault((graph.names[index], "leaf"), (child, nr))
+            elif child >= first and level[child] == 0 and owned((child, nr)) == step:
+                for way, place in _outermost(graph, (child, nr), owned, step):
+                    by_step[step].setdefault((graph.names[index], *way), place)
+    counted = range(2, steps.last + 1)
+    common = set.intersection(*[set(by_step[step]) for step in counted]) if steps.last > 1 else set()
+    entries = []
+    for step in range(1, steps.last + 1):
+        chosen = sorted(common & set(by_step[step]), key=lambda way: by_step[2][way])
+        entries.append(list(dict.fromkeys(by_step[step][way] for way in chosen)))
+    return entries if common else []
+
+
+def _after_states(steps: Steps, states: list[list[Place | None]]) -> set[int]:
+    """Return the nodes that stand between the states of a step and the beginning of the next."""
+    graph, found = steps.graph, set()
+    for step in range(1, steps.last + 1):
+        todo = [state[step - 1] for state in states]
+        nodes = [place[0] for place in todo if place is not None]
+        while nodes:
+            for user, _ in graph.users[nodes.pop()]:
+                if steps.level[user] == step and user not in found:
+                    found.add(user)
+                    nodes.append(user)
+        found -= {place[0] for place in todo if place is not None}
+    return found
+
+
+def _outermost(
+    graph: Graph, place: Place, owned: Callable[[Place], int], step: int
+) -> Iterator[tuple[tuple[str, ...], Place]]:
+    """Follow a tensor down through nodes that serve one step only; yield the last ones, but for rearranged weights."""
+    todo: list[tuple[tuple[str, ...], Place]] = [((graph.names[place[0]],), place)]
+    seen: set[Place] = set()
+    while todo:
+        way, (index, nr) = todo.pop()
+        if (index, nr) in seen or len(seen) > 64:
+            continue
+        seen.add((index, nr))
+        deeper = [(c, n) for c, n in graph.inputs[index] if c >= graph.first_inner and owned((c, n)) == step]
+        if deeper:
+            todo.extend(((*way, graph.names[c]), (c, n)) for c, n in deeper)
+        elif not graph.of_weights[index]:
+            yield way, (index, nr)
+
+
+def initial_of(steps: Steps, state: list[Place | None]) -> Place | None:
+    """Return the tensor that enters the first step where the state enters the second."""
+    graph, first = steps.graph, state[0]
+    if first is None or steps.last < 2:
+        return None
+    marks = steps.marked(1), steps.marked(2)
+    if not marks[0] or not marks[1]:
+        return None
+    for user, at in graph.users[first[0]]:
+        if graph.inputs[user][at][1] != first[1]:
+            continue
+        before = user - marks[1][0] + marks[0][0]
+        if not graph.first_inner <= before < len(graph.nodes):
+            continue
+        ends = sorted((before, marks[0][0])), sorted((user, marks[1][0]))
+        if graph.names[ends[0][0] : ends[0][1] + 1] == graph.names[ends[1][0] : ends[1][1] + 1]:
+            place = graph.inputs[before][at] if at < len(graph.inputs[before]) else (-1, 0)
+            if place[0] >= 0 and steps.level[place[0]] == 0:
+                return place
+    return None
+
+
+def direct_of(steps: Steps, found: Recurrence) -> list[list[Place]] | None:
+    """Return who consumes the hidden state outside of the loop; None if that cannot be told from what is fed back."""
+    if "hidden" not in found.roles:
+        return None
+    graph = steps.graph
+    states = {place for state in found.states for place in state if place is not None}
+    hidden = found.states[found.roles.index("hidden")]
+    result = []
+    for step, place in enumerate(hidden, start=1):
+        if place is None:
+            return None
+        outside, todo, seen = [], [], set()
+        for user, at in graph.users[place[0]]:
+            if graph.inputs[user][at][1] != place[1]:
+                continue
+            if step < found.steps and (steps.lives(user) or (user in steps.marks and steps.level[user] > step)):
+                todo.append(user)
+            else:
+                outside.append((user, at))
+        # Whatever is fed back must not leave the loop on its own.
+        while todo:
+            index = todo.pop()
+            if index in seen or steps.level[index] > step:
+                continue
+            seen.add(index)
+            if any((index, nr) in states for nr in range(2)):
+                continue
+            for user, _ in graph.users[index]:
+                inside = steps.lives(user) or (user in steps.marks and steps.level[user] > step)
+                if not inside and step < found.steps:
+                    return None
+                todo.append(user)
+        result.append(outside)
+    return result
