@@ -1,29 +1,17 @@
-"""Recurrences found in the graph of a backward pass: hooks on their states, and the adjoints that arrive there."""
+"""A recurrence found in the graph of a backward pass: the adjoints that arrive at its states."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradscope.adjoint import Adjoints, Order
-from gradscope.capture.calls.graph import Graph
-from gradscope.capture.calls.prehook import Place as HookPlace
-from gradscope.capture.calls.prehook import on_arrival, on_departure, on_leaf
-from gradscope.capture.calls.recurrences.axes import UNBATCHED, batch_axis, changes_rows, shape_of, way_on
-from gradscope.capture.calls.recurrences.recurrence import UNMATCHED, Place, Recurrence
+from gradscope.capture.calls.recurrences.axes import UNBATCHED
 from gradscope.capture.calls.sequence import Line
-from gradscope.capture.layers.rows import sampled_rows
 from gradscope.schema import SiteInfo
-
-NO_BATCH = (
-    "nothing shows which axis of its state is the batch: keep it first, h of shape (B, N), of size 1 for a "
-    "single sequence"
-)
-IN_PLACE = "its state is written in place into a larger tensor: make a new tensor at each step to have it recorded"
-RESIZED = "its batch changes from step to step in a way that cannot be followed (rows reordered, or added)"
 
 
 @dataclass(eq=False, kw_only=True)
@@ -140,168 +128,3 @@ class FoundSequence(Line):
             if name[:2] == (kind, which):
                 result[name[2], : len(value)] = value.to(result)
         return result
-
-
-def open_found(
-    graph: Graph, found: Recurrence, level: list[int], info: SiteInfo, use: int, samples: int | None
-) -> FoundSequence | str | None:
-    """Return what takes the adjoints of a recurrence; a reason where its batch cannot be followed.
-
-    None where its state is a number, not a state of a batch: a sum of losses.
-    """
-    found, incomplete = _without_incomplete(found)
-    first, last = _complete(found)
-    if last - first < 2 and found.anchors:
-        return UNMATCHED
-    axes, shapes, batches, followed = [], [], [], ""
-    for state in found.states:
-        places = [place for place in state[first:last] if place is not None]
-        if any(graph.names[index].startswith("CopySlices") for index, _ in places):
-            return IN_PLACE
-        middle = places[len(places) // 2 - 1] if len(places) > 1 else places[0]
-        sizes = [shape_of(graph, place) for place in places]
-        if not sizes[0] and found.anchors:
-            return None
-        axis = batch_axis(graph, middle, way_on(graph, middle, level, level[middle[0]]))
-        if axis is None:
-            return NO_BATCH
-        rest = {tuple(size[:axis] + size[axis + 1 :]) if axis >= 0 else size for size in sizes}
-        if len(rest) > 1:
-            return "the shape of its state changes from step to step"
-        axes.append(axis)
-        parts = (2,) if graph.nodes[middle[0]]._input_metadata[middle[1]].dtype.is_complex else ()
-        shapes.append((*rest.pop(), *parts))
-        batches.append([1 if axis == UNBATCHED else size[axis] for size in sizes])
-        followed = followed or _followed(graph, places, level, axis, batches[-1])
-    if followed:
-        return followed
-    if len({counts[0] for counts in batches}) > 1:
-        return "its states disagree about the size of the batch"
-    batch, counts = batches[0][0], batches[0]
-    chosen = sampled_rows(batch, samples)
-    rows = torch.tensor(chosen if chosen is not None else range(batch))
-    lengths = None
-    if counts[-1] != batch:
-        lengths = (rows < torch.tensor(counts)[:, None]).sum(0)
-    return FoundSequence(
-        info=info,
-        use=use,
-        roles=found.roles,
-        length=last - first,
-        skipped=first,
-        beyond=found.steps - last,
-        axes=axes,
-        rows=rows,
-        whole=chosen is None,
-        lengths=lengths,
-        shapes=shapes,
-        incomplete=incomplete,
-    )
-
-
-def _without_incomplete(found: Recurrence) -> tuple[Recurrence, tuple[str, ...]]:
-    """Leave out states that the graph does not show at every step, where it shows others: their lags would be wrong."""
-    whole = [i for i, state in enumerate(found.states) if None not in state]
-    if not whole or len(whole) == len(found.states):
-        return found, ()
-    left_out = tuple(role for i, role in enumerate(found.roles) if i not in whole)
-    kept = replace(
-        found,
-        states=[found.states[i] for i in whole],
-        roles=("hidden",) if len(whole) == 1 else tuple(found.roles[i] for i in whole),
-        initial=[found.initial[i] for i in whole],
-        direct=found.direct if found.roles and "hidden" in [found.roles[i] for i in whole] else None,
-    )
-    return kept, left_out
-
-
-def _complete(found: Recurrence) -> tuple[int, int]:
-    """Return the steps in which every state is there: those at the ends may leave none that the loss depends on."""
-    there = [all(state[step] is not None for state in found.states) for step in range(found.steps)]
-    if True not in there:
-        return 0, 0
-    first = there.index(True)
-    last = found.steps - there[::-1].index(True)
-    return (first, last) if all(there[first:last]) and first <= 1 and found.steps - last <= 1 else (0, 0)
-
-
-def _followed(graph: Graph, places: list[Place], level: list[int], axis: int, counts: list[int]) -> str:
-    """Say why the rows of a state cannot be followed from step to step; nothing where they can."""
-    if axis == UNBATCHED:
-        return ""
-    for place, now, then in zip(places, counts, counts[1:], strict=False):
-        way = way_on(graph, place, level, level[place[0]])
-        change = changes_rows(graph, way, axis) if way else ""
-        if change == "other" or then > now or (then < now and change != "first"):
-            return RESIZED
-    return ""
-
-
-def hook(graph: Graph, found: Recurrence, sequence: FoundSequence) -> None:
-    """Set the hooks of a recurrence on the nodes of its states; they are taken off at the end of the pass."""
-    found, _ = _without_incomplete(found)
-    by_node: dict[int, list[HookPlace]] = {}
-    begins, ends = sequence.skipped, sequence.skipped + sequence.length
-    for which, state in enumerate(found.states):
-        for step, place in enumerate(state[begins:ends]):
-            if place is not None:
-                by_node.setdefault(place[0], []).append((place[1], ("state", which, step), None))
-    for which, place in enumerate(found.initial):
-        if (
-            place is not None
-            and sequence.roles[which] in ("hidden", "cell")
-            and _same_shape(graph, place, found, which)
-        ):
-            by_node.setdefault(place[0], []).append((place[1], ("initial", which, 0), None))
-            sequence.initial_states = (*sequence.initial_states, which)
-    if found.entries and _alike(graph, found.entries, sequence):
-        for step, places in enumerate(found.entries[begins:ends]):
-            for which, place in enumerate(places):
-                by_node.setdefault(place[0], []).append((place[1], ("entry", which, step), None))
-    for index, hooked in by_node.items():
-        if index < graph.first_inner:
-            sequence.handles += [on_leaf(graph.leaves[index], name, sequence) for _, name, _ in hooked]
-        else:
-            sequence.handles.append(on_arrival(graph.nodes[index], hooked, sequence))
-    if found.direct is not None:
-        sequence.has_direct = True
-        hidden = found.roles.index("hidden")
-        leaving: dict[int, list[tuple[int, Any]]] = {}
-        for step, consumers in enumerate(found.direct[begins:ends]):
-            for user, at in consumers:
-                leaving.setdefault(user, []).append((at, ("direct", hidden, step)))
-        for index, sources in leaving.items():
-            if not graph.is_call(index):
-                sequence.handles.append(on_departure(graph.nodes[index], sources, sequence))
-
-
-def _same_shape(graph: Graph, place: Place, found: Recurrence, which: int) -> bool:
-    first = found.states[which][0]
-    if place[0] < graph.first_inner:
-        return first is not None and tuple(graph.leaves[place[0]].shape) == shape_of(graph, first)
-    return first is not None and not graph.is_call(place[0]) and shape_of(graph, place) == shape_of(graph, first)
-
-
-def _alike(graph: Graph, entries: list[list[Place]], sequence: FoundSequence) -> bool:
-    """Find the batch axis of what enters each step; False where it has none like the state's."""
-    batch = None
-    for step, places in enumerate(entries):
-        for place in places:
-            if graph.is_call(place[0]):
-                return False
-            shape = shape_of(graph, place)
-            axis = max(sequence.axes[0], 0)
-            if step == len(entries) - 1 and not sequence.entry_axes:
-                batch = shape
-            if sequence.axes[0] != UNBATCHED and (not shape or len(shape) <= axis):
-                return False
-    if batch is None:
-        return False
-    sequence.entry_axes = [_entry_axis(shape_of(graph, place), sequence) for place in entries[-1]]
-    return all(axis is not None for axis in sequence.entry_axes)
-
-
-def _entry_axis(shape: tuple[int, ...], sequence: FoundSequence) -> int:
-    if sequence.axes[0] == UNBATCHED:
-        return UNBATCHED
-    return 0 if len(shape) <= sequence.axes[0] + 1 else sequence.axes[0]
