@@ -85,8 +85,24 @@ class Graph:
                     self.users[child].append((index, place))
         made = self.of_weights = [isinstance(leaf, Parameter) for leaf in self.leaves.values()]
         for index in range(self.first_inner, len(self.nodes)):
-            of = all(child >= 0 and made[child] for child, _ in self.inputs[index])
-            made.append(of and not self.names[index].startswith(("Embedding", CALL)))
+            made.append(self._made_of_weights(index, made))
+
+    def _made_of_weights(self, index: int, made: list[bool]) -> bool:
+        """Whether a node computes a weight of weights; a mask may take part, but nothing with a batch."""
+        name, consumed = self.names[index], self.inputs[index]
+        if name.startswith(("Embedding", "Expand", "Repeat", CALL)):
+            return False
+        if all(child >= 0 and made[child] for child, _ in consumed):
+            return True
+        masks = name.startswith(("MulBackward", "DivBackward", "AddBackward", "SubBackward"))
+        weights = [(child, nr) for child, nr in consumed if child >= 0]
+        return masks and len(weights) == 1 and made[weights[0][0]] and self.shape((index, 0)) == self.shape(weights[0])
+
+    def shape(self, place: tuple[int, int]) -> tuple[int, ...]:
+        """Return the shape of a tensor."""
+        if place[0] < self.first_inner:
+            return tuple(self.leaves[place[0]].shape)
+        return tuple(self.nodes[place[0]]._input_metadata[place[1]].shape)
 
     def inner(self, index: int) -> tuple[int, ...]:
         """Return the nodes that made what a node consumed, without leaves."""

@@ -49,7 +49,10 @@ def sources_in(graph: Graph) -> list[Anchor]:
 
 def _one_use_a_slice(graph: Graph, index: int) -> Anchor:
     """Return the uses of the slices of a tensor; none where they are not so many slices as links of a chain."""
-    slices = {_which_slice(graph, index, user, at) for user, at in graph.users[index]}
+    every = {_which_slice(graph, index, user, at) for user, at in graph.users[index]}
+    # A chunk that is cut into timesteps is used whole as well.
+    cut = {slice_ for slice_ in every if slice_[0] == "slice"}
+    slices = cut if len(cut) >= MIN_STEPS else every
     uses = frozenset(use for use in _effective_uses(graph, index) if not graph.names[use].startswith("Stack"))
     level = levels(graph, [dict.fromkeys(uses, 1)], add=True)[:, 0]
     return Anchor(index, uses if int(level.max()) <= len(slices) + 1 else frozenset(), len(slices))

@@ -107,15 +107,38 @@ def _outermost(
         if (index, nr) in seen or len(seen) > 64:
             continue
         seen.add((index, nr))
+        leaves = [(c, n) for c, n in graph.inputs[index] if 0 <= c < graph.first_inner and not graph.of_weights[c]]
+        leaves = [leaf for leaf in leaves if owned(leaf) == step]
+        yield from (((*way, "leaf"), leaf) for leaf in leaves)
+        if leaves:
+            continue
         deeper = [(c, n) for c, n in graph.inputs[index] if c >= graph.first_inner and owned((c, n)) == step]
         if deeper:
             todo.extend(((*way, graph.names[c]), (c, n)) for c, n in deeper)
-        elif not graph.of_weights[index]:
+        elif not _of_weights_alone(graph, index):
             yield way, (index, nr)
 
 
-def initial_of(steps: Steps, state: list[Place | None]) -> Place | None:
-    """Return the tensor that enters the first step where the state enters the second."""
+def _of_weights_alone(graph: Graph, index: int) -> bool:
+    """Whether a tensor is a weight, or one that was merely given a batch axis."""
+    spread = graph.names[index].startswith(("Expand", "Repeat"))
+    return graph.of_weights[index] or (spread and all(graph.of_weights[child] for child in graph.inputs[index][0][:1]))
+
+
+def initials_of(steps: Steps, states: list[list[Place | None]]) -> list[Place | None]:
+    """Return, of each state, the tensor that enters the first step where the state enters the second."""
+    makes: set[int] = set()
+    todo = [state[0][0] for state in states if state[0] is not None]
+    while todo:
+        index = todo.pop()
+        if index not in makes and steps.level[index] == 1:
+            makes.add(index)
+            todo.extend(steps.graph.inner(index))
+    return [_initial_of(steps, state, makes) for state in states]
+
+
+def _initial_of(steps: Steps, state: list[Place | None], makes: set[int]) -> Place | None:
+    """Return what enters the first step in the place of a state; ``makes`` are the nodes that make the first ones."""
     graph, first = steps.graph, state[0]
     if first is None or steps.last < 2:
         return None
@@ -123,7 +146,7 @@ def initial_of(steps: Steps, state: list[Place | None]) -> Place | None:
     if not marks[0] or not marks[1]:
         return None
     for user, at in graph.users[first[0]]:
-        if graph.inputs[user][at][1] != first[1]:
+        if graph.inputs[user][at][1] != first[1] or user in makes:
             continue
         before = user - marks[1][0] + marks[0][0]
         if not graph.first_inner <= before < len(graph.nodes):

@@ -46,11 +46,12 @@ def _settle(steps: Steps, found: list[Recurrence], misses: list[NearMiss], taken
     graph = steps.graph
     taken.update(index for index in range(graph.first_inner, len(steps.level)) if steps.lives(index))
     taken.update(steps.marks)
-    taken.update(steps.at.get(steps.last, ()) if not steps.starts else ())
     anchors = tuple(anchor.index for anchor in steps.anchors)
     if all(graph.is_call(anchor) for anchor in anchors):
         return
     result = recurrence_of(steps)
+    if isinstance(result, str) and any(graph.is_call(anchor) for anchor in anchors):
+        return  # the weights of a loop whose state a known layer carries
     if isinstance(result, str):
         misses.append(NearMiss(anchors, steps.last, result, steps.marks))
     elif result is not None:

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from gradscope.capture.calls.graph import Graph
 from gradscope.capture.calls.recurrences.cut import smallest_cut
-from gradscope.capture.calls.recurrences.entering import direct_of, entries_of, initial_of, only_in_depth
+from gradscope.capture.calls.recurrences.entering import direct_of, entries_of, initials_of, only_in_depth
 from gradscope.capture.calls.recurrences.matching import below_rearrangements, follow
 from gradscope.capture.calls.recurrences.operations import PRODUCTS
 from gradscope.capture.calls.recurrences.recurrence import BRANCHED, DISTINCT, MIN_STEPS, UNMATCHED, Place, Recurrence
@@ -44,10 +44,11 @@ def recurrence_of(steps: Steps) -> Recurrence | str | None:
     states = sorted(followed, key=lambda state: next(place for place in state if place is not None))
     found = Recurrence(tuple(a.index for a in steps.anchors), steps.last, states, _roles(steps, middle, states))
     entries = entries_of(steps, states)
+    entering = {place for places in entries[:1] for place in places}
     return replace(
         found,
         entries=entries,
-        initial=[initial_of(steps, state) for state in states],
+        initial=[None if place in entering else place for place in initials_of(steps, states)],
         direct=direct_of(steps, found),
         by_depth=only_in_depth(steps),
         level=steps.level,
@@ -91,7 +92,7 @@ def _serves_one_step(steps: Steps, leaf: int) -> bool:
             if graph.of_weights[user]:
                 todo.append(user)
             else:
-                served.add(user)
+                served.add(steps.level[user] or user)
         if len(served) > 1:
             return False
     return True

@@ -85,7 +85,9 @@ def _number(graph: Graph, group: list[tuple[Anchor, np.ndarray]], beside: list[A
     chosen = [(anchor, level) for anchor, level in group if longest[id(anchor)] % steps == 0]
     numbered = [-(-level // (longest[id(anchor)] // steps)) for anchor, level in chosen]
     numbered += _of_inputs(graph, [order for order in orders if len(order) == steps])
-    level = np.minimum(np.max(numbered, axis=0), steps)
+    # What does not depend on the chain is no part of a step, however it is numbered by what enters.
+    own = np.max(numbered[: len(chosen)], axis=0)
+    level = np.minimum(np.where(own > 0, np.max(numbered, axis=0), 0), steps)
     # Where a step begins again and again, only its first use is a mark.
     exact = [anchor for anchor, _ in chosen if longest[id(anchor)] == steps]
     anchors = tuple(exact or [anchor for anchor, _ in chosen])
