@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from gradscope.capture.calls.watcher import _COMPILE_WARNING, _eager
-from gradscope.capture.layers.discovery import discover, unwrapped
+from gradscope.capture.layers.discovery import unwrapped
 from gradscope.capture.training import clipping
 from gradscope.capture.training.recorder import Recorder, record
 from gradscope.errors import GradscopeError, RunExistsError
@@ -55,9 +55,9 @@ class Training:
     #: Begun before any optimizer was made: perhaps the script updates by hand, perhaps it only tries the model.
     provisional: bool = False
 
-    def recurrent(self) -> set[int]:
-        """Identities of the recurrent modules."""
-        return {id(target.module) for root in self.roots for target in discover(root)}
+    def trained(self) -> set[int]:
+        """Identities of the parameters."""
+        return {id(parameter) for root in self.roots for parameter in root.parameters()}
 
 
 @dataclass
@@ -101,6 +101,8 @@ class Launcher:
         self._aside = False
         self.outcomes: list[Outcome] = []
         self.problems: list[str] = []
+        #: Models in which nothing recurs, and what came nearest.
+        self._without: list[str] = []
 
     def install(self) -> None:
         """Begin to look out for optimizers; nothing is done in worker processes that are forked later."""
@@ -154,10 +156,10 @@ class Launcher:
         self._looked_at.add(id(module))
         try:
             held = {id(p) for p in module.parameters() if p.requires_grad}
-            if not held or not discover(module) or self._stepped_aside():
+            if not held or self._stepped_aside():
                 return None
             self._stop_waiting_for_hands()
-            roots = _Living().owners(held, module, every=False)
+            roots = _Living().owners(held, module)
             for root in roots[:1]:
                 training = Training([root], [], provisional=True)
                 self._begin(training)
@@ -205,7 +207,7 @@ class Launcher:
         if self._stepped_aside():
             return []
         begun: list[Training] = []
-        for optimizer, roots in _owners(optimizers, calling, every=self._settings.get("sites") is not None):
+        for optimizer, roots in _owners(optimizers, calling):
             self._place(Training(roots, [optimizer]), begun)
         if begun:
             self._close_all()
@@ -216,9 +218,9 @@ class Launcher:
 
     def _place(self, found: Training, begun: list[Training]) -> None:
         """Join an optimizer to a training, or begin a new one."""
-        recurrent = found.recurrent()
+        trained = found.trained()
         for training in self._open:
-            if training.recorder is not None and recurrent and recurrent <= training.recurrent():
+            if training.recorder is not None and trained and trained <= training.trained():
                 training.recorder.follow(found.optimizers[0])  # the same model, trained on with a new optimizer
                 training.provisional = False
                 return
@@ -248,6 +250,7 @@ class Launcher:
                 self._runs -= 1
             else:
                 training.optimizers = []  # the recorder's now
+                training.recorder.keeps_quiet = True
             return
 
     def _stepped_aside(self) -> bool:
@@ -263,7 +266,10 @@ class Launcher:
             recorder = training.recorder
             assert recorder is not None
             recorder.close()
-            if training.provisional and not recorder.records_written:
+            idle = training.provisional or recorder.nothing_recurs
+            if idle and not recorder.records_written:
+                if recorder.nothing_recurs:
+                    self._without.append(f"{_name(recorder.model)}: {recorder.nothing_recurs}")
                 self._withdraw(recorder)
                 continue
             reasons = tuple(f"{line.site}: {line.reason}" for line in recorder._coverage.lines() if line.reason)
@@ -307,18 +313,17 @@ class Launcher:
         return str(path.relative_to(self._started_in)) if path.is_relative_to(self._started_in) else str(path)
 
     def _nothing(self) -> str:
+        if self._without:
+            return "; ".join(self._without[:3])
         if not self._optimizers:
             return (
-                "no update was seen: the script made no optimizer of torch.optim, and no parameter of a model with "
-                "recurrent layers changed after a backward pass. If it trains one, add gradscope.record(model, RUN) to "
-                "the script, and recorder.step() after each update"
+                "no update was seen: the script made no optimizer of torch.optim, and no parameter of a model changed "
+                "after a backward pass. If it trains one, add gradscope.record(model, RUN) to the script, and "
+                "recorder.step() after each update"
             )
         if self._unsettled:
             return "no forward pass with gradients reached a model that an optimizer of torch.optim trains"
-        return (
-            "no trained model has a recurrent layer (looked for nn.RNN, nn.LSTM, nn.GRU, their cells, classes named "
-            "*Cell and registered adapters); --sites records the input gradient of any other module"
-        )
+        return "no forward pass with gradients reached a model that an optimizer of torch.optim trains, when it was due"
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
@@ -327,12 +332,12 @@ def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
 
 
 def _owners(
-    optimizers: Iterable[torch.optim.Optimizer], calling: nn.Module, every: bool
+    optimizers: Iterable[torch.optim.Optimizer], calling: nn.Module
 ) -> Iterator[tuple[torch.optim.Optimizer, list[nn.Module]]]:
-    """Yield each optimizer with the outermost models it trains: recurrent ones, or ``every`` one."""
+    """Yield each optimizer with the outermost models it trains."""
     living = _Living()
     for optimizer in optimizers:
-        if chosen := living.owners({id(p) for p in _parameters(optimizer)}, calling, every):
+        if chosen := living.owners({id(p) for p in _parameters(optimizer)}, calling):
             yield optimizer, chosen
 
 
@@ -347,8 +352,8 @@ class _Living:
             for child in _children(module):
                 self._parents.setdefault(id(child), []).append(module)
 
-    def owners(self, held: set[int], calling: nn.Module, every: bool) -> list[nn.Module]:
-        """Return the outermost models that own any parameter of ``held``: recurrent ones, or ``every`` one."""
+    def owners(self, held: set[int], calling: nn.Module) -> list[nn.Module]:
+        """Return the outermost models that own the parameters of ``held``; what recurs in them is found as they run."""
         around = {id(module) for module in calling.modules()}
         owning = [m for m in self._modules if any(id(p) in held for p in _own_parameters(m))]
         roots = _roots(owning, self._parents)
@@ -356,8 +361,8 @@ class _Living:
         roots.sort(key=lambda root: (not around & {id(m) for m in root.modules()}, -sum(1 for _ in root.modules())))
         chosen, covered = [], set[int]()
         for root in roots:
-            inside = {id(target.module) for target in discover(root)}
-            if inside - covered or (every and not inside):
+            inside = {id(parameter) for parameter in root.parameters()} & held
+            if inside - covered:
                 chosen.append(root)
                 covered |= inside
         return chosen

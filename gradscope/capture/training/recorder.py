@@ -104,6 +104,9 @@ class Recorder:
         self._coverage_written = 0
         self.keep = needed(settings.quantities)
         self._ledger = StepLedger(self.model)
+        #: Why there is nothing to record, where a recorded pass has shown it; who says it otherwise keeps this quiet.
+        self.nothing_recurs = ""
+        self.keeps_quiet = False
         self.wanted = settings.sites
         self._watcher = Watcher(targets, self, names_in(self.model))
         self.run_dir = Path(settings.run_dir)
@@ -458,7 +461,9 @@ class Recorder:
 
     def nothing(self, reason: str) -> None:
         self._coverage.missed("model", reason)
-        self.say("nothing", reason)
+        self.nothing_recurs = reason
+        if not self.keeps_quiet:
+            self.say("nothing", reason)
 
     def loss_scale(self) -> float:
         return self._account.note.scale if self._account.note is not None else 1.0
