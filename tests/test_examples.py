@@ -13,6 +13,9 @@ SMALL = {
     "char_lm": ["--epochs", "1", "--hidden", "16"],
     "sunspots": ["--epochs", "1", "--history", "12", "--hidden", "4"],
     "seq2seq": ["--epochs", "1", "--pairs", "64", "--hidden", "8"],
+    "word_lm": ["--epochs", "1", "--size", "8"],
+    "line_rnn": ["--lines", "60", "--hidden", "8"],
+    "attention": ["--epochs", "1", "--history", "12", "--horizon", "6", "--hidden", "4"],
 }
 
 

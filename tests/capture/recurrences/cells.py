@@ -574,16 +574,16 @@ class CoupledLevels(nn.Module):
 class ConvLSTM(nn.Module):
     """Shi et al. 2015."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = 2, name: str = "") -> None:
         super().__init__()
-        self.conv = nn.Conv2d(2 + 3, 12, 3, padding=1)
+        self.conv, self.name = nn.Conv2d(channels + 3, 12, 3, padding=1), name
 
     def forward(self, frame: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         h, c = state
         i, f, o, g = torch.split(self.conv(torch.cat((frame, h), 1)), 3, dim=1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         h = o.sigmoid() * c.tanh()
-        note(h=h, c=c)
+        note(**{f"h{self.name}": h, f"c{self.name}": c})
         return h, c
 
 
@@ -716,3 +716,150 @@ class MixedMemory(nn.Module):
             h = self.rnn_cell.forward(x_t, h)
             outputs.append(self.out(h))
         return torch.stack(outputs, 1)
+
+
+# -- stacks and starts -----------------------------------------------------------------------------------------------
+
+
+class TwoLayerLSTM(nn.Module):
+    """x and h have a layer each."""
+
+    def __init__(self, inputs: int = FEATURES) -> None:
+        super().__init__()
+        self.x2g, self.h2g = nn.Linear(inputs, 4 * H), nn.Linear(H, 4 * H, bias=False)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        i, f, g, o = (self.x2g(x) + self.h2g(h)).chunk(4, 1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        note(h=h, c=c)
+        return h, c
+
+
+@case(LSTM)
+class LSTMWithLearnedStart(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.h_0, self.out = TwoLayerLSTM(), nn.Parameter(torch.randn(H)), nn.Linear(H, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, c = self.h_0.expand(len(x), H), zeros(x)
+        for x_t in x.unbind(1):
+            h, c = self.cell(x_t, h, c)
+        return self.out(h)
+
+
+@case(site("step", "*", h="hidden"))
+class GRUWithLearnedStart(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.step, self.out = nn.Linear(FEATURES, H), HandGRUStep(), nn.Linear(H, 1)
+        self.h_0 = nn.Parameter(torch.randn(H))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.h_0.expand(len(x), H)
+        for x_t in self.enter(x).unbind(1):
+            h = self.step(x_t, h)
+        return self.out(h)
+
+
+@case(site("cells.0", h="hidden", c="cell"), site("cells.1", "cells.1.*", top="hidden"))
+class TwoDifferentLevels(nn.Module):
+    """An LSTM cell with a simple one above it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells, self.out = nn.ModuleList([TwoLayerLSTM(), Named("top", H)]), nn.Linear(H, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = c = top = zeros(x)
+        for x_t in x.unbind(1):
+            h, c = self.cells[0](x_t, h, c)
+            top = self.cells[1](h, top)
+        return self.out(top)
+
+
+@case(site("below", "below.*", h="hidden"), site("*", above="hidden"))
+class LeakyAboveRNN(nn.Module):
+    """An integrator reads what a simple recurrent layer makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.below, self.enter, self.out = Named("h"), nn.Linear(H, H), nn.Linear(H, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = above = zeros(x)
+        for x_t in x.unbind(1):
+            h = self.below(x_t, h)
+            above = 0.9 * above + self.enter(h)
+            note(above=above)
+        return self.out(above)
+
+
+class Summed(nn.Module):
+    """x and h have a layer each."""
+
+    def __init__(self, name: str, inputs: int = FEATURES) -> None:
+        super().__init__()
+        self.x, self.h, self.name = nn.Linear(inputs, H), nn.Linear(H, H), name
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        h = torch.relu(self.x(x) + self.h(h))
+        note(**{self.name: h})
+        return h
+
+
+@case(site("cells.0", a="hidden"), site("cells.1", b="hidden"), site("cells.2", c="hidden"))
+class OneStartForThreeLevels(nn.Module):
+    """The first state of every level is the same parameter: three uses above each other, and no recurrence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.ModuleList([Summed("a"), Summed("b", H), Summed("c", H)])
+        self.start, self.out = nn.Parameter(torch.randn(H)), nn.Linear(H, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states = [self.start.expand(len(x), H)] * 3
+        for value in x.unbind(1):
+            for level, cell in enumerate(self.cells):
+                states[level] = value = cell(value, states[level])
+        return self.out(value)
+
+
+@case(site("cells.0", h="hidden", c="cell"), site("cells.1", h1="hidden", c1="cell"), shape=(B, 7, 2, 4, 4))
+class LayerByLayer(nn.Module):
+    """The second layer reads the whole sequence that the first has made, from a start of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.ModuleList([ConvLSTM(), ConvLSTM(3, "1")])
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = list(x.unbind(1))
+        for cell in self.cells:
+            state, outputs = (zeros(x, 3, 4, 4), zeros(x, 3, 4, 4)), []
+            for frame in frames:
+                state = cell(frame, state)
+                outputs.append(state[0])
+            frames = outputs
+        return frames[-1]
+
+
+@case(site("layers.0", "layers.0.*", a="hidden"), site("layers.1", "layers.1.*", b="hidden"))
+class WiredLayers(nn.Module):
+    """The states of layers of different sizes are one tensor between the steps (Lechner et al. 2020)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.out = nn.ModuleList([nn.Linear(FEATURES + H, H), nn.Linear(H + 2, 2)]), nn.Linear(2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state, outputs = zeros(x, H + 2), []
+        for x_t in x.unbind(1):
+            a, b = torch.split(state, [H, 2], dim=1)
+            a = torch.tanh(self.layers[0](torch.cat((x_t, a), 1)))
+            b = torch.tanh(self.layers[1](torch.cat((a, b), 1)))
+            note(a=a, b=b)
+            outputs.append(self.out(b))
+            state = torch.cat((a, b), 1)
+        return torch.stack(outputs)

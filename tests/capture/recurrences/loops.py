@@ -167,7 +167,7 @@ class EightLinearLSTM(nn.Module):
         self.out = nn.Linear(H, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h_t = c_t = torch.zeros(x.size(0), H).to(x)
+        h_t, c_t = self.start(x), torch.zeros(x.size(0), H).to(x)
         for t in range(x.size(1)):
             x_t = x[:, t, :]
             i_t = torch.sigmoid(self.xi(x_t) + self.hi(h_t))
@@ -178,6 +178,19 @@ class EightLinearLSTM(nn.Module):
             h_t = o_t * torch.tanh(c_t)
             note(h=h_t, c=c_t)
         return self.out(h_t)
+
+    def start(self, x: Tensor) -> Tensor:
+        return torch.zeros(x.size(0), H).to(x)
+
+
+@case(site("*", h="hidden", c="cell"))
+class EightLinearLSTMWithLearnedStart(EightLinearLSTM):
+    def __init__(self) -> None:
+        super().__init__()
+        self.h_0 = nn.Parameter(torch.randn(H))
+
+    def start(self, x: Tensor) -> Tensor:
+        return self.h_0.expand(len(x), H)
 
 
 @case(site("*", h="hidden"))
@@ -602,7 +615,7 @@ class OutputOfTheStateBefore(nn.Module):
         return torch.stack(outputs, 1)
 
 
-@case(site("*", s="hidden"), refusal="cannot be matched")
+@case(site("*", s="hidden"), refusal="match")
 class FilterWithAnOutputOfTheStateBefore(OutputOfTheStateBefore):
     """The same with fixed numbers: nothing but its place tells the last output from a state."""
 
@@ -766,3 +779,50 @@ class SelectiveScan(nn.Module):
             note(h=h)
             states.append(h)
         return self.out((torch.stack(states, 1) @ c.unsqueeze(-1)).squeeze(3) + self.d * x)
+
+
+@case(site("*", h="hidden"), shape=(H + 3, T, FEATURES))
+class SparseRecurrence(TwoLinears):
+    """Weights are masked anew at every step: what is made of a weight and a constant does not enter, it is a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask_i", (torch.rand(H, FEATURES) < 0.8).float())
+        self.register_buffer("mask_h", (torch.rand(H, H) < 0.7).float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.zeros(len(x), H).to(x)
+        for x_t in x.unbind(1):
+            entering = nn.functional.linear(x_t, self.i2h.weight * self.mask_i, self.i2h.bias)
+            h = torch.tanh(entering + nn.functional.linear(h, self.h2h.weight * self.mask_h))
+            note(h=h)
+        return self.out(h)
+
+
+class Scan(nn.Module):
+    """A gated sum over time, without a recurrent weight."""
+
+    def __init__(self, name: str, inputs: int) -> None:
+        super().__init__()
+        self.project, self.name = nn.Linear(inputs, 2 * H), name
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.project(x).chunk(2, -1)
+        gate, h, states = torch.sigmoid(gate), torch.zeros(len(x), H).to(x), []
+        for t in range(x.shape[1]):
+            h = gate[:, t] * h + (1 - gate[:, t]) * value[:, t]
+            note(**{self.name: h})
+            states.append(h)
+        return torch.stack(states, 1)
+
+
+@case(site("*", below="hidden"), site("*", above="hidden"))
+class TwoScans(nn.Module):
+    """One after the other over the whole sequence, as the blocks of a state-space model are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.below, self.above = Scan("below", FEATURES), Scan("above", H)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.above(self.below(x))
