@@ -176,7 +176,8 @@ def gradient_norms(parameters: Iterable[Tensor], norm_type: float = 2.0) -> list
     listed = list(parameters)
     grads = [p.grad.detach() if p.grad is not None else None for p in listed]
     dense = [g.coalesce().values() if g is not None and g.is_sparse else g for g in grads]
-    present = [g for g in dense if g is not None]
+    # Of complex gradients, as torch's clipping has it, the norm of their moduli.
+    present = [g.abs() if g.is_complex() else g for g in dense if g is not None]
     if not present:
         return [float("nan")] * len(listed)
     measured = torch._foreach_norm(present, norm_type, dtype=torch.float64)

@@ -14,6 +14,7 @@ from torch.nn.utils import clip_grad_norm_ as imported_by_name
 
 import gradscope
 from gradscope.capture import Recorder
+from gradscope.capture.training.clipping import gradient_norms
 
 both_types = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 
@@ -209,3 +210,9 @@ def test_adaptive_clipping_acts_on_each_row_relative_to_its_weights(tmp_path: Pa
     assert event.norm_before == pytest.approx(float(raw.norm()))
     assert event.norm_after == pytest.approx(float(left.norm()))
     assert event.cosine == pytest.approx(float(torch.cosine_similarity(raw, left, dim=0)))
+
+
+def test_complex_parameters_have_the_norm_that_torch_gives_them() -> None:
+    weight = nn.Parameter(torch.tensor([3 + 4j, 0 + 12j], dtype=torch.complex128))
+    weight.grad = weight.detach().clone()
+    assert gradient_norms([weight]) == [float(torch.nn.utils.get_total_norm([weight.grad]))] == [13.0]
