@@ -42,3 +42,13 @@ def in_transform() -> bool:
     """Whether a torch.func transform is under way."""
     peek = getattr(torch._C._functorch, "peek_interpreter_stack", None)
     return peek is not None and peek() is not None
+
+
+def remove_global_hook(handle: Any) -> None:
+    """Remove a global forward hook with all that torch keeps of it.
+
+    The handle of a hook that was registered with its keyword arguments leaves an entry behind, which slows down every
+    call of every module.
+    """
+    handle.remove()
+    getattr(torch.nn.modules.module, "_global_forward_hooks_with_kwargs", {}).pop(handle.id, None)

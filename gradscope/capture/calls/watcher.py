@@ -32,7 +32,7 @@ from gradscope.capture.calls.sequence import FusedSequence, Line
 from gradscope.capture.calls.step_nodes import step_nodes
 from gradscope.capture.calls.views import behind_views
 from gradscope.capture.layers.discovery import Names, Target
-from gradscope.capture.torch_private import graph_task, in_transform, saving_is_hooked
+from gradscope.capture.torch_private import graph_task, in_transform, remove_global_hook, saving_is_hooked
 
 _COMPILE_WARNING = r"Using `torch.compile\(module\)` when there are global hooks"
 
@@ -170,9 +170,7 @@ class Watcher:
 
     def _remove(self) -> None:
         for handle in (*self._handles, *self._resting):
-            handle.remove()
-            # torch's handle forgets this one, and a leftover entry slows down every module call.
-            getattr(torch.nn.modules.module, "_global_forward_hooks_with_kwargs", {}).pop(handle.id, None)
+            remove_global_hook(handle)
         self._handles.clear()
         self._resting.clear()
         passes.ignore(self)

@@ -18,6 +18,7 @@ from gradscope.capture.calls.prehook import CannotRecordError
 from gradscope.capture.calls.views import behind_views
 from gradscope.capture.layers.discovery import Target, discover, select
 from gradscope.capture.layers.rows import Selection
+from gradscope.capture.torch_private import remove_global_hook
 from gradscope.errors import NothingToRecordError, SettingError
 from gradscope.schema import SiteInfo
 
@@ -137,7 +138,7 @@ def catching(target: Target, samples: int | None = None) -> Iterator[Caught]:
         yield caught
     finally:
         for handle in handles:
-            handle.remove()
+            remove_global_hook(handle)
 
 
 def _fused(
