@@ -8,7 +8,10 @@ from gradscope.capture.layers.discovery import Target
 from gradscope.schema import Coverage
 
 NOT_CALLED = "it was not called"
-NO_GRADIENT = "no gradient arrived at its output: the loss does not depend on it"
+NO_GRADIENT = (
+    "no gradient arrived at its output: the loss does not depend on it, or the pass failed, or it was asked for the "
+    "gradients of other tensors"
+)
 FAILED = "an error inside gradscope, counted in the run's losses: please report it"
 
 
