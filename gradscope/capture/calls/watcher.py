@@ -26,7 +26,7 @@ from gradscope.capture.calls.graph import KnownCall
 from gradscope.capture.calls.kernels import KernelCall
 from gradscope.capture.calls.lineage import Lineage, edges_of
 from gradscope.capture.calls.passes import Pass
-from gradscope.capture.calls.prehook import CannotRecordError, guarded, on_arrival
+from gradscope.capture.calls.prehook import TRANSFORMED, CannotRecordError, guarded, on_arrival
 from gradscope.capture.calls.searching import Search
 from gradscope.capture.calls.sequence import FusedSequence, Line
 from gradscope.capture.calls.step_nodes import step_nodes
@@ -219,6 +219,8 @@ class Watcher:
             self.guarded(target, lambda: self._deliver_whole(target, use, done, task))
 
         def tap() -> None:
+            if in_transform():
+                raise CannotRecordError(TRANSFORMED)
             if not args:
                 raise CannotRecordError("its input is passed by keyword: pass it by position to have it recorded")
             assert target.adapter is not None
@@ -256,8 +258,10 @@ class Watcher:
         self.guarded(target, lambda: self._observe(target, args, kwargs, output))
 
     def _observe(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        kernel = self._pending.pop(id(target.module), None)
+        if in_transform():
+            raise CannotRecordError(TRANSFORMED)
         if target.kind == "fused":
-            kernel = self._pending.pop(id(target.module), None)
             if not overrides_forward(target.module):
                 self._observe_fused(target, args, kwargs, output)
             elif kernel is not None:
