@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -25,6 +25,9 @@ class Piece:
     use: int
     parts: dict[str, Adjoints]
     rows: Tensor
+    #: What the pass began from, as gradients of the outputs of its chunk, and what the loss was multiplied with.
+    given: tuple[Tensor, ...] = ()
+    scale: float = 1.0
 
 
 def by_module(pieces: Sequence[Piece]) -> list[list[Piece]]:
@@ -44,8 +47,12 @@ def in_rows(chunks: Sequence[Piece]) -> list[list[Piece]] | None:
             rows[-1].append(piece)
         else:
             rows.append([piece])
-    begins = [row[0].line.carried == 0 or isinstance(row[0].line, FoundSequence) for row in rows]
-    return None if len(rows) > 1 and not all(begins) else rows
+    return None if len(rows) > 1 and not all(_may_begin(row[0].line) for row in rows) else rows
+
+
+def _may_begin(line: Line) -> bool:
+    """Whether the first chunk that is known of a sequence can be its first."""
+    return not line.marked if isinstance(line, FoundSequence) else line.carried == 0
 
 
 def whole(row: Sequence[Piece], use: int) -> Piece:
@@ -67,7 +74,24 @@ def _goes_on(earlier: Piece, later: Piece) -> bool:
         handed, last = later.parts[site].initial_hidden, adjoints.hidden
         if handed is None or last is None or handed.shape != last[-1].shape:
             return False
-        # What the later one hands back is what arrives at the last state of the earlier one.
-        if not bool(((handed.double() - last[-1].double()).abs() <= 1e-5 * last[-1].abs().max()).all()):
+        # What the later one hands back is what the earlier one is given for its last state, or all that arrives there.
+        if not any(_equal(handed, of) for of in (last[-1], *_for_states(earlier, handed))):
             return False
     return True
+
+
+def _equal(handed: Tensor, given: Tensor) -> bool:
+    given = given.double()
+    return bool(((handed.double() - given).abs() <= 1e-5 * given.abs().max()).all())
+
+
+def _for_states(piece: Piece, like: Tensor) -> Iterator[Tensor]:
+    """Yield what a chunk was given for outputs that have the shape of a state, of the rows that are recorded."""
+    for given in piece.given:
+        for axis in range(given.dim()):
+            if axis <= 1 and given.shape[axis] > int(piece.rows.max()):
+                of_rows = given.index_select(axis, piece.rows.to(given.device)).squeeze() / piece.scale
+                if of_rows.shape == like.squeeze().shape:
+                    yield of_rows.reshape(like.shape)
+        if given.squeeze().shape == like.squeeze().shape:
+            yield given.reshape(like.shape) / piece.scale

@@ -33,6 +33,8 @@ class FoundSequence(Line):
         States that are left out because the graph does not show them at every step.
     skipped, beyond : int
         Steps at the beginning and at the end whose states no graph shows.
+    marked : bool
+        Whether the user named the state: what it starts from is not known then.
     """
 
     info: SiteInfo
@@ -50,6 +52,7 @@ class FoundSequence(Line):
     incomplete: tuple[str, ...] = ()
     skipped: int = 0
     beyond: int = 0
+    marked: bool = False
 
     @property
     def steps(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -205,7 +205,7 @@ class Search:
         if not isinstance(sequence, FoundSequence):
             return sequence
         sequence.told = self._saying.failing(target)
-        sequence.done = self._done
+        sequence.done, sequence.marked = self._done, not found.anchors
         hook(graph, found, sequence)
         self._saying.missing(graph, target, found, sequence)
         carried = self._windows.carried(graph, found, name, sequence, seen=not self.saving_is_hooked)
@@ -231,6 +231,8 @@ class Search:
                 if of.outer is None:
                     break
                 first = next((h for p, h in self._under_way if p is of.outermost()), hooked)
+                given = tuple(g.detach() for g in of.root_gradients if isinstance(g, Tensor) and g.dim())
+                piece = replace(piece, given=given, scale=self._listener.loss_scale())
                 first.pieces.append(piece)
                 return
         self._hand_over(piece, task)

@@ -46,6 +46,8 @@ class Line:
     mixed : bool
         Whether a state between two calls is used elsewhere too, or may be: what reached it from above cannot be told
         then.
+    again : bool
+        Whether its calls were made during a backward pass: by a checkpoint.
     unfollowed : str
         Why the rows cannot be followed from call to call; empty where they can.
     """
@@ -60,6 +62,7 @@ class Line:
     tasks: set[int] = field(default_factory=set)
     delivered: bool = False
     mixed: bool = True
+    again: bool = False
     unfollowed: str = ""
     gradients: dict[int, dict[Any, Tensor]] = field(default_factory=dict)
     graphed: set[int] = field(default_factory=set)

@@ -354,7 +354,7 @@ class Watcher:
             sequence = cells.open_sequence(target, after, self._listener.samples)
             nodes = [behind.tensor.grad_fn for behind in behind_views(dict(enumerate(after))).values()]  # type: ignore[arg-type]
             sequence.carry_only = len(nodes) > 1 and nodes[0] is nodes[1]
-            sequence.carried, sequence.told = carried, self._telling(target)
+            sequence.carried, sequence.told, sequence.again = carried, self._telling(target), graph_task() != -1
             sequence.done = self._delivering(self._deliver_cell)
             sequence.use = self._listener.opened(target)
             self._follows(before, given or (), sequence)
@@ -367,10 +367,15 @@ class Watcher:
         self._latest[target.path] = sequence
 
     def _parts(self, target: Target, given: tuple[Tensor, ...]) -> bool:
-        """Whether a state is given to a cell that has been given it before: only the graph tells which call goes on."""
+        """Whether a state is given to a cell that has been given it before: only the graph tells which call goes on.
+
+        A checkpoint gives a state once more when it runs its chunk again, which is no other way.
+        """
         calls = self._lineage.before([state for state in given if state.grad_fn is not None])
         own = [call for call in calls if call.owner.target is target]
-        return bool(own) and max(call.position for call in own) < len(own[0].owner.calls) - 1
+        if not own or own[0].owner.again != (graph_task() != -1):
+            return False
+        return max(call.position for call in own) < len(own[0].owner.calls) - 1
 
     def _leave_to_data_flow(self, target: Target) -> None:
         """Let the calls of a cell in this step be found like any other recurrence."""
@@ -395,8 +400,10 @@ class Watcher:
             inside = graph_task() != -1
             return (latest if joins and not inside else None), carried
         calls = self._lineage.before(graphed)
+        if not calls:  # made of leaves: in a chunk of a checkpoint that is run again, also of states that were left
+            return None, max(self._lineage.steps_before(target.path, given), 0) if graph_task() != -1 else 0
         if len({id(call.owner) for call in calls}) != 1:
-            return None, -1 if calls else 0
+            return None, -1
         calls.sort(key=lambda call: -call.position)  # a mask lets the state of some rows pass: h = m·h_new + (1 − m)·h
         line, position = calls[0].owner, calls[0].position
         last = len(line.calls) - 1
