@@ -173,6 +173,12 @@ def _rows_of(state: Any, rows: Tensor) -> Any:
     return tuple(_rows_of(part, rows) for part in state)
 
 
+EDITS_INPUT = (
+    "it edits its input in place, so that the gradient through it alone is no tensor's: pass it a copy "
+    "(x.clone()) to have it recorded"
+)
+
+
 @dataclass
 class InputTap:
     """The input of a black box: a copy the module is given instead, whose gradient is ∂L/∂x through it alone."""
@@ -217,8 +223,8 @@ def tap_input(
     samples: int | None,
     done: Callable[[InputTap, int], None],
     told: Callable[[Exception], None],
-) -> Tensor:
-    """Return a copy of ``x`` to hand to the module, watched.
+) -> tuple[Tensor, InputTap]:
+    """Return a copy of ``x`` to hand to the module, and what watches it.
 
     A copy, because the gradient of ``x`` itself would include its other uses, and data does not require one.
     """
@@ -242,4 +248,10 @@ def tap_input(
 
     assert copied.grad_fn is not None
     on_arrival(copied.grad_fn, [(0, "input", None)], tap)
-    return copied
+    return copied, tap
+
+
+def edit_too(x: Tensor, copied: Tensor) -> None:
+    """Do to the input of a black box what the box did to the copy that it was given."""
+    with torch.set_grad_enabled(x.requires_grad):
+        x.copy_(copied)

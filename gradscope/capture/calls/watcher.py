@@ -20,7 +20,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from gradscope.adjoint import Adjoints, Keep
 from gradscope.capture.calls import cells, kernels, marks, passes
-from gradscope.capture.calls.custom import InputTap, LayerCall, open_layer_call, tap_input
+from gradscope.capture.calls.custom import EDITS_INPUT, InputTap, LayerCall, edit_too, open_layer_call, tap_input
 from gradscope.capture.calls.fused import FusedCall, open_call, overrides_forward
 from gradscope.capture.calls.graph import KnownCall
 from gradscope.capture.calls.kernels import KernelCall
@@ -108,6 +108,8 @@ class Watcher:
         self._search = Search(names, targets, listener, self._lineage)
         self._called: Counter[int] = Counter()
         self._pending: dict[int, KernelCall] = {}
+        # What black boxes that run now would have been given, and what they were given instead.
+        self._handed: dict[int, tuple[Tensor, Tensor, int, InputTap]] = {}
         self._fused = [target for target in targets if target.kind == "fused"]
         # How far back it is worth while to watch the timesteps of a module: to where its adjoints fade in float32.
         self._reach: dict[str, int] = {}
@@ -182,6 +184,7 @@ class Watcher:
         """Drop what belongs to the step that ended."""
         self._rng.clear()
         self._pending.clear()
+        self._handed.clear()
         self._called.clear()
         self._latest.clear()
         self._lineage.forget()
@@ -213,12 +216,12 @@ class Watcher:
 
     def _tap(self, target: Target, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Give a black box a watched copy of its input."""
-        given: list[Any] = []
+        given: list[Tensor] = []
 
         def finished(done: InputTap, task: int) -> None:
             self.guarded(target, lambda: self._deliver_whole(target, use, done, task))
 
-        def tap() -> None:
+        def hand() -> None:
             if in_transform():
                 raise CannotRecordError(TRANSFORMED)
             if not args:
@@ -226,13 +229,23 @@ class Watcher:
             assert target.adapter is not None
             samples = self._listener.samples
             told = self._telling(target)
-            given.append(tap_input(target.module, target.adapter, args[0], samples, finished, told))
+            copied, tap = tap_input(target.module, target.adapter, args[0], samples, finished, told)
+            self._handed[id(target.module)] = args[0], copied, copied._version, tap
+            given.append(copied)
 
-        self.guarded(target, tap)
+        self.guarded(target, hand)
         if not given:
             return None
         use = self._listener.opened(target)
         return (given[0], *args[1:])
+
+    def _edited(self, target: Target) -> None:
+        """Where a black box has edited its input in place, let the user's own tensor be edited as well."""
+        x, copied, version, tap = self._handed.pop(id(target.module))
+        if copied._version != version:
+            edit_too(x, copied)
+            tap.done = _not_delivered
+            raise CannotRecordError(EDITS_INPUT)
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if torch.is_grad_enabled():
@@ -249,6 +262,8 @@ class Watcher:
             if type(module) in self._classes and getattr(module, "_is_replica", False):
                 self._replica(module)
             return
+        if id(module) in self._handed:
+            self.guarded(target, lambda: self._edited(target))
         if torch.is_grad_enabled():
             self._observe_call(target, args, kwargs, output)
         elif target.kind in ("fused", "cell"):
@@ -543,6 +558,10 @@ class Watcher:
 
 # Outputs of a fused call: of all timesteps, and the states it leaves.
 _FUSED_SLOTS = {"grad_output": 0, "grad_hn": 1, "grad_cn": 2}
+
+
+def _not_delivered(*_: object) -> None:
+    """Let what arrived go."""
 
 
 def _runs_with(module: Any, call: KernelCall) -> bool:

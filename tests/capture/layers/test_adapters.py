@@ -235,3 +235,41 @@ def test_tokens_have_no_gradient_and_coverage_says_so(tmp_path: Path) -> None:
         "has no gradient; name the module after the embedding"
         in gradscope.open_run(recorder.run_dir).coverage[0].reason
     )
+
+
+class Edits(nn.Module):
+    """Its box edits what it is given, which is used beside the box as well."""
+
+    def __init__(self, copies: bool) -> None:
+        super().__init__()
+        self.embed, self.box, self.copies = (
+            nn.Linear(3, 4),
+            nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 4)),
+            copies,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        embedded = x.clone() if self.copies else self.embed(x)
+        return self.box(embedded) + embedded.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("of_data", [False, True])
+def test_a_black_box_that_edits_its_input_edits_it_recorded_too(of_data: bool, tmp_path: Path) -> None:
+    plain = Edits(of_data)
+    if of_data:
+        plain.box[1] = nn.Linear(3, 4)
+    recorded, x = copy.deepcopy(plain), torch.randn(5, 9, 3)
+    loss = plain(x).pow(2).sum()
+    loss.backward()
+    with gradscope.record(recorded, tmp_path / "run", every=1, sites=["box"]) as recorder:
+        again = recorded(x).pow(2).sum()
+        again.backward()
+        recorder.step()
+    assert again.item() == loss.item()
+    for own, other in zip(plain.parameters(), recorded.parameters(), strict=True):
+        assert (own.grad is None) == (other.grad is None)
+        assert own.grad is None or torch.equal(own.grad, other.grad)  # type: ignore[arg-type]
+    run = gradscope.open_run(tmp_path / "run")
+    assert run.lost == {}
+    assert run.n_records == 0
+    assert ["edits its input in place" in line.reason for line in run.coverage] == [True]
