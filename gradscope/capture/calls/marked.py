@@ -10,9 +10,11 @@ from torch import Tensor
 
 from gradscope.capture.calls.graph import Graph, KnownCall
 from gradscope.capture.calls.lineage import Lineage
+from gradscope.capture.calls.prehook import TRANSFORMED
 from gradscope.capture.calls.recurrences.find import of_marks
 from gradscope.capture.calls.recurrences.recurrence import Place, Recurrence
 from gradscope.capture.calls.saying import Saying
+from gradscope.capture.torch_private import is_transformed
 from gradscope.schema import SiteInfo
 
 if TYPE_CHECKING:
@@ -46,6 +48,9 @@ class MarkedStates:
 
     def mark(self, name: str, state: Tensor) -> None:
         """Take a state that the user named."""
+        if is_transformed(state):
+            self._listener.missed(self._saying.target(SiteInfo(name, name, "", "")), TRANSFORMED)
+            return
         if state.grad_fn is None:
             return
         shape = tuple(state.shape)

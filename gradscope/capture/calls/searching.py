@@ -87,7 +87,6 @@ class Search:
         """Note that a module was called inside torch.func, with values that are not seen."""
         if id(module) in self._ours:
             self._transformed = True
-            self._saying.of_model(IN_TRANSFORM)
 
     def quietly_called(self, module: nn.Module, output: Any) -> None:
         """Note what a module of the user's own returned without a graph: burn-in before the recorded steps."""
@@ -104,6 +103,12 @@ class Search:
         """Walk the graph of a pass and set hooks on the states of its recurrences."""
         hooked = _Hooked()
         self._under_way.append((begun, hooked))
+        self._set_up(begun, hooked, called)
+        if self._transformed and not hooked.sequences:  # vmap alone leaves a graph in which a loop is found
+            self._saying.of_model(IN_TRANSFORM)
+
+    def _set_up(self, begun: Pass, hooked: _Hooked, called: Counter[int]) -> None:
+        """Look at the graph of a pass: what is in it, and what cannot be recorded of it."""
         second_order = self._graphed
         self._graphed |= begun.create_graph
         if any(getattr(root, "is_sparse", False) for root in begun.roots):

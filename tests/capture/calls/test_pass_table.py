@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 import gradscope
-from gradscope.capture.calls.prehook import SECOND_ORDER
+from gradscope.capture.calls.prehook import SECOND_ORDER, TRANSFORMED
 
 DOUBLE = torch.float64
 T, B, FEATURES, H = 6, 3, 2, 4
@@ -447,7 +447,8 @@ def test_a_pass_is_exact_or_has_a_reason_and_training_is_untouched(call: str, na
     lines = [(line.site, line.reason) for line in run.coverage if line.status == "missing"]
     site = CALLS[call][1]
     if (call, name) == ("marked", "func.vmap"):
-        site = "layer"  # a mark inside a transform is not seen; the loop is found by data flow
+        assert ("memory", TRANSFORMED) in lines
+        site = "layer"  # the loop is found by data flow
     if (call, name) in REFUSED or (call, name) in REASONS:
         assert run.n_records == 0
         pattern = REASONS.get((call, name), "")
@@ -457,6 +458,8 @@ def test_a_pass_is_exact_or_has_a_reason_and_training_is_untouched(call: str, na
         assert run.n_records == 0
         assert any(reason == SECOND_ORDER for _, reason in lines), lines
         run = run.apart
+    else:
+        assert not [line for line in lines if line[0] == "model"]
     names = {"hidden"} if site == "memory" else set(truths[0]) - {"input"}
     assert run.sites == (site,)
     assert _states(run, site) == names
