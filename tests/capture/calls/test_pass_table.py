@@ -474,3 +474,20 @@ def test_a_pass_is_exact_or_has_a_reason_and_training_is_untouched(call: str, na
 
 def test_every_exception_of_the_table_is_a_cell_of_it() -> None:
     assert {*REASONS, *REFUSED} <= set(CELLS)
+
+
+@pytest.mark.parametrize("call", ["LSTM", "LSTM by step", "LSTMCell", "loop"])
+def test_chunks_of_a_checkpoint_are_one_sequence_for_some_rows_in_float32(call: str, tmp_path: Path) -> None:
+    build, site = CALLS[call]
+    model, x = build(), torch.randn(T, B, FEATURES)
+    twin = twin_of(copy.deepcopy(model).double(), x.double())
+    with gradscope.record(model, tmp_path / "run", every=1, samples=2) as recorder:
+        PASSES["reentrant checkpoint"](model, x)
+        recorder.step()
+    run = gradscope.open_run(tmp_path / "run")
+    assert run.sites == (site,)
+    rows = run.rows(site)[0]
+    assert len(rows) == 2
+    truth = twin.norms(first_loss(twin.values))
+    for quantity in ("hidden", "cell"):
+        np.testing.assert_allclose(run.array(site, quantity)[0], truth[quantity][rows], rtol=1e-4)
