@@ -6,6 +6,7 @@ Variants of a configuration take turns within every repetition, so that a slow m
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import platform
 import resource
@@ -15,7 +16,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 import gradscope
+from gradscope.capture.calls.searching import Search
 
 CONFIGS = {
     "c1": (32, 100, 128, 64),
@@ -37,6 +40,8 @@ KINDS: dict[str, tuple[type[nn.RNNBase], type[nn.RNNCellBase]]] = {
 }
 #: Timesteps beyond which torchlens would take minutes for a pass.
 LONGEST_FOR_TORCHLENS = 100
+# Repetitions that are left out at the beginning of a row.
+_WARM_UP = 3
 COLUMNS = {
     "samples8": "recorded, 8 sequences",
     "full": "recorded, whole batch",
@@ -77,6 +82,101 @@ class Loop(nn.Module):
                 self.states.append(s)
             outputs.append(state[0] if isinstance(state, tuple) else state)
         return torch.stack(outputs), state
+
+
+class OwnLSTM(nn.Module):
+    """An LSTM as written by hand: two products and the gates, in a Python loop."""
+
+    def __init__(self, size: int, hidden: int) -> None:
+        super().__init__()
+        self.i2h, self.h2h = nn.Linear(size, 4 * hidden), nn.Linear(hidden, 4 * hidden)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        h = c = x.new_zeros(x.shape[1], self.h2h.in_features)
+        outputs = []
+        for x_t in x:
+            i, f, g, o = (self.i2h(x_t) + self.h2h(h)).chunk(4, 1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+            outputs.append(h)
+        return torch.stack(outputs), (h, c)
+
+
+class Stepped(nn.Module):
+    """A fused layer called once a timestep, as a decoder is; or a cell."""
+
+    def __init__(self, recurrent: nn.RNNBase | nn.RNNCellBase) -> None:
+        super().__init__()
+        self.recurrent = recurrent
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Any]:
+        state, outputs = None, []
+        for x_t in x:
+            if isinstance(self.recurrent, nn.RNNCellBase):
+                state = self.recurrent(x_t, state)
+                outputs.append(state[0] if isinstance(state, tuple) else state)
+            else:
+                output, state = self.recurrent(x_t[None], state)
+                outputs.append(output[0])
+        return torch.stack(outputs), state
+
+
+@dataclass(frozen=True)
+class Written:
+    """One way to write a recurrence, and what a recorded step of it may cost.
+
+    Attributes
+    ----------
+    name : str
+    make : callable
+        From the sizes of input and hidden state to the recurrent part.
+    ratio : float
+        Most that a recorded step may cost, over the plain one.
+    share : float
+        Most that looking for recurrences may take of a recorded step.
+    """
+
+    name: str
+    make: Callable[[int, int], nn.Module]
+    ratio: float
+    share: float
+
+
+WRITTEN = {
+    "loop": Written("LSTM written by hand in a loop", OwnLSTM, 1.15, 0.15),
+    "stepped": Written("`nn.LSTM`, one call a timestep", lambda i, h: Stepped(nn.LSTM(i, h)), 1.25, 0.02),
+    "cell": Written("`nn.LSTMCell` in a loop", lambda i, h: Stepped(nn.LSTMCell(i, h)), 1.25, 0.02),
+    "rnn": Written("`nn.RNN`, one call", nn.RNN, 1.20, 0.02),
+    "gru": Written("`nn.GRU`, one call", nn.GRU, 1.10, 0.02),
+    "lstm": Written("`nn.LSTM`, one call", nn.LSTM, 1.25, 0.02),
+}
+#: Those that torchlens can follow, as torch makes a node of every operation there.
+FOR_TORCHLENS = ("loop", "cell")
+
+
+class Searching:
+    """Add up the CPU time that looking for recurrences takes, at the beginning and the end of every backward pass."""
+
+    def __init__(self) -> None:
+        self.spent = 0.0
+
+    def __enter__(self) -> Searching:
+        self._original = Search.begin, Search.end
+        Search.begin, Search.end = map(self._timed, self._original)  # type: ignore[method-assign]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        Search.begin, Search.end = self._original  # type: ignore[method-assign]
+
+    def _timed(self, method: Callable[..., None]) -> Callable[..., None]:
+        def timed(*arguments: Any) -> None:
+            begin = time.process_time()
+            try:
+                method(*arguments)
+            finally:
+                self.spent += time.process_time() - begin
+
+        return timed
 
 
 class Loss(nn.Module):
@@ -190,26 +290,27 @@ class Bench:
         """Return one forward and backward pass of the cell loop with every gradient kept by torchlens, if it can."""
         if self.loop is None or len(self.x) > LONGEST_FOR_TORCHLENS:
             return None
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                import torchlens
-                from torchlens.options import CaptureOptions
-        except ImportError:
-            return None
-        asked = CaptureOptions(
-            unwrap_when_done=True, save_grads="all", backward_ready=True, recurrence_detection=False
-        )  # fmt: skip
-        model = Loss(self.loop)
+        return _torchlens(Loss(self.loop), self.x)
 
-        def trace() -> None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                found = torchlens.trace(model, self.x, capture=asked)
-                found.log_backward(found[found.output_layers[0]].out)
-            assert found.num_saved_grad_ops >= len(self.x), "torchlens did not keep the gradient of every timestep"
 
-        return trace
+def _torchlens(model: Loss, x: Tensor) -> Callable[[], None] | None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import torchlens
+            from torchlens.options import CaptureOptions
+    except ImportError:
+        return None
+    asked = CaptureOptions(unwrap_when_done=True, save_grads="all", backward_ready=True, recurrence_detection=False)
+
+    def trace() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = torchlens.trace(model, x, capture=asked)
+            found.log_backward(found[found.output_layers[0]].out)
+        assert found.num_saved_grad_ops >= len(x), "torchlens did not keep the gradient of every timestep"
+
+    return trace
 
 
 def measure(kind: str, config: str, deep: bool, seconds: float, device: str) -> dict[str, list[float]]:
@@ -234,6 +335,66 @@ def measure(kind: str, config: str, deep: bool, seconds: float, device: str) -> 
         found["torchlens"] = [bench.timed(trace) / statistics.median(found["plain"])]
     bench.close()
     return found
+
+
+def measure_written(way: str, config: str, repetitions: int, torchlens: bool = True) -> dict[str, list[float]]:
+    """Return what a recorded step of a recurrence costs that is written in this way.
+
+    Of every repetition: the plain step in CPU seconds, the recorded step over it in CPU and in wall time, the share
+    of the recorded step in which recurrences are looked for, and a step between recorded ones.
+    """
+    batch, steps, hidden, size = CONFIGS[config]
+    torch.manual_seed(0)
+    x = torch.randn(steps, batch, size)
+    model = Net(WRITTEN[way].make(size, hidden), hidden)
+    twin = copy.deepcopy(model)  # never recorded
+    optimizers = {each: torch.optim.SGD(each.parameters(), lr=1e-6) for each in (model, twin)}
+
+    def step(of: nn.Module) -> tuple[float, float]:
+        begin = time.process_time(), time.perf_counter()
+        optimizers[of].zero_grad()
+        of(x).pow(2).mean().backward()
+        optimizers[of].step()
+        return time.process_time() - begin[0], time.perf_counter() - begin[1]
+
+    found: dict[str, list[float]] = {name: [] for name in ("plain", "cpu", "wall", "search", "between")}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Searching() as searching,
+        gradscope.record(model, Path(folder) / "run", optimizer=optimizers[model], every=3),
+    ):
+        for repetition in range(repetitions + _WARM_UP):
+            searching.spent = 0.0
+            recorded = step(model)
+            spent = searching.spent
+            plain, between = step(twin), step(model)
+            step(model)  # at its end the recorder wakes up
+            if repetition >= _WARM_UP:
+                found["plain"].append(plain[0])
+                found["cpu"].append(recorded[0] / plain[0])
+                found["wall"].append(recorded[1] / plain[1])
+                found["search"].append(spent / recorded[0])
+                found["between"].append(between[0] / plain[0])
+    if torchlens and way in FOR_TORCHLENS and (trace := _torchlens(Loss(twin), x)) is not None:
+        begin = time.process_time()
+        trace()
+        found["torchlens"] = [(time.process_time() - begin) / statistics.median(found["plain"])]
+    return found
+
+
+def _written_row(way: str, config: str, found: dict[str, list[float]]) -> str:
+    of = WRITTEN[way]
+    search = statistics.median(found["search"])
+    cells = [of.name, f"({', '.join(map(str, CONFIGS[config]))})", f"{statistics.median(found['plain']) * 1e3:.1f} ms"]
+    cells += [_cell(found["cpu"]), f"{of.ratio:.2f}", _cell(found["wall"]), f"{search:.1%}", f"{of.share:.0%}"]
+    cells += [_cell(found["between"]), _cell(found.get("torchlens")), str(len(found["cpu"]))]
+    return _line(cells)
+
+
+WRITTEN_COLUMNS = (
+    *("written as", "(B, T, H, I)", "plain step", "recorded, CPU time", "target", "recorded, wall time"),
+    *("share of the search", "target", "between recorded steps", "torchlens", "repetitions"),
+)
 
 
 def memory(steps: int, warm_up: int = 500) -> dict[str, float]:
@@ -316,7 +477,7 @@ def _row(kind: str, config: str, deep: bool, found: dict[str, list[float]]) -> s
     for name in COLUMNS:
         cells.append(_cell(found.get(name)))
     cells.append(str(len(found["plain"])))
-    return "| " + " | ".join(cells) + " |"
+    return _line(cells)
 
 
 def _cell(values: list[float] | None) -> str:
@@ -346,15 +507,31 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path, help="write every measured value here")
     parser.add_argument("--peak", nargs=2, metavar=("KIND", "VARIANT"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--written", choices=WRITTEN, nargs="*", help="only the ways to write a recurrence; all without names"
+    )
+    parser.add_argument("--repetitions", type=int, default=20, help="of each way to write a recurrence")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if options.peak:
         print(json.dumps(peak(*options.peak)))
         return
     print(f"{_processor()}, torch {torch.__version__}, Python {platform.python_version()}, one thread\n", flush=True)
+    everything: dict[str, Any] = {}
+    if options.written is None:
+        _fused_rows(options, everything)
+    if options.device == "cpu":
+        print("\n" + _line(WRITTEN_COLUMNS) + "\n|" + "---|" * len(WRITTEN_COLUMNS), flush=True)
+        for way in options.written or WRITTEN:
+            found = everything[way] = measure_written(way, "c1", options.repetitions)
+            print(_written_row(way, "c1", found), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(everything, indent=1))
+
+
+def _fused_rows(options: argparse.Namespace, everything: dict[str, Any]) -> None:
     header = ["layer", "(B, T, H, I)", "plain step", *COLUMNS.values(), "repetitions"]
-    print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
-    everything = {}
+    print(_line(header) + "\n|" + "---|" * len(header))
     for deep in (False,) if options.shallow else (False, True):
         for kind in options.only:
             for config in options.config:
@@ -362,13 +539,14 @@ def main(arguments: list[str] | None = None) -> None:
                 everything[f"{kind} {config}{' deep' if deep else ''}"] = found
                 print(_row(kind, config, deep, found), flush=True)
     if options.memory_steps and options.device == "cpu":
-        grown = memory(options.memory_steps)
-        everything["memory"] = grown  # type: ignore[assignment]
+        grown = everything["memory"] = memory(options.memory_steps)
         print(f"\nResident memory over {grown['steps']} recorded steps: {grown['growth_mb']:+.1f} MB\n", flush=True)
-        everything["peaks"] = peaks()  # type: ignore[assignment]
-        print(_peak_table(everything["peaks"]))  # type: ignore[arg-type]
-    if options.json:
-        options.json.write_text(json.dumps(everything, indent=1))
+        everything["peaks"] = peaks()
+        print(_peak_table(everything["peaks"]))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 if __name__ == "__main__":
