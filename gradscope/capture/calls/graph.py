@@ -5,6 +5,7 @@ Calls of known layers stand in it as one node each: the walk steps over what is 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,7 +90,11 @@ class Graph:
 
     def _made_of_weights(self, index: int, made: list[bool]) -> bool:
         """Whether a node computes a weight of weights; a mask may take part, but nothing with a batch."""
-        name, consumed = self.names[index], self.inputs[index]
+        consumed = self.inputs[index]
+        for child, _ in consumed:  # as in nearly all nodes
+            if child >= 0 and not made[child]:
+                return False
+        name = self.names[index]
         if name.startswith(("Embedding", "Expand", "Repeat", CALL)):
             return False
         if all(child >= 0 and made[child] for child, _ in consumed):
@@ -141,7 +146,8 @@ def walk(roots: Iterable[Any], known: Known | None = None, limit: int = NODE_LIM
         Calls to step over, by the sequence numbers of the nodes that made their outputs.
     limit : int
     """
-    known = {} if known is None else known
+    if known is not None and not known:
+        known = None
     edges: dict[Any, tuple[tuple[Any, int], ...]] = {}
     order: dict[Any, int] = {}
     calls: dict[Any, KnownCall] = {}
@@ -151,49 +157,69 @@ def walk(roots: Iterable[Any], known: Known | None = None, limit: int = NODE_LIM
         if node in edges or node in calls:
             continue
         number = node._sequence_nr()
-        call = known.get(number) if known else None
+        call = None if known is None else known.get(number)
         if call is None:
-            order[node], edges[node] = number, node.next_functions
-            following = edges[node]
+            order[node] = number
+            following = edges[node] = node.next_functions
         else:
             calls[node] = call
             order[call] = max(number, order.get(call, 0))
             following = edges[call] = (*call.input_edges, *call.state_edges)
-        todo.extend([child for child, _ in following if child is not None])
+        for child, _ in following:
+            if child is not None:
+                todo.append(child)
         if len(edges) > limit:
             return None
-    _look_through(edges)
-    leaves = [node for node in edges if hasattr(node, "variable")]
+    names = {node: CALL + node.name if isinstance(node, KnownCall) else node.name() for node in edges}
+    _look_through(edges, names)
+    leaves = [node for node in edges if names[node] == _LEAF]
     held = set(leaves)
     inner = sorted((node for node in edges if node not in held), key=order.__getitem__)
-    return _ordered(leaves, inner, edges, calls) or _ordered(leaves, _sorted(inner, held, edges, calls), edges, calls)
+    for ordered in (inner, None):
+        graph = _ordered(leaves, ordered or _sorted(inner, held, edges, calls), edges, calls, names)
+        if graph is not None:
+            return graph
+    return None
 
 
-def _look_through(edges: dict[Any, tuple[tuple[Any, int], ...]]) -> None:
+# Name of the node at which the gradient of a leaf arrives.
+_LEAF = "torch::autograd::AccumulateGrad"
+
+
+def _look_through(edges: dict[Any, tuple[tuple[Any, int], ...]], names: Mapping[Any, str]) -> None:
     """Let who takes one part of what was put together read that part itself: ``torch.stack((h, c))`` then ``state[0]``.
 
     A part that is taken goes; so does what was put together, where nobody uses it whole.
     """
     parts: dict[tuple[Any, int], tuple[Any, int]] = {}
     for node, consumed in edges.items():
-        if isinstance(node, KnownCall) or len(consumed) != 1 or consumed[0][0] is None:
+        if len(consumed) != 1:
             continue
         source = consumed[0][0]
-        if isinstance(source, KnownCall) or source not in edges:
+        if not names.get(source, "").startswith(_TOGETHER) or isinstance(node, KnownCall):
             continue
         members = taken(node, source, edges[source])
         parts.update({(node, nr): part for nr, part in members.items()})
     if not parts:
         return
-    for node, consumed in list(edges.items()):
-        if any(edge in parts for edge in consumed):
-            edges[node] = tuple(_followed(parts, edge) for edge in consumed)
-    used = {child for consumed in edges.values() for child, _ in consumed}
-    for node in {node for node, _ in parts}:
-        if node not in used:
+    heads = {node for node, _ in parts}
+    uses: Counter[Any] = Counter()
+    for node, consumed in edges.items():
+        for child, _ in consumed:
+            if child in heads:
+                consumed = edges[node] = tuple([_followed(parts, edge) for edge in consumed])
+                break
+        uses.update([child for child, _ in consumed])
+    for node in heads:
+        if not uses[node]:
             ((source, _),) = edges.pop(node)
-            if not any(child is source for consumed in edges.values() for child, _ in consumed):
-                edges.pop(source, None)
+            uses[source] -= 1
+            if not uses[source]:
+                uses.subtract([child for child, _ in edges.pop(source, ())])
+
+
+# What puts tensors together.
+_TOGETHER = ("StackBackward", "CatBackward")
 
 
 def _followed(parts: dict[tuple[Any, int], tuple[Any, int]], edge: tuple[Any, int]) -> tuple[Any, int]:
@@ -254,7 +280,11 @@ def _number(value: Any, size: int) -> int:
 
 
 def _ordered(
-    leaves: list[Any], inner: list[Any], edges: dict[Any, tuple[tuple[Any, int], ...]], calls: dict[Any, KnownCall]
+    leaves: list[Any],
+    inner: list[Any],
+    edges: dict[Any, tuple[tuple[Any, int], ...]],
+    calls: dict[Any, KnownCall],
+    names: Mapping[Any, str],
 ) -> Graph | None:
     """Number the nodes; None where one would come before what it consumed."""
     nodes = [*leaves, *inner]
@@ -275,8 +305,8 @@ def _ordered(
                 return None
             consumed.append((at, nr))
         inputs.append(tuple(consumed))
-    names = [CALL + node.name if isinstance(node, KnownCall) else node.name().rpartition("::")[2] for node in nodes]
-    return Graph(nodes, names, inputs, {index[leaf]: leaf.variable for leaf in leaves}, len(leaves))
+    short = [names[node] if isinstance(node, KnownCall) else names[node].rpartition("::")[2] for node in nodes]
+    return Graph(nodes, short, inputs, {index[leaf]: leaf.variable for leaf in leaves}, len(leaves))
 
 
 def _sorted(

@@ -7,11 +7,13 @@ nothing costs anything between recorded steps.
 
 from __future__ import annotations
 
+import gc
 import sys
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -196,7 +198,8 @@ class Watcher:
         """Look for recurrences in the graph of a backward pass, and set hooks on their states."""
         for key in list(self._pending):
             self._past_the_hooks(self._pending.pop(key))
-        guarded(self._search.failed, lambda: self._search.begin(begun, self._called))
+        with uncollected():
+            guarded(self._search.failed, lambda: self._search.begin(begun, self._called))
 
     def pass_ends(self, ended: Pass) -> None:
         """Take the hooks off again."""
@@ -422,7 +425,9 @@ class Watcher:
         calls.sort(key=lambda call: -call.position)  # a mask lets the state of some rows pass: h = m·h_new + (1 − m)·h
         line, position = calls[0].owner, calls[0].position
         last = len(line.calls) - 1
-        behind = sum(getattr(call, "steps", 1) for call in line.calls[: position + 1]) if line.calls else line.steps
+        behind = line.steps
+        if position < last:
+            behind = sum(getattr(call, "steps", 1) for call in line.calls[: position + 1])
         carried = -1 if line.carried < 0 else line.carried + behind
         same = line.target is target
         if same and position == last and _may_join(target):
@@ -451,10 +456,11 @@ class Watcher:
             tensor = behind.tensor
             by_node.setdefault(tensor.grad_fn, []).append((tensor.output_nr, _key(name, position), behind.layout))
             slot = int(slots[name] if slots is not None else name[1])
-            for made in (tensor, watched[name]):
+            outputs = (tensor,) if tensor is watched[name] else (tensor, watched[name])
+            for made in outputs:
                 if made.grad_fn is not None:
                     known.made[made.grad_fn._sequence_nr(), made.output_nr] = slot
-            self._lineage.made(known, (tensor, watched[name]))
+            self._lineage.made(known, outputs)
         for node, places in by_node.items():
             on_arrival(node, places, sequence, keep_alive=known)
 
@@ -554,6 +560,21 @@ class Watcher:
             self._listener.missed(target, str(error))
         else:
             self._listener.failed(target, error)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Hold the garbage collector off while a graph is walked: it is freed as it is left, and has no cycles.
+
+    The many short-lived objects would else set off a full collection, which takes longer than the walk.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 # Outputs of a fused call: of all timesteps, and the states it leaves.
