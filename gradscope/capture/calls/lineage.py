@@ -131,7 +131,11 @@ def edges_of(tensors: Iterable[Tensor | None]) -> tuple[tuple[Any, int], ...]:
     """Return where tensors stand in the graph, those that do."""
     found = []
     for tensor in tensors:
-        if tensor is not None and tensor.requires_grad:
+        if tensor is None or not tensor.requires_grad:
+            continue
+        if tensor.grad_fn is not None:
+            found.append((tensor.grad_fn, tensor.output_nr))
+        else:
             edge = get_gradient_edge(tensor)
             found.append((edge.node, edge.output_nr))
     return tuple(found)

@@ -106,14 +106,23 @@ def _take(receiver: Receiver, arrived: Iterable[tuple[Tensor | None, Any, Callab
             _begin(receiver, task)
         if task in receiver.refused:
             return
-        with torch.no_grad():
-            for gradient, name, layout in arrived:
-                if gradient is not None:
-                    if is_transformed(gradient):
-                        raise CannotRecordError(TRANSFORMED)
-                    receiver.take(task, name, gradient if layout is None else layout(gradient))
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                _hand_over(receiver, task, arrived)
+        else:  # as in every pass without create_graph; the context costs as much as the rest
+            _hand_over(receiver, task, arrived)
     except Exception as error:
         _refuse(receiver, task, error)
+
+
+def _hand_over(
+    receiver: Receiver, task: int, arrived: Iterable[tuple[Tensor | None, Any, Callable[[Tensor], Tensor] | None]]
+) -> None:
+    for gradient, name, layout in arrived:
+        if gradient is not None:
+            if is_transformed(gradient):
+                raise CannotRecordError(TRANSFORMED)
+            receiver.take(task, name, gradient if layout is None else layout(gradient))
 
 
 def on_passing(
@@ -171,8 +180,12 @@ def _refuse(receiver: Receiver, task: int, error: Exception) -> None:
 def guarded(told: Callable[[Exception], object], action: Callable[[], object]) -> None:
     """Run ``action`` outside of autograd and autocast; whatever it raises goes to ``told``, and no further."""
     try:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            action()
+        with torch.no_grad():
+            if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+                with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+                    action()
+            else:
+                action()
     except Exception as error:
         try:
             told(error)

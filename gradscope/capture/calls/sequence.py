@@ -100,9 +100,16 @@ class Line:
 class FusedSequence(Line):
     """Calls of one fused module."""
 
+    # How many calls were counted so far, and their steps: asked for at every call of a decoder.
+    _counted: tuple[int, int] = (0, 0)
+
     @property
     def steps(self) -> int:
-        return sum(call.steps for call in self.calls)
+        counted, steps = self._counted
+        if counted < len(self.calls):
+            steps += sum(call.steps for call in self.calls[counted:])
+            self._counted = len(self.calls), steps
+        return steps
 
     @property
     def batch(self) -> int:
@@ -150,6 +157,10 @@ class FusedSequence(Line):
         alike: dict[int, list[int]] = defaultdict(list)
         for position, call in enumerate(self.calls):
             alike[call.steps].append(position)
+        if len(alike) == 1:
+            beside, together = _beside(self.calls, [arrived[position] for position in range(len(self.calls))])
+            found = beside.adjoints(task, together, layers, scale, precise, keep)
+            return {place: self._in_a_row(place, adjoints, arrived, scale) for place, adjoints in found.items()}
         parts: list[dict[tuple[int, int], Adjoints]] = [{} for _ in self.calls]
         for positions in alike.values():
             gradients = [arrived[position] for position in positions]
@@ -159,6 +170,44 @@ class FusedSequence(Line):
                 for position, part in zip(positions, _apart(adjoints, len(positions)), strict=True):
                     parts[position][place] = part
         return {place: self._joined(place, parts, arrived, scale) for place in parts[0]}
+
+    def _in_a_row(
+        self, place: tuple[int, int], adjoints: Adjoints, arrived: dict[int, dict[str, Tensor]], scale: float
+    ) -> Adjoints:
+        """Do what :func:`_apart` and :meth:`_joined` do, at once, where every call is of the same length."""
+        calls = len(self.calls)
+        length, batch = adjoints.order.steps, adjoints.order.batch // calls
+
+        def by_call(value: Tensor) -> Tensor:
+            return value.unflatten(1, (calls, batch)).transpose(0, 1)
+
+        def row(value: Tensor | None) -> Any:
+            return None if value is None else by_call(value).flatten(0, 1)
+
+        changes: dict[str, Any] = {name: row(getattr(adjoints, name)) for name in _BY_STEP}
+        for name in _INITIAL:
+            initial = getattr(adjoints, name)
+            changes[name] = None if initial is None else initial[:batch]
+        if self.mixed or adjoints.direct is None:
+            changes["direct"] = None
+        else:
+            direct = by_call(adjoints.direct).clone()
+            between = [position for position in range(calls - 1) if "grad_hn" in arrived[position]]
+            if between:
+                handed = torch.stack([arrived[position]["grad_hn"][place[0]] for position in between])
+                direct[between, -1] -= handed.to(direct) / scale
+            changes["direct"] = direct.flatten(0, 1)
+        if adjoints.direct_cell is not None:
+            direct_cell = by_call(adjoints.direct_cell).clone()
+            direct_cell[:-1] = 0
+            changes["direct_cell"] = direct_cell.flatten(0, 1)
+        if adjoints.scale is not None:
+            changes["scale"] = adjoints.scale.repeat(calls, 1, 1)
+        if adjoints.faded is not None:
+            changes["faded"] = adjoints.faded * calls
+        if (trajectory := adjoints.trajectory) is not None:
+            changes["trajectory"] = Trajectory(**{name: row(getattr(trajectory, name)) for name in _TRAJECTORY})
+        return replace(adjoints, order=Order(length * calls, batch, None, reverse=False), **changes)
 
     def _joined(
         self,
