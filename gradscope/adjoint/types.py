@@ -66,6 +66,10 @@ class Trajectory:
     candidate_hh: Tensor | None = None
     x: Tensor | None = None
 
+    def to(self, dtype: torch.dtype) -> Trajectory:
+        """Return it in another precision."""
+        return Trajectory(*(None if part is None else part.to(dtype) for part in vars(self).values()))  # type: ignore[arg-type]
+
     def first(self) -> Trajectory:
         """Return the first processed step alone."""
         return Trajectory(*(None if part is None else part[:1] for part in vars(self).values()))  # type: ignore[arg-type]
@@ -173,10 +177,17 @@ class Keep:
         The gate adjoints, and the carry of a cell state.
     input : bool
         ∂L/∂x_t, which costs one product and no gate adjoints.
+    begins : int or None
+        How many rows of ∂L/∂h and ∂L/∂c of the initial states, which cost a product; None for all.
     """
 
     gates: bool = True
     input: bool = False
+    begins: int | None = None
+
+    def leaving(self, block: slice) -> slice:
+        """Return the rows for which it is wanted what leaves a block towards the step before."""
+        return slice(None if block.start else self.begins)
 
 
 KEEP_GATES = Keep()

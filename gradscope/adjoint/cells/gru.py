@@ -149,7 +149,8 @@ class GRUCell(Cell):
                 candidate = kappa.mul_(walk.a[:n]) if keep.gates or keep.input else kappa
             else:
                 candidate = lanes.reverse_clipped(n, kappa, part, weights.w_hh, clip)
-            walk.leave(torch.addmm(lanes.kept[0], lanes.delta[0], weights.w_hh))
+            rows = keep.leaving(block)
+            walk.leave(torch.addmm(lanes.kept[0][rows], lanes.delta[0][rows], weights.w_hh))
             if gates is not None and gates_hh is not None:
                 gates_hh[block] = product[:n, :, 1:]
                 gates[block, :, :2], gates[block, :, 2] = product[:n, :, 1:3], candidate

@@ -166,7 +166,10 @@ class LSTMCell(Cell):
 
     def through_output(self, trajectory: Trajectory, hidden: Tensor) -> Tensor:
         """Return the part of ∂L/∂c_t that comes through h_t: total minus carry, (T, B, H)."""
-        return hidden * self._all_coefficients(trajectory)[1]
+        assert trajectory.activations is not None
+        assert trajectory.cell is not None
+        o, tanh_c = trajectory.activations[:, :, 3], torch.tanh(trajectory.cell)
+        return torch.addcmul(o, o * tanh_c, tanh_c, value=-1).mul_(hidden)
 
     def reverse(
         self,
@@ -194,7 +197,8 @@ class LSTMCell(Cell):
             steps = block.stop - block.start
             self._coefficients(trajectory, block, lanes.coefficient[:steps], lanes.to_cell[:steps])
             launch(steps)
-            walk.leave(lanes.delta[0] @ weights.w_hh, lanes.carried[0])
+            rows = keep.leaving(block)
+            walk.leave(lanes.delta[0][rows] @ weights.w_hh, lanes.carried[0][rows])
             cell[block] = lanes.total[:steps]
             if carry is not None and gates is not None:
                 carry[block.stop - 1] = walk.carry_in

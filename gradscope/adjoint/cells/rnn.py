@@ -102,7 +102,7 @@ class ElmanCell(Cell):
             steps = block.stop - block.start
             slope[:steps] = self._slope(h[block])
             launch(steps)
-            walk.leave(delta_t[0] @ weights.w_hh)
+            walk.leave(delta_t[0][keep.leaving(block)] @ weights.w_hh)
             if gates is not None:
                 gates[block] = delta[:steps]
             if entering is not None:

@@ -78,8 +78,10 @@ class CellSequence(Line):
         rows = self.rows[self.rows < len(gradient)] if len(gradient) != self.batches[0] else self.rows
         self.gradients[task][name] = gradient.index_select(0, rows)
 
-    def adjoints(self, task: int, dtype: torch.dtype, scale: float) -> Adjoints:
+    def adjoints(self, task: int, dtype: torch.dtype, scale: float, precise: bool = True) -> Adjoints:
         """Stack what arrived in backward pass ``task`` and derive what follows from it step by step.
+
+        Unless ``precise``, gates of a float32 cell are computed in float32, as its own kernel does, at half the price.
 
         Raises
         ------
@@ -99,21 +101,24 @@ class CellSequence(Line):
         cell = self._stack(arrived, 1, dtype) / scale if states > 1 else None
         if self.weights is None or self.target is None:
             return Adjoints(order, hidden, cell=cell)
-        weights = self.weights.to(dtype)
-        return self._derived(order, hidden, cell, weights, dtype)
+        single = not precise and self.calls[0].after[0].dtype == self.weights.w_hh.dtype == torch.float32
+        return self._derived(order, hidden, cell, dtype, torch.float32 if single else dtype)
 
     def _derived(
-        self, order: Order, hidden: Tensor, cell: Tensor | None, weights: Weights, dtype: torch.dtype
+        self, order: Order, hidden: Tensor, cell: Tensor | None, dtype: torch.dtype, gates_in: torch.dtype
     ) -> Adjoints:
         assert self.target is not None
-        equations = CELLS[self.target.mode]
+        assert self.weights is not None
+        equations, weights = CELLS[self.target.mode], self.weights.to(dtype)
         trajectory = equations.at(
-            self._rows([step.x for step in self.calls], dtype),
-            self._rows([step.after[0] for step in self.calls], dtype),
-            self._rows([step.before[0] for step in self.calls], dtype),
-            None if cell is None else self._rows([step.before[1] for step in self.calls], dtype),
-            weights,
+            self._rows([step.x for step in self.calls], gates_in),
+            self._rows([step.after[0] for step in self.calls], gates_in),
+            self._rows([step.before[0] for step in self.calls], gates_in),
+            None if cell is None else self._rows([step.before[1] for step in self.calls], gates_in),
+            self.weights.to(gates_in),
         )
+        if gates_in != dtype:
+            trajectory = trajectory.to(dtype)
         carry = None
         through = equations.through_output(trajectory, hidden)
         if through is not None and cell is not None:
@@ -131,8 +136,11 @@ class CellSequence(Line):
         return torch.stack(padded).to(dtype)
 
     def _stack(self, arrived: dict[tuple[int, int], Tensor], state: int, dtype: torch.dtype) -> Tensor:
-        zeros = [torch.zeros_like(step.after[state]) for step in self.calls]
-        return self._rows([arrived.get((t, state), zero).to(zero.dtype) for t, zero in enumerate(zeros)], dtype)
+        rows = []
+        for t, step in enumerate(self.calls):
+            gradient, like = arrived.get((t, state)), step.after[state]
+            rows.append(torch.zeros_like(like) if gradient is None else gradient.to(like.dtype))
+        return self._rows(rows, dtype)
 
 
 def states_of(

@@ -5,7 +5,6 @@ Calls of known layers stand in it as one node each: the walk steps over what is 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -192,30 +191,37 @@ def _look_through(edges: dict[Any, tuple[tuple[Any, int], ...]], names: Mapping[
     A part that is taken goes; so does what was put together, where nobody uses it whole.
     """
     parts: dict[tuple[Any, int], tuple[Any, int]] = {}
+    together = {node for node, name in names.items() if name.startswith(_TOGETHER)}
+    if not together:
+        return
     for node, consumed in edges.items():
         if len(consumed) != 1:
             continue
         source = consumed[0][0]
-        if not names.get(source, "").startswith(_TOGETHER) or isinstance(node, KnownCall):
+        if source not in together or isinstance(node, KnownCall):
             continue
         members = taken(node, source, edges[source])
         parts.update({(node, nr): part for nr, part in members.items()})
     if not parts:
         return
     heads = {node for node, _ in parts}
-    uses: Counter[Any] = Counter()
+    uses: dict[Any, int] = dict.fromkeys(heads, 0) | {edges[node][0][0]: 0 for node in heads}
     for node, consumed in edges.items():
         for child, _ in consumed:
             if child in heads:
                 consumed = edges[node] = tuple([_followed(parts, edge) for edge in consumed])
                 break
-        uses.update([child for child, _ in consumed])
+        for child, _ in consumed:
+            if child in uses:
+                uses[child] += 1
     for node in heads:
         if not uses[node]:
             ((source, _),) = edges.pop(node)
             uses[source] -= 1
             if not uses[source]:
-                uses.subtract([child for child, _ in edges.pop(source, ())])
+                for child, _ in edges.pop(source, ()):
+                    if child in uses:
+                        uses[child] -= 1
 
 
 # What puts tensors together.

@@ -53,7 +53,7 @@ def open_found(
         if not isinstance(one, _Laid):
             return one
         laid.append(one)
-        followed = followed or _followed(graph, places, level, one.axis, one.counts)
+        followed = followed or _followed(graph, places, level, one.axis, one.counts, found.ways)
     if followed:
         return followed
     if len({one.counts[0] for one in laid}) > 1:
@@ -130,12 +130,21 @@ def _complete(found: Recurrence) -> tuple[int, int]:
     return (first, last) if all(there[first:last]) and first <= 1 and found.steps - last <= 1 else (0, 0)
 
 
-def _followed(graph: Graph, places: list[Place], level: list[int], axis: int, counts: list[int]) -> str:
+def _followed(
+    graph: Graph,
+    places: list[Place],
+    level: list[int],
+    axis: int,
+    counts: list[int],
+    ways: dict[Place, list[tuple[int, int]] | None],
+) -> str:
     """Say why the rows of a state cannot be followed from step to step; nothing where they can."""
     if axis == UNBATCHED:
         return ""
     for place, now, then in zip(places, counts, counts[1:], strict=False):
-        way = way_on(graph, place, level, level[place[0]])
+        if place not in ways:
+            ways[place] = way_on(graph, place, level, level[place[0]])
+        way = ways[place]
         change = changes_rows(graph, way, axis) if way else ""
         if change == "other" or then > now or (then < now and change != "first"):
             return RESIZED

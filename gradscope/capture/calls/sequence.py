@@ -159,6 +159,8 @@ class FusedSequence(Line):
             alike[call.steps].append(position)
         if len(alike) == 1:
             beside, together = _beside(self.calls, [arrived[position] for position in range(len(self.calls))])
+            # Of the calls side by side only the first one's initial states are those of the sequence.
+            keep = replace(keep, begins=self.calls[0].call.output.shape[1])
             found = beside.adjoints(task, together, layers, scale, precise, keep)
             return {place: self._in_a_row(place, adjoints, arrived, scale) for place, adjoints in found.items()}
         parts: list[dict[tuple[int, int], Adjoints]] = [{} for _ in self.calls]

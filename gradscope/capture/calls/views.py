@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Behind:
+class Behind(NamedTuple):
     """A tensor with the same elements as one that was returned, and a node that stays.
 
     Attributes
@@ -34,6 +33,8 @@ def behind_views(returned: Mapping[str, Tensor]) -> dict[str, Behind]:
 
     What reaches the tensor behind is then the sum over them.
     """
+    if not any(tensor._is_view() for tensor in returned.values()):
+        return {name: Behind(tensor, _as_it_is) for name, tensor in returned.items()}
     places = {name: id(tensor._base if tensor._is_view() else tensor) for name, tensor in returned.items()}
     shared = Counter(places.values())
     return {

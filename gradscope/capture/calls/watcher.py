@@ -512,7 +512,8 @@ class Watcher:
 
     def _deliver_cell(self, sequence: cells.CellSequence, task: int) -> None:
         assert sequence.target is not None
-        adjoints = sequence.adjoints(task, torch.float64, self._listener.loss_scale())
+        listener = self._listener
+        adjoints = sequence.adjoints(task, torch.float64, listener.loss_scale(), listener.precise)
         parts = {info.site: adjoints for info in sequence.target.sites}
         self._search.deliver(sequence, sequence.target, sequence.use, parts, sequence.rows, task)
 
