@@ -143,7 +143,7 @@ class Search:
 
     def _find(self, graph: Graph) -> tuple[list[Recurrence], list[NearMiss]]:
         """Find the recurrences of a graph, or remember those of one of the same shape."""
-        key = hash((tuple(graph.names), tuple(graph.inputs), graph.first_inner))
+        key = hash((tuple(graph.names), tuple(graph.inputs), tuple(graph.of_weights), graph.first_inner))
         if key not in self._remembered:
             self._remembered[key] = find(graph)
             if len(self._remembered) > _REMEMBERED:
