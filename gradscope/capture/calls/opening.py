@@ -13,6 +13,7 @@ from gradscope.capture.calls.graph import Graph
 from gradscope.capture.calls.prehook import Place as HookPlace
 from gradscope.capture.calls.prehook import on_arrival, on_departure, on_leaf
 from gradscope.capture.calls.recurrences.axes import UNBATCHED, batch_axis, changes_rows, shape_of, way_on
+from gradscope.capture.calls.recurrences.entering import tensors_of
 from gradscope.capture.calls.recurrences.recurrence import UNMATCHED, Place, Recurrence
 from gradscope.capture.layers.rows import sampled_rows
 from gradscope.schema import SiteInfo
@@ -170,7 +171,7 @@ def hook(graph: Graph, found: Recurrence, sequence: FoundSequence) -> None:
             sequence.initial_states = (*sequence.initial_states, which)
     if found.entries and _alike(graph, found.entries, sequence):
         for step, places in enumerate(found.entries[begins:ends]):
-            for which, place in enumerate(places):
+            for which, place in zip(tensors_of(graph, places), places, strict=True):
                 by_node.setdefault(place[0], []).append((place[1], ("entry", which, step), None))
     for index, hooked in by_node.items():
         if index < graph.first_inner:
@@ -211,7 +212,8 @@ def _alike(graph: Graph, entries: list[list[Place]], sequence: FoundSequence) ->
                 return False
     if batch is None:
         return False
-    sequence.entry_axes = [_entry_axis(shape_of(graph, place), sequence) for place in entries[-1]]
+    last = dict(zip(tensors_of(graph, entries[-1]), entries[-1], strict=True))
+    sequence.entry_axes = [_entry_axis(shape_of(graph, place), sequence) for place in last.values()]
     return all(axis is not None for axis in sequence.entry_axes)
 
 

@@ -138,7 +138,9 @@ class Saying:
         missing = self._listener.missing
         if not sequence.entry_axes and not found.by_depth:
             missing(
-                target, "input", "what enters each step has no graph of its own: call requires_grad_() on the input"
+                target,
+                "input",
+                "what enters each step, and it alone, has no graph of its own: call requires_grad_() on the input",
             )
         for anchor in found.rare:
             for path in anchors_of(graph, replace(found, anchors=(anchor,)), self._names):
@@ -147,8 +149,10 @@ class Saying:
             missing(
                 target, role, "the graph of the loss does not show it at every step, so that its lags cannot be told"
             )
-        if not sequence.has_direct and "hidden" in found.roles and found.anchors:
-            missing(target, "direct", "what is made of the state both leaves the loop and is fed back to it")
+        if not sequence.has_direct and "hidden" in found.roles:
+            mixed = "what is made of the state both leaves the loop and is fed back to it"
+            marked = "of a marked state, what leaves the loop cannot be told from what is fed back"
+            missing(target, "direct", mixed if found.anchors else marked)
 
     def nothing(self, graph: Graph, begun: Pass, near: list[str]) -> str:
         """Say that nothing recurs, and what came nearest to it."""

@@ -133,3 +133,38 @@ def test_an_embedding_of_each_step_is_recorded_by_default(tmp_path: Path) -> Non
     table = gradscope.open_run(tmp_path / "run").norms("h2h", "input")
     table = table.pivot(index="lag", columns="sequence", values="norm").sort_index()
     assert error(torch.tensor(table.to_numpy()), against_lag(true)) < 1e-10
+
+
+class _CutsOutWhereItIsUsed(nn.Module):
+    """A GRU by hand that writes ``x[:, t]`` at every use, in two gates of the same form and one of another."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.xz, self.xr, self.xn = (nn.Linear(features, H) for _ in range(3))
+        self.hz, self.hr, self.hn = (nn.Linear(H, H) for _ in range(3))
+        self.skip = nn.Linear(features, H)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.new_zeros(len(x), H)
+        for t in range(x.shape[1]):
+            z = torch.sigmoid(self.xz(x[:, t]) + self.hz(h))
+            r = torch.sigmoid(self.xr(x[:, t]) + self.hr(h))
+            n = torch.tanh(self.xn(x[:, t]) + self.hn(r * h)) + self.skip(x[:, t]) * z
+            h = (1 - z) * h + z * n
+        return h
+
+
+@pytest.mark.parametrize("computed", [False, True])
+def test_a_timestep_that_is_cut_out_several_times_is_one_input(computed: bool) -> None:
+    torch.manual_seed(3)
+    model = _CutsOutWhereItIsUsed(FEATURES).double()
+    x = torch.randn(B, T, FEATURES, dtype=torch.float64, requires_grad=True)
+    entering = x * 2 if computed else x
+
+    def loss() -> Tensor:
+        return model(x * 2 if computed else x).pow(2).sum()
+
+    (site,) = gradscope.snapshot(model, loss).values()
+    (true,) = torch.autograd.grad(model(entering).pow(2).sum(), entering)
+    assert site.input.shape == (T, B, FEATURES)
+    assert error(site.input, true.transpose(0, 1)) < 1e-12

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 from gradscope.capture.calls.graph import Graph
-from gradscope.capture.calls.recurrences.operations import PRODUCTS
+from gradscope.capture.calls.recurrences.operations import PRODUCTS, SLICES
 from gradscope.capture.calls.recurrences.recurrence import Place, Recurrence
 from gradscope.capture.calls.recurrences.steps import Steps
 
@@ -58,7 +58,7 @@ def entries_of(steps: Steps, states: list[list[Place | None]]) -> list[list[Plac
         serves = {level[user] + (user in after) if level[user] else owner[user] for user in takers}
         return serves.pop() if len(serves) == 1 else 0
 
-    by_step: dict[int, dict[tuple[str, ...], Place]] = defaultdict(dict)
+    by_step: dict[int, dict[tuple[str, ...], list[Place]]] = defaultdict(lambda: defaultdict(list))
     for index in range(first, len(graph.nodes)):
         step = level[index] + (index in after)
         if not level[index]:
@@ -68,17 +68,37 @@ def entries_of(steps: Steps, states: list[list[Place | None]]) -> list[list[Plac
             step = 1
         for child, nr in graph.inputs[index]:
             if 0 <= child < first and not graph.of_weights[child] and owner[child] == step:
-                by_step[step].setdefault((graph.names[index], "leaf"), (child, nr))
+                by_step[step][graph.names[index], "leaf"].append((child, nr))
             elif child >= first and level[child] == 0 and owned((child, nr)) == step:
                 for way, place in _outermost(graph, (child, nr), owned, step):
-                    by_step[step].setdefault((graph.names[index], *way), place)
-    counted = range(2, steps.last + 1)
-    common = set.intersection(*[set(by_step[step]) for step in counted]) if steps.last > 1 else set()
+                    by_step[step][(graph.names[index], *way)].append(place)
+    every = {step: {way: sorted(set(places)) for way, places in ways.items()} for step, ways in by_step.items()}
+    # The same tensor in every step: as many of a kind.
+    kinds = [{(way, len(places)) for way, places in every.get(step, {}).items()} for step in range(2, steps.last + 1)]
+    common = {way for way, _ in set.intersection(*kinds)} if kinds else set()
     entries = []
     for step in range(1, steps.last + 1):
-        chosen = sorted(common & set(by_step[step]), key=lambda way: by_step[2][way])
-        entries.append(list(dict.fromkeys(by_step[step][way] for way in chosen)))
+        ways = every.get(step, {})
+        chosen = sorted(common & ways.keys(), key=lambda way: every[2][way])
+        entries.append(list(dict.fromkeys(place for way in chosen for place in ways[way])))
     return entries if common else []
+
+
+def tensors_of(graph: Graph, places: list[Place]) -> list[int]:
+    """Number the tensors among what enters a step: a timestep that is cut out several times is one of them."""
+    known: dict[tuple[object, ...], int] = {}
+    return [known.setdefault(_cut_from(graph, place), len(known)) for place in places]
+
+
+def _cut_from(graph: Graph, place: Place) -> tuple[object, ...]:
+    """Tell what a tensor is a slice of, and which; of the tensor itself where that cannot be told."""
+    index = place[0]
+    name = graph.names[index] if index >= graph.first_inner else ""
+    source = [consumed for consumed in graph.inputs[index] if consumed[0] >= 0] if name.startswith(SLICES) else []
+    saved = [getattr(graph.nodes[index], f"_saved_{part}", None) for part in ("dim", "index", "start", "end", "step")]
+    if len(source) != 1 or saved[1:] == [None] * 4:
+        return place
+    return (_cut_from(graph, source[0]), *saved)
 
 
 def _after_states(steps: Steps, states: list[list[Place | None]]) -> set[int]:
