@@ -64,10 +64,12 @@ def sharing(rows: Floats, x: Floats) -> float | None:
     known = ~np.isnan(rows)
     count = known.sum(axis=0)
     residuals = np.where(known, rows, 0.0)
-    n = known.sum(axis=1, keepdims=True)
+    n = np.maximum(known.sum(axis=1, keepdims=True), 1)
     residuals = np.where(known, residuals - residuals.sum(axis=1, keepdims=True) / n, 0.0)
     centred = np.where(known, x - (known @ x)[:, None] / n, 0.0)
-    slopes = (residuals * centred).sum(axis=1) / (centred**2).sum(axis=1)
+    spread = (centred**2).sum(axis=1)
+    # A single point has no slope.
+    slopes = np.divide((residuals * centred).sum(axis=1), spread, out=np.zeros(len(rows)), where=spread > 0)
     residuals -= slopes[:, None] * centred
     total = float(np.sum(residuals**2))
     if total <= rows.size * (1e-12 * max(1.0, float(np.abs(rows[known]).max()))) ** 2:  # straight lines, each of them

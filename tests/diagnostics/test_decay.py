@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
@@ -355,6 +355,7 @@ def test_the_order_of_sequences_does_not_matter(norms, random):
         elements=st.one_of(st.floats(min_value=0), st.just(0.0), st.just(np.nan)),
     )
 )
+@example(np.array([[1, 0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, 1, 0], [1, 0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 1.0, 0, 0]]))
 def test_any_table_of_norms_gets_a_verdict_and_a_reason(norms):
     fit = fit_decay(np.arange(norms.shape[1]), norms)
     assert fit.verdict in ("vanishing", "preserved", "exploding", "undetermined")
