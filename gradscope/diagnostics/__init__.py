@@ -11,7 +11,7 @@ from gradscope.diagnostics.consistency import direction_consistency
 from gradscope.diagnostics.curve import DecayCurve, decay_curve
 from gradscope.diagnostics.decay import DecayFit, combine_fits, fit_decay
 from gradscope.diagnostics.difference import MeanDifference, compare_means, compare_rates
-from gradscope.diagnostics.entry import Entry, find_entry
+from gradscope.diagnostics.entry import Entry, find_entry, unknown_entry
 from gradscope.diagnostics.gates import (
     Saturation,
     TimescaleSummary,
@@ -72,5 +72,6 @@ __all__ = [
     "threshold_table",
     "timescale",
     "timescale_of_log",
+    "unknown_entry",
     "value_clip_effect",
 ]

@@ -34,6 +34,8 @@ class Entry:
         recurrence that amplifies nothing keeps it at 1 or below.
     lags : tuple of float
         First and last lag of the table.
+    known : bool
+        Whether what enters was recorded. Where it was not, it may enter everywhere.
     """
 
     lag: float
@@ -41,10 +43,11 @@ class Entry:
     growth: float
     lags: tuple[float, float]
     source: str = "loss"
+    known: bool = True
 
     def explains_growth(self, factor: float) -> bool:
         """Whether what enters along the way explains a growing curve: the total stays below a multiple of its sum."""
-        return self.everywhere and not self.growth >= factor
+        return self.known and self.everywhere and not self.growth >= factor
 
     @property
     def explains_level(self) -> bool:
@@ -54,6 +57,11 @@ class Entry:
     @property
     def words(self) -> str:
         """What the curve shows instead of the recurrence."""
+        if not self.known:
+            return (
+                "what enters from above was not recorded (direct): where a gradient enters at every step, a curve is "
+                "level without being preserved"
+            )
         if self.lag > self.lags[0]:
             return (
                 f"a gradient enters from above at most steps, and makes up at least half of the total up to lag "
@@ -63,6 +71,12 @@ class Entry:
             "a gradient enters from above at most steps: the curve sums up what arrives there and does not show the "
             "recurrence alone"
         )
+
+
+def unknown_entry(lags: ArrayLike, source: str = "loss") -> Entry:
+    """Of a curve beside which what enters from above was not recorded."""
+    at = np.asarray(lags, dtype=np.float64)
+    return Entry(float(at[0]), True, float("nan"), (float(at[0]), float(at[-1])), source, known=False)
 
 
 def find_entry(lags: ArrayLike, direct: ArrayLike, total: ArrayLike, source: str = "loss") -> Entry | None:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from gradscope.diagnostics import DecayCurve, DecayFit, Entry, decay_curve, find_entry, fit_decay
+from gradscope.diagnostics import DecayCurve, DecayFit, Entry, decay_curve, find_entry, fit_decay, unknown_entry
 from gradscope.reading.counted import Reading, read
 from gradscope.reading.records import part_of
 from gradscope.reading.select import recorded, recorded_step
@@ -30,7 +30,7 @@ class Norms:
     values : ndarray, shape (record, sequence, lag)
     lengths : ndarray of int, shape (record, sequence)
     direct, total : ndarray, shape (record, sequence, lag), or None
-        Of the hidden state: what arrives from above, and all of it.
+        Of the hidden state: what arrives from above, and all of it. Of a curve of a state, the first may not be known.
     above : {"loss", "layer"}
     """
 
@@ -86,9 +86,11 @@ class Norms:
         )
 
     def entry(self, at: Positions) -> Entry | None:
-        """Where the gradient enters in some records; None where that was not recorded."""
-        if self.direct is None or self.total is None:
+        """Where the gradient enters in some records; None where there is no hidden state it could enter."""
+        if self.total is None:
             return None
+        if self.direct is None:
+            return unknown_entry(self._laid(self.total, at)[0], self.above)
         lags, direct = self._laid(self.direct, at)
         return find_entry(lags, direct, self._laid(self.total, at)[1], self.above)
 
@@ -150,11 +152,12 @@ def norms(run: Run | Reading, site: str, quantity: str) -> Norms:
 
 
 def _arriving(reading: Reading, site: str) -> tuple[Floats | None, Floats | None, str]:
-    """Direct and total gradient of the hidden state, where both were recorded, and what lies above."""
-    if not {"direct", "hidden"} <= set(recorded(reading, site)):
+    """Direct and total gradient of the hidden state, as far as they were recorded, and what lies above."""
+    if "hidden" not in recorded(reading, site):
         return None, None, "loss"
     above = "layer" if has_layer_above(reading, site) else "loss"
-    return reading.array(site, "direct"), reading.array(site, "hidden"), above
+    direct = reading.array(site, "direct") if "direct" in recorded(reading, site) else None
+    return direct, reading.array(site, "hidden"), above
 
 
 def has_layer_above(run: Run | Reading, site: str) -> bool:

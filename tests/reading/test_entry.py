@@ -129,3 +129,31 @@ def gradscope_answers(run):
     from gradscope.reading.answers import answers
 
     return answers(run)
+
+
+def test_a_level_curve_is_not_called_preserved_where_what_enters_is_not_known(tmp_path):
+    class Loop(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.i2h, self.h2h, self.out = nn.Linear(3, 9), nn.Linear(9, 9), nn.Linear(9, 1)
+
+        def forward(self, x):
+            h, ys = x.new_zeros(x.shape[1], 9), []
+            for x_t in x:
+                h = gradscope.state("h", torch.tanh(self.i2h(x_t) + self.h2h(h)))
+                ys.append(self.out(h))
+            return torch.stack(ys)
+
+    torch.manual_seed(0)
+    model = Loop()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    with gradscope.record(model, tmp_path / "run", optimizer=optimizer, every=1):
+        for _ in range(5):
+            optimizer.zero_grad()
+            model(torch.randn(40, 8, 3)).pow(2).mean().backward()
+            optimizer.step()
+    run = gradscope.open_run(tmp_path / "run")
+    fit = run.decay("h")
+    assert fit.verdict == "undetermined"
+    assert "what enters from above was not recorded (direct)" in fit.reason
+    assert any(line.reason.startswith("direct:") for line in run.coverage)
