@@ -49,8 +49,14 @@ def shape_of(graph: Graph, place: Place) -> tuple[int, ...]:
 def way_on(graph: Graph, place: Place, level: list[int], step: int) -> list[tuple[int, int]] | None:
     """Return the nodes from a state to the first one of the next step, each with the place at which it is entered.
 
-    Rather a way into a product with a weight: it tells what the axes are.
+    Rather a way into a product with a weight: it tells what the axes are. What is written into a larger tensor mostly
+    leaves the loop: that way is taken where there is no other.
     """
+    way = _way(graph, place, level, step, past_copies=False)
+    return _way(graph, place, level, step, past_copies=True) if way is None else way
+
+
+def _way(graph: Graph, place: Place, level: list[int], step: int, past_copies: bool) -> list[tuple[int, int]] | None:
     came: dict[int, tuple[int, int] | None] = {}
     todo = [(user, at) for user, at in graph.users[place[0]] if graph.inputs[user][at][1] == place[1]]
     entered = dict(todo)
@@ -63,6 +69,8 @@ def way_on(graph: Graph, place: Place, level: list[int], step: int) -> list[tupl
         if level[index] > step:
             best = index if best is None else best
         if level[index] > step + 1 or len(todo) > 256:
+            continue
+        if graph.names[index].endswith("CopySlices") and not past_copies:
             continue
         for user, at in graph.users[index]:
             if user not in came and level[user]:
