@@ -79,6 +79,13 @@ def make_run(
     return open_run(path)
 
 
+def entering_last(lags: int = 40, sequences: int = 6) -> np.ndarray:
+    """What enters from above under a loss at the last step alone: the array of ``direct``."""
+    direct = np.zeros((sequences, lags))
+    direct[:, 0] = 1.0
+    return direct
+
+
 def _clip(step: int, threshold: float, norm: float) -> ClipEvent:
     finite = np.isfinite(norm)
     scale = min(1.0, threshold / (norm + 1e-6)) if finite else float("nan")

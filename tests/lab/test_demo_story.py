@@ -8,7 +8,7 @@ import pytest
 from gradscope.lab import demo
 from gradscope.lab.demo_story import line_of, reaching, tell_demo
 from gradscope.lab.train import Evaluation, TrainResult
-from tests.made_runs import make_run, site_info
+from tests.made_runs import entering_last, make_run, site_info
 
 # log10 per step before training and after it, as measured of the real networks.
 RATES = {"rnn": (-0.2, -0.01), "lstm": (-0.19, -0.01), "lstm-forget1": (-0.06, 0.0), "lstm-chrono": (-0.01, 0.01)}
@@ -29,12 +29,13 @@ def lines_and_runs(root, change=()):
 
 def extra_of(cell):
     gates = site_info("x/l0", cell).gates
+    direct = {"direct": entering_last(lags=64)}
     if not gates:
-        return None
+        return direct
     mean = np.full((len(gates), 8), 0.5)
     flat = np.zeros(len(gates))
     activations = {"gate_mean": mean, "gate_log_mean": np.log(mean), "gate_low": flat, "gate_high": flat}
-    return {"gates": np.ones((6, len(gates), 64)), **activations}
+    return {"gates": np.ones((6, len(gates), 64)), **activations, **direct}
 
 
 @pytest.fixture(scope="module")

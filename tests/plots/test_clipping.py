@@ -5,7 +5,7 @@ import pytest
 
 from gradscope.errors import NotRecordedError, SettingError
 from gradscope.plots import clipping, comparison, norm_distribution, style, sweep_loss, sweep_metric, timescales, weight
-from tests.made_runs import make_run
+from tests.made_runs import entering_last, make_run
 
 
 def test_the_share_clipped_is_the_share_of_norms_above_the_threshold(tmp_path):
@@ -87,7 +87,8 @@ def test_histograms_hold_every_finite_norm(sweep):
 
 
 def test_a_model_without_a_half_life_says_its_verdict(tmp_path):
-    data = comparison.table([make_run(tmp_path / "falls"), make_run(tmp_path / "stays", (-0.0001,) * 3)])
+    stays = make_run(tmp_path / "stays", (-0.0001,) * 3, extra={"direct": entering_last()})
+    data = comparison.table([make_run(tmp_path / "falls"), stays])
     assert data["half_life"].notna().tolist() == [True, False]
     with style.use("screen"):
         ax = comparison.draw(data)
