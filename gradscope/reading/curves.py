@@ -13,6 +13,7 @@ from gradscope.diagnostics import DecayCurve, DecayFit, Entry, decay_curve, find
 from gradscope.reading.counted import Reading, read
 from gradscope.reading.records import part_of
 from gradscope.reading.select import recorded, recorded_step
+from gradscope.schema import STATES
 from gradscope.store import Run
 
 Floats = NDArray[np.float64]
@@ -147,12 +148,17 @@ def norms(run: Run | Reading, site: str, quantity: str) -> Norms:
         reading.records(site),
         np.asarray(reading.array(site, quantity), dtype=np.float64),
         np.asarray(reading.lengths(site), dtype=np.int64),
-        *_arriving(reading, site),
+        *_arriving(reading, site, quantity),
     )
 
 
-def _arriving(reading: Reading, site: str) -> tuple[Floats | None, Floats | None, str]:
-    """Direct and total gradient of the hidden state, as far as they were recorded, and what lies above."""
+def _arriving(reading: Reading, site: str, quantity: str) -> tuple[Floats | None, Floats | None, str]:
+    """Direct and total gradient of the hidden state, as far as they were recorded, and what lies above.
+
+    Of numbered states, what enters from above is never known.
+    """
+    if quantity in STATES:
+        return None, reading.array(site, quantity), "loss"
     if "hidden" not in recorded(reading, site):
         return None, None, "loss"
     above = "layer" if has_layer_above(reading, site) else "loss"

@@ -7,6 +7,7 @@ import gradscope
 from gradscope.diagnostics import find_entry, fit_decay
 from gradscope.errors import SettingError
 from gradscope.words import sentence
+from tests.made_runs import make_run
 
 LAGS = np.arange(60)
 
@@ -157,3 +158,11 @@ def test_a_level_curve_is_not_called_preserved_where_what_enters_is_not_known(tm
     assert fit.verdict == "undetermined"
     assert "what enters from above was not recorded (direct)" in fit.reason
     assert any(line.reason.startswith("direct:") for line in run.coverage)
+
+
+def test_numbered_states_that_stay_level_are_not_called_preserved(tmp_path):
+    level = np.ones((6, 40))
+    make_run(tmp_path / "run", (0.0,) * 4, cell="gru", norms=lambda record: level, extra={"state_1": level})
+    fit = gradscope.open_run(tmp_path / "run").decay("lstm/l0", "state_1")
+    assert fit.verdict == "undetermined"
+    assert "was not recorded (direct)" in fit.reason
