@@ -240,11 +240,11 @@ def taken(node: Any, source: Any, members: tuple[tuple[Any, int], ...]) -> dict[
     try:
         if of == "StackBackward" and kind in ("SelectBackward", "UnbindBackward"):
             axes = len(source._input_metadata[0].shape)
-            if _number(node._saved_dim, axes) != _number(source._saved_dim, axes):
+            if from_zero(node._saved_dim, axes) != from_zero(source._saved_dim, axes):
                 return {}
             if kind == "UnbindBackward":
                 return {nr: member for nr, member in enumerate(members) if member[0] is not None}
-            index = _number(node._saved_index, len(members))
+            index = from_zero(node._saved_index, len(members))
             return {0: members[index]} if members[index][0] is not None else {}
         if of == "CatBackward" and kind in ("SplitBackward", "SplitWithSizesBackward", "SliceBackward"):
             return _pieces(node, kind, source, members)
@@ -255,8 +255,8 @@ def taken(node: Any, source: Any, members: tuple[tuple[Any, int], ...]) -> dict[
 
 def _pieces(node: Any, kind: str, source: Any, members: tuple[tuple[Any, int], ...]) -> dict[int, tuple[Any, int]]:
     shape = source._input_metadata[0].shape
-    axis = _number(source._saved_dim, len(shape))
-    if _number(node._saved_dim, len(shape)) != axis or any(child is None for child, _ in members):
+    axis = from_zero(source._saved_dim, len(shape))
+    if from_zero(node._saved_dim, len(shape)) != axis or any(child is None for child, _ in members):
         return {}
     begins, at = {}, 0
     for child, nr in members:
@@ -279,7 +279,7 @@ def _pieces(node: Any, kind: str, source: Any, members: tuple[tuple[Any, int], .
     return found if len(found) == len(sizes) else {}
 
 
-def _number(value: Any, size: int) -> int:
+def from_zero(value: Any, size: int) -> int:
     """Return a saved axis or index as a number from 0: torch keeps negative ones as large unsigned numbers."""
     number = int(value)
     return (number - 2**64 if number >= 2**63 else number) % size

@@ -12,7 +12,7 @@ from gradscope.capture.calls.found import FoundSequence
 from gradscope.capture.calls.graph import Graph
 from gradscope.capture.calls.prehook import Place as HookPlace
 from gradscope.capture.calls.prehook import on_arrival, on_departure, on_leaf
-from gradscope.capture.calls.recurrences.axes import UNBATCHED, batch_axis, changes_rows, shape_of, way_on
+from gradscope.capture.calls.recurrences.axes import UNBATCHED, batch_axis, changes_rows, way_on
 from gradscope.capture.calls.recurrences.entering import tensors_of
 from gradscope.capture.calls.recurrences.recurrence import UNMATCHED, Place, Recurrence
 from gradscope.capture.layers.rows import sampled_rows
@@ -81,7 +81,7 @@ def _laid_out(graph: Graph, places: list[Place], level: list[int], marked: bool)
     if any(graph.names[index].startswith("CopySlices") for index, _ in places):
         return IN_PLACE
     middle = places[len(places) // 2 - 1] if len(places) > 1 else places[0]
-    sizes = [shape_of(graph, place) for place in places]
+    sizes = [graph.shape(place) for place in places]
     if not sizes[0] and not marked:
         return None
     axis = batch_axis(graph, middle, way_on(graph, middle, level, level[middle[0]]))
@@ -192,9 +192,7 @@ def hook(graph: Graph, found: Recurrence, sequence: FoundSequence) -> None:
 
 def _same_shape(graph: Graph, place: Place, found: Recurrence, which: int) -> bool:
     first = found.states[which][0]
-    if place[0] < graph.first_inner:
-        return first is not None and tuple(graph.leaves[place[0]].shape) == shape_of(graph, first)
-    return first is not None and not graph.is_call(place[0]) and shape_of(graph, place) == shape_of(graph, first)
+    return first is not None and not graph.is_call(place[0]) and graph.shape(place) == graph.shape(first)
 
 
 def _alike(graph: Graph, entries: list[list[Place]], sequence: FoundSequence) -> bool:
@@ -204,7 +202,7 @@ def _alike(graph: Graph, entries: list[list[Place]], sequence: FoundSequence) ->
         for place in places:
             if graph.is_call(place[0]):
                 return False
-            shape = shape_of(graph, place)
+            shape = graph.shape(place)
             axis = max(sequence.axes[0], 0)
             if step == len(entries) - 1 and not sequence.entry_axes:
                 batch = shape
@@ -213,7 +211,7 @@ def _alike(graph: Graph, entries: list[list[Place]], sequence: FoundSequence) ->
     if batch is None:
         return False
     last = dict(zip(tensors_of(graph, entries[-1]), entries[-1], strict=True))
-    sequence.entry_axes = [_entry_axis(shape_of(graph, place), sequence) for place in last.values()]
+    sequence.entry_axes = [_entry_axis(graph.shape(place), sequence) for place in last.values()]
     return all(axis is not None for axis in sequence.entry_axes)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradscope.capture.calls.graph import Graph
-from gradscope.capture.calls.recurrences.operations import PRODUCTS, SLICES
+from gradscope.capture.calls.recurrences.operations import PRODUCTS, SLICES, slice_of
 from gradscope.capture.calls.recurrences.recurrence import MIN_STEPS
 
 
@@ -62,8 +62,7 @@ def _which_slice(graph: Graph, index: int, user: int, at: int) -> tuple[object, 
     """Tell the slices of a tensor apart; the same one may be taken twice."""
     if not graph.names[user].startswith(SLICES):
         return "output", graph.inputs[user][at][1]
-    saved = [getattr(graph.nodes[user], f"_saved_{name}", None) for name in ("dim", "index", "start", "end")]
-    return ("slice", *saved) if saved[1:] != [None] * 3 else ("slice", user)
+    return "slice", slice_of(graph.nodes[user]) or user
 
 
 def _effective_uses(graph: Graph, index: int) -> frozenset[int]:

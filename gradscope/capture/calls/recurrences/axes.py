@@ -6,9 +6,7 @@ the state. Where none is met (elementwise recurrences), the first axis is the ba
 
 from __future__ import annotations
 
-from typing import Any
-
-from gradscope.capture.calls.graph import Graph
+from gradscope.capture.calls.graph import Graph, from_zero
 from gradscope.capture.calls.recurrences.recurrence import Place
 
 # Which axis of the operand is the rows, by operation and place of the operand, where the other operand is a weight.
@@ -37,13 +35,6 @@ _SELECTS_ROWS = (
 
 #: A state that is one vector, of a single sequence.
 UNBATCHED = -1
-
-
-def shape_of(graph: Graph, place: Place) -> tuple[int, ...]:
-    """Return the shape of a tensor of the graph."""
-    if place[0] < graph.first_inner:
-        return tuple(graph.leaves[place[0]].shape)
-    return tuple(graph.nodes[place[0]]._input_metadata[place[1]].shape)
 
 
 def way_on(graph: Graph, place: Place, level: list[int], step: int) -> list[tuple[int, int]] | None:
@@ -100,7 +91,7 @@ def _kind(name: str) -> str:
 
 def batch_axis(graph: Graph, place: Place, way: list[tuple[int, int]] | None) -> int | None:
     """Return the batch axis of a state; None where it has none that can be told, ``UNBATCHED`` for a single vector."""
-    shape = shape_of(graph, place)
+    shape = graph.shape(place)
     if not shape:
         return UNBATCHED
     if way:
@@ -128,34 +119,26 @@ def _before(graph: Graph, index: int, at: int, axis: int | None) -> int | None:
     if axis is None:
         return None
     try:
-        made, taken = shape_of(graph, (index, 0)), shape_of(graph, graph.inputs[index][at])
+        made, taken = graph.shape((index, 0)), graph.shape(graph.inputs[index][at])
         if kind == "TBackward":
             return 1 - axis
         if kind == "TransposeBackward":
-            swapped = {_axis(node._saved_dim0, made): _axis(node._saved_dim1, made)}
+            swapped = {from_zero(node._saved_dim0, len(made)): from_zero(node._saved_dim1, len(made))}
             swapped |= {b: a for a, b in swapped.items()}
             return swapped.get(axis, axis)
         if kind == "PermuteBackward":
-            return _axis(node._saved_dims[axis], made)
+            return from_zero(node._saved_dims[axis], len(made))
         if kind == "SelectBackward":
-            return axis + (axis >= _axis(node._saved_dim, taken))
+            return axis + (axis >= from_zero(node._saved_dim, len(taken)))
         if kind == "UnsqueezeBackward":
-            added = _axis(node._saved_dim, made)
+            added = from_zero(node._saved_dim, len(made))
             return None if axis == added else axis - (axis > added)
         if kind == "StackBackward":
-            added = _axis(node._saved_dim, made)
+            added = from_zero(node._saved_dim, len(made))
             return None if axis == added else axis - (axis > added)
     except (AttributeError, IndexError, TypeError):
         return None
     return _by_size(made, taken, axis)
-
-
-def _axis(value: Any, shape: tuple[int, ...]) -> int:
-    """Return a saved axis as a number from 0: torch keeps negative ones as large unsigned numbers."""
-    number = int(value)
-    if number >= 2**63:
-        number -= 2**64
-    return number % len(shape)
 
 
 def _by_size(made: tuple[int, ...], taken: tuple[int, ...], axis: int) -> int | None:
@@ -182,9 +165,9 @@ def changes_rows(graph: Graph, way: list[tuple[int, int]], axis: int) -> str:
             continue
         node = graph.nodes[index]
         try:
-            taken = shape_of(graph, graph.inputs[index][at])
+            taken = graph.shape(graph.inputs[index][at])
             if kind == "SliceBackward":
-                if _axis(node._saved_dim, taken) != axis:
+                if from_zero(node._saved_dim, len(taken)) != axis:
                     continue
                 if int(node._saved_start or 0) == 0 and int(node._saved_step) == 1:
                     changed = changed or "first"
@@ -196,7 +179,7 @@ def changes_rows(graph: Graph, way: list[tuple[int, int]], axis: int) -> str:
                     and len(indices) > axis
                 ):
                     continue
-            elif kind in ("IndexSelectBackward", "GatherBackward") and _axis(node._saved_dim, taken) != axis:
+            elif kind in ("IndexSelectBackward", "GatherBackward") and from_zero(node._saved_dim, len(taken)) != axis:
                 continue
         except (AttributeError, IndexError, TypeError, RuntimeError):
             pass

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 from gradscope.capture.calls.graph import Graph
-from gradscope.capture.calls.recurrences.operations import PRODUCTS, SLICES
+from gradscope.capture.calls.recurrences.operations import PRODUCTS, SLICES, slice_of
 from gradscope.capture.calls.recurrences.recurrence import Place, Recurrence
 from gradscope.capture.calls.recurrences.steps import Steps
 
@@ -95,10 +95,9 @@ def _cut_from(graph: Graph, place: Place) -> tuple[object, ...]:
     index = place[0]
     name = graph.names[index] if index >= graph.first_inner else ""
     source = [consumed for consumed in graph.inputs[index] if consumed[0] >= 0] if name.startswith(SLICES) else []
-    saved = [getattr(graph.nodes[index], f"_saved_{part}", None) for part in ("dim", "index", "start", "end", "step")]
-    if len(source) != 1 or saved[1:] == [None] * 4:
+    if len(source) != 1 or (which := slice_of(graph.nodes[index])) is None:
         return place
-    return (_cut_from(graph, source[0]), *saved)
+    return _cut_from(graph, source[0]), which
 
 
 def _after_states(steps: Steps, states: list[list[Place | None]]) -> set[int]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gradscope.capture.calls.graph import Graph
+from gradscope.capture.calls.graph import Graph, from_zero
 from gradscope.capture.calls.recurrences.recurrence import Place, Recurrence
 
 _SAVED = {
@@ -100,11 +100,10 @@ def _part(graph: Graph, cat: int, at: int, found: Recurrence) -> Tensor | None:
         whole = _saved(graph.nodes[before], graph.names[before].rstrip("0123456789"), place)
         if whole is None:
             continue
-        axis = int(graph.nodes[cat]._saved_dim)
-        axis = axis - 2**64 if axis >= 2**63 else axis
+        axis = from_zero(graph.nodes[cat]._saved_dim, whole.dim())
         sizes: list[int | None] = []
         for child, nr in graph.inputs[cat]:
-            sizes.append(graph.nodes[child]._input_metadata[nr].shape[axis] if child >= graph.first_inner else None)
+            sizes.append(graph.shape((child, nr))[axis] if child >= graph.first_inner else None)
         length, rest = sizes[at], whole.shape[axis] - sum(size or 0 for size in sizes)
         if sizes.count(None) > 1 or length is None:
             return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from gradscope.capture.calls.graph import CALL, Graph
+from gradscope.capture.calls.graph import Graph
 from gradscope.capture.calls.recurrences.recurrence import Recurrence
 from gradscope.capture.layers.discovery import Names
 
@@ -35,7 +35,7 @@ def _leaves_below(graph: Graph, index: int, limit: int = 512) -> list[int]:
             seen.add(child)
             if child < graph.first_inner:
                 leaves.append(child)
-            elif not graph.names[child].startswith(CALL):
+            elif not graph.is_call(child):
                 todo.append(child)
     return leaves
 
@@ -84,8 +84,8 @@ def _options(paths: Sequence[str], steps: int, called: Mapping[str, int]) -> Ite
     for module in sorted(called, key=lambda path: (path.count("."), path)):
         if called[module] == steps and module != MODEL and _inside(paths[0], module):
             yield module
-    yield _shared([_owner(path).split(".") for path in paths]) or _owner(paths[0])
-    yield _owner(paths[0])
+    yield _shared([owner_of(path).split(".") for path in paths]) or owner_of(paths[0])
+    yield owner_of(paths[0])
     yield paths[0]
 
 
@@ -93,7 +93,7 @@ def _inside(path: str, module: str) -> bool:
     return module == MODEL or path.startswith(f"{module}.")
 
 
-def _owner(path: str) -> str:
+def owner_of(path: str) -> str:
     """Return the path of the module that owns a parameter."""
     return path.rpartition(".")[0] or MODEL
 

@@ -1,5 +1,9 @@
 """Names of autograd nodes by what they do to a state: rearrange it, multiply it, take it apart, add it up."""
 
+from __future__ import annotations
+
+from typing import Any
+
 #: Operations that rearrange a tensor without computing anything: a state is looked for below them.
 REARRANGES = (
     *("CatBackward", "ViewBackward", "UnsafeViewBackward", "ReshapeAliasBackward", "TransposeBackward", "TBackward"),
@@ -13,6 +17,13 @@ REARRANGES = (
 PRODUCTS = ("Mm", "Addmm", "Bmm", "Baddbmm", "Linear", "Convolution", "Mv", "Addmv", "Dot", "Addbmm", "Embedding")
 
 SLICES = ("SelectBackward", "UnbindBackward", "SliceBackward", "SplitBackward", "SplitWithSizesBackward", "Narrow")
+
+
+def slice_of(node: Any) -> tuple[object, ...] | None:
+    """Return which slice a node takes, as torch saved it; None where that cannot be told."""
+    saved = tuple(getattr(node, f"_saved_{part}", None) for part in ("dim", "index", "start", "end", "step"))
+    return None if saved[1:] == (None,) * 4 else saved
+
 
 # What a sum over timesteps is made of.
 ADDS = (
