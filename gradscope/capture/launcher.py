@@ -12,7 +12,6 @@ import gc
 import os
 import shutil
 import sys
-import warnings
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -23,10 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from gradscope.capture.calls.watcher import _COMPILE_WARNING, _eager
+from gradscope.capture.calls.eager import eager, heed, quieten
 from gradscope.capture.layers.discovery import unwrapped
 from gradscope.capture.training import clipping
 from gradscope.capture.training.recorder import Recorder, record
+from gradscope.capture.training.updates import parameters_of
 from gradscope.errors import GradscopeError, RunExistsError
 
 #: Runs of one script beside each other: a guard against a script that makes models without end.
@@ -117,7 +117,7 @@ class Launcher:
 
         setattr(torch.optim.Optimizer, "_patch_step_function", announced)  # noqa: B010
         self._installed = (announce, announced)
-        self._first = register_module_forward_pre_hook(_eager(self._before_first))
+        self._first = register_module_forward_pre_hook(eager(self._before_first))
 
     def finish(self) -> list[str]:
         """Close what is open; return what there is to say."""
@@ -144,9 +144,8 @@ class Launcher:
         self._unsettled = [held for held in self._unsettled if held() is not None] + [weakref.ref(optimizer)]
         self._looked_at.clear()
         if self._hook is None:
-            self._hook = register_module_forward_pre_hook(_eager(self._before_forward))
-            warnings.filterwarnings("ignore", _COMPILE_WARNING, UserWarning)
-            self._silenced = warnings.filters[0]
+            self._hook = register_module_forward_pre_hook(eager(self._before_forward))
+            self._silenced = quieten()
 
     def _before_first(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
         """Begin with a model that is called before any optimizer is made: its updates may be the script's own."""
@@ -179,8 +178,7 @@ class Launcher:
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
-        if self._silenced in warnings.filters:
-            warnings.filters.remove(self._silenced)  # type: ignore[attr-defined]
+        heed(self._silenced)
         self._looked_at.clear()
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
@@ -189,7 +187,7 @@ class Launcher:
         begun: list[Training] = []
         try:
             self._looked_at.add(id(module))
-            wanted = {id(p) for held in self._unsettled if (o := held()) is not None for p in _parameters(o)}
+            wanted = {id(p) for held in self._unsettled if (o := held()) is not None for p in parameters_of(o)}
             if any(id(p) in wanted for p in module.parameters()):
                 begun = self._settle(module)
         except Exception as error:
@@ -326,18 +324,13 @@ class Launcher:
         return "no forward pass with gradients reached a model that an optimizer of torch.optim trains, when it was due"
 
 
-def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
-    for group in getattr(optimizer, "param_groups", ()):
-        yield from group["params"]
-
-
 def _owners(
     optimizers: Iterable[torch.optim.Optimizer], calling: nn.Module
 ) -> Iterator[tuple[torch.optim.Optimizer, list[nn.Module]]]:
     """Yield each optimizer with the outermost models it trains."""
     living = _Living()
     for optimizer in optimizers:
-        if chosen := living.owners({id(p) for p in _parameters(optimizer)}, calling):
+        if chosen := living.owners({id(p) for p in parameters_of(optimizer)}, calling):
             yield optimizer, chosen
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gradscope.adjoint import CELLS, Adjoints, Order, Weights
+from gradscope.capture.calls.lineage import tupled
 from gradscope.capture.calls.prehook import CannotRecordError
 from gradscope.capture.calls.sequence import Line
 from gradscope.capture.layers.discovery import Target
@@ -145,13 +146,11 @@ class CellSequence(Line):
 
 def states_of(
     args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-) -> tuple[Tensor, tuple[Tensor, ...] | None, tuple[Tensor, ...]]:
-    """Return input, states before (None where none were given) and after of a call of one of torch's cells."""
+) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Return input, states before (none where none were given) and after of a call of one of torch's cells."""
     x = args[0] if args else kwargs["input"]
     given = args[1] if len(args) > 1 else kwargs.get("hx")
-    after = (output,) if isinstance(output, Tensor) else tuple(output)
-    before = None if given is None else (given,) if isinstance(given, Tensor) else tuple(given)
-    return x, before, after
+    return x, tupled(given), tupled(output)
 
 
 def open_sequence(target: Target, after: tuple[Tensor, ...], samples: int | None) -> CellSequence:

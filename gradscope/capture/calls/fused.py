@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 from gradscope.adjoint import Adjoints, Keep, StackCall, Weights, earlier_adjoints, stack_adjoints
 from gradscope.adjoint.magnitude import FADES_BELOW
 from gradscope.capture.calls.kept_gates import kept_gates
+from gradscope.capture.calls.lineage import tupled
 from gradscope.capture.calls.prehook import TRANSFORMED, CannotRecordError
 from gradscope.capture.calls.step_nodes import StepNodes
 from gradscope.capture.layers.rows import Selection
@@ -161,12 +162,8 @@ def open_call(
     """
     x = args[0] if args else kwargs["input"]
     hx = args[1] if len(args) > 1 else kwargs.get("hx")
-    sequence, final = output
     packed = isinstance(x, PackedSequence)
-    h_n, c_n = final if module.mode == "LSTM" else (final, None)
-    values = {"grad_output": sequence.data if packed else sequence, "grad_hn": h_n}
-    if c_n is not None:
-        values["grad_cn"] = c_n
+    values = returned_by(output)
     watched = {name: value for name, value in values.items() if value.requires_grad}
     if not watched:
         raise CannotRecordError("its output requires no gradient (everything before it is frozen, or no_grad)")
@@ -182,8 +179,8 @@ def open_call(
             weights=like.call.weights if like is not None and continued else _weights(module),
             input=selection.sequence((x.data if packed else x).detach()),
             output=selection.sequence(values["grad_output"].detach()),
-            h0=_initial(h0, h_n, selection),
-            c0=None if c_n is None else _initial(c0, c_n, selection),
+            h0=_initial(h0, values["grad_hn"], selection),
+            c0=_initial(c0, values["grad_cn"], selection) if "grad_cn" in values else None,
             lengths=selection.lengths,
         )
         if module.num_layers > 1 and module.dropout and module.training:
@@ -199,6 +196,13 @@ def open_call(
         parameters = tuple(w for w in module._flat_weights if w is not None)
         versions = tuple(w._version for w in parameters)
     return FusedCall(call, selection, parameters, versions, shape=shape), watched
+
+
+def returned_by(output: Any) -> dict[str, Tensor]:
+    """Return the tensors that a call of ``nn.RNN``, ``nn.LSTM`` or ``nn.GRU`` returned, by their gradients' names."""
+    sequence, final = output
+    outputs = sequence.data if isinstance(sequence, PackedSequence) else sequence
+    return dict(zip(("grad_output", "grad_hn", "grad_cn"), (outputs, *tupled(final)), strict=False))
 
 
 def overrides_forward(module: nn.Module) -> bool:

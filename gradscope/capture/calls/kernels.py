@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradscope.capture.calls.lineage import tupled
+
 KERNELS = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN_TANH", "rnn_relu": "RNN_RELU"}
 
 
@@ -96,6 +98,6 @@ def _replace(place: Any, name: str, mode: str) -> None:
 def _described(mode: str, args: tuple[Any, ...], result: tuple[Tensor, ...]) -> KernelCall:
     packed = isinstance(args[3], list | tuple)  # input, batch_sizes, states, weights ...
     states, weights = (args[2], args[3]) if packed else (args[1], args[2])
-    given = (states,) if isinstance(states, Tensor) else tuple(states)
+    given = tupled(states)
     batch_first = False if packed else bool(args[8])
     return KernelCall(mode, args[0], given, list(weights), result[0], tuple(result[1:]), batch_first, packed)

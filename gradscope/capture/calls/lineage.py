@@ -127,6 +127,11 @@ class Lineage:
         return UNKNOWN if any(bool(state.any()) for state in states) else 0
 
 
+def tupled(states: Any) -> tuple[Tensor, ...]:
+    """Return states as they are handed on, one or several or none, as a tuple."""
+    return () if states is None else (states,) if isinstance(states, Tensor) else tuple(states)
+
+
 def edges_of(tensors: Iterable[Tensor | None]) -> tuple[tuple[Any, int], ...]:
     """Return where tensors stand in the graph, those that do."""
     found = []

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from gradscope.capture.calls.found import FoundSequence
-from gradscope.capture.calls.graph import CALL, NODE_LIMIT, Graph, KnownCall
+from gradscope.capture.calls.graph import NODE_LIMIT, Graph, KnownCall
 from gradscope.capture.calls.passes import Pass
 from gradscope.capture.calls.prehook import SECOND_ORDER, CannotRecordError
-from gradscope.capture.calls.recurrences.naming import MODEL, anchors_of
+from gradscope.capture.calls.recurrences.naming import MODEL, anchors_of, owner_of
 from gradscope.capture.calls.recurrences.recurrence import RARE, NearMiss, Recurrence
 from gradscope.capture.layers.discovery import Names, Target
 from gradscope.schema import SiteInfo
@@ -44,6 +44,18 @@ IN_TRANSFORM = (
 )
 
 
+def failing(listener: Listener, target: Target) -> Callable[[Exception], None]:
+    """Return who is told why something of a site was not recorded."""
+
+    def told(error: Exception) -> None:
+        if isinstance(error, CannotRecordError):
+            listener.missed(target, str(error))
+        else:
+            listener.failed(target, error)
+
+    return told
+
+
 class Saying:
     """Tells the listener why something in a graph is not recorded, at the site it belongs to."""
 
@@ -67,14 +79,7 @@ class Saying:
 
     def failing(self, target: Target) -> Callable[[Exception], None]:
         """Return who is told why something of a site was not recorded."""
-
-        def told(error: Exception) -> None:
-            if isinstance(error, CannotRecordError):
-                self._listener.missed(target, str(error))
-            else:
-                self._listener.failed(target, error)
-
-        return told
+        return failing(self._listener, target)
 
     def failed(self, error: Exception) -> None:
         """Say why a pass was not searched."""
@@ -89,7 +94,7 @@ class Saying:
         said = []
         for part, reason in _OPAQUE.items():
             for index, name in enumerate(graph.names):
-                if part in name and not name.startswith(CALL):
+                if part in name and not graph.is_call(index):
                     self._listener.missed(self._owner_of(graph, index), reason)
                     said.append(reason)
                     break
@@ -100,7 +105,7 @@ class Saying:
         for child, _ in graph.inputs[index]:
             path = self._names.parameters.get(id(graph.leaves.get(child))) if child >= 0 else None
             if path:
-                owner = path.rpartition(".")[0] or MODEL
+                owner = owner_of(path)
                 known = next((target for target in self._targets if target.path == owner), None)
                 return known or self.target(SiteInfo(owner, owner, "", ""))
         return self.model
@@ -126,7 +131,7 @@ class Saying:
             paths = anchors_of(graph, Recurrence(miss.anchors, miss.steps, [], ()), self._names)
             if not paths:
                 continue
-            name = paths[0].rpartition(".")[0] or MODEL
+            name = owner_of(paths[0])
             target = self.target(SiteInfo(name, name, "", ""))
             said.append(f"{paths[0]!r} is used {miss.steps} times in a chain, but {miss.reason}")
             remedy = "mark the state in its loop with gradscope.state to have it recorded"

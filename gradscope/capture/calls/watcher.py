@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import sys
-import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,20 +22,20 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from gradscope.adjoint import Adjoints, Keep
 from gradscope.capture.calls import cells, kernels, marks, passes
 from gradscope.capture.calls.custom import EDITS_INPUT, InputTap, LayerCall, edit_too, open_layer_call, tap_input
+from gradscope.capture.calls.eager import eager, heed, quieten
 from gradscope.capture.calls.fused import FusedCall, open_call, overrides_forward
 from gradscope.capture.calls.graph import KnownCall
 from gradscope.capture.calls.kernels import KernelCall
-from gradscope.capture.calls.lineage import Lineage, edges_of
+from gradscope.capture.calls.lineage import Lineage, edges_of, tupled
 from gradscope.capture.calls.passes import Pass
 from gradscope.capture.calls.prehook import TRANSFORMED, CannotRecordError, guarded, on_arrival
+from gradscope.capture.calls.saying import failing
 from gradscope.capture.calls.searching import Search
 from gradscope.capture.calls.sequence import FusedSequence, Line
 from gradscope.capture.calls.step_nodes import step_nodes
 from gradscope.capture.calls.views import behind_views
 from gradscope.capture.layers.discovery import Names, Target
 from gradscope.capture.torch_private import graph_task, in_transform, remove_global_hook, saving_is_hooked
-
-_COMPILE_WARNING = r"Using `torch.compile\(module\)` when there are global hooks"
 
 
 class Listener(Protocol):
@@ -137,21 +136,15 @@ class Watcher:
         if self._handles:
             return
         self._remove()
-        self._quieten_compile()
-        self._observe_call = _eager(self._observe_guarded)
-        self._handles.append(register_module_forward_hook(_eager(self._after_forward), with_kwargs=True))
+        self._silenced = self._silenced or quieten()
+        self._observe_call = eager(self._observe_guarded)
+        self._handles.append(register_module_forward_hook(eager(self._after_forward), with_kwargs=True))
         if self._draws_masks or self._tapped:
-            self._handles.append(register_module_forward_pre_hook(_eager(self.before_forward)))
+            self._handles.append(register_module_forward_pre_hook(eager(self.before_forward)))
         passes.observe(self)
         marks.listen(self._search)
         if self._fused:
             kernels.observe(self._kernel_called)
-
-    def _quieten_compile(self) -> None:
-        """Keep torch.compile from warning of our global hook: on the compiled wrapper it does nothing."""
-        if self._silenced is None:
-            warnings.filterwarnings("ignore", _COMPILE_WARNING, UserWarning)
-            self._silenced = warnings.filters[0]
 
     def rest(self) -> None:
         """Remove the hooks until the next recorded step.
@@ -168,8 +161,7 @@ class Watcher:
         self._remove()
         self._lineage.close()
         self._search.close()
-        if self._silenced in warnings.filters:
-            warnings.filters.remove(self._silenced)  # type: ignore[attr-defined]
+        heed(self._silenced)
         self._silenced = None
 
     def _remove(self) -> None:
@@ -324,7 +316,7 @@ class Watcher:
         module, listener = target.module, self._listener
         assert isinstance(module, nn.RNNBase)
         hx = args[1] if len(args) > 1 else kwargs.get("hx")
-        given = () if hx is None else (hx,) if isinstance(hx, Tensor) else tuple(hx)
+        given = tupled(hx)
         x = args[0] if args else kwargs["input"]
         before, carried = self._before(target, given)
         packed = not isinstance(x, Tensor)
@@ -352,7 +344,7 @@ class Watcher:
                 call.step_nodes = step_nodes(module, given_to, call.selection, weights, reach, listener.keep.input)
         sequence.calls.append(call)
         self._stand(target, sequence, len(sequence.calls) - 1, watched, getattr(x, "data", x), given, _FUSED_SLOTS)
-        finals = output[1] if isinstance(output[1], tuple) else (output[1],)
+        finals = tupled(output[1])
         behind = carried if sequence.carried < 0 else sequence.carried + sequence.steps
         self._lineage.left(target.path, finals, behind if behind >= 0 else -1, again=graph_task() != -1)
         self._latest[target.path] = sequence
@@ -363,8 +355,8 @@ class Watcher:
             raise CannotRecordError(cells.FROZEN)
         if target.path in self._search.parted:
             return
-        before, carried = self._before(target, given or ())
-        if self._parts(target, given or ()):
+        before, carried = self._before(target, given)
+        if self._parts(target, given):
             self._leave_to_data_flow(target)
             return
         sequence = before if isinstance(before, cells.CellSequence) and before.target is target else None
@@ -375,11 +367,11 @@ class Watcher:
             sequence.carried, sequence.told, sequence.again = carried, self._telling(target), graph_task() != -1
             sequence.done = self._delivering(self._deliver_cell)
             sequence.use = self._listener.opened(target)
-            self._follows(before, given or (), sequence)
+            self._follows(before, given, sequence)
         position = sequence.steps
         sequence.add(x, given or tuple(map(torch.zeros_like, after)), after)
         watched = {(position, i): state for i, state in enumerate(after) if state.requires_grad}
-        self._stand(target, sequence, position, watched, x, given or (), None)
+        self._stand(target, sequence, position, watched, x, given, None)
         behind = -1 if sequence.carried < 0 else sequence.carried + sequence.steps
         self._lineage.left(target.path, after, behind, again=graph_task() != -1)
         self._latest[target.path] = sequence
@@ -526,10 +518,10 @@ class Watcher:
             steps = 1
         else:
             hx = args[1] if len(args) > 1 else kwargs.get("hx")
-            given = None if hx is None else (hx,) if isinstance(hx, Tensor) else tuple(hx)
+            given = tupled(hx)
             if not isinstance(output, tuple) or len(output) != 2:
                 return
-            finals = output[1] if isinstance(output[1], tuple) else (output[1],)
+            finals = tupled(output[1])
             sizes = getattr(output[0], "batch_sizes", None)
             steps = sizes.numel() if sizes is not None else _steps(target.module, output[0])
         carried = self._lineage.steps_before(target.path, given) if given else 0
@@ -550,17 +542,11 @@ class Watcher:
     # -- never in the way ------------------------------------------------------------------------------------
 
     def _telling(self, target: Target) -> Callable[[Exception], None]:
-        return lambda error: self._refuse(target, error)
+        return failing(self._listener, target)
 
     def guarded(self, target: Target, action: Callable[[], object]) -> None:
         """Run ``action``; whatever it raises stays out of the user's training."""
         guarded(self._telling(target), action)
-
-    def _refuse(self, target: Target, error: Exception) -> None:
-        if isinstance(error, CannotRecordError):
-            self._listener.missed(target, str(error))
-        else:
-            self._listener.failed(target, error)
 
 
 @contextmanager
@@ -612,8 +598,3 @@ def _may_join(target: Target) -> bool:
 
 def _steps(module: nn.Module, output: Tensor) -> int:
     return output.shape[1 if output.dim() == 3 and getattr(module, "batch_first", False) else 0]
-
-
-def _eager(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Keep torch.compile, once it is in use, from tracing our own code."""
-    return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function

@@ -13,7 +13,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from gradscope.adjoint import StackCall
-from gradscope.capture.calls.fused import open_call
+from gradscope.capture.calls.cells import states_of
+from gradscope.capture.calls.fused import open_call, returned_by
 from gradscope.capture.calls.prehook import CannotRecordError
 from gradscope.capture.calls.views import behind_views
 from gradscope.capture.layers.discovery import Target, discover, select
@@ -149,12 +150,7 @@ def _fused(
     samples: int | None,
     rng: Tensor | None,
 ) -> CaughtCall:
-    sequence, final = output
-    h_n, c_n = final if module.mode == "LSTM" else (final, None)
-    values = {"grad_output": getattr(sequence, "data", sequence) if _packed(sequence) else sequence, "grad_hn": h_n}
-    if c_n is not None:
-        values["grad_cn"] = c_n
-    sources = behind_views({name: value for name, value in values.items() if value.requires_grad})
+    sources = behind_views({name: value for name, value in returned_by(output).items() if value.requires_grad})
     edges = {name: (get_gradient_edge(source.tensor), source.layout) for name, source in sources.items()}
     # A trajectory needs no graph: a stand-in that requires grad lets frozen models and no_grad pass.
     standing = _map(output, lambda value: value.detach().requires_grad_())
@@ -165,25 +161,18 @@ def _fused(
     return CaughtCall(call.call, call.selection, edges)
 
 
-def _packed(value: Any) -> bool:
-    return isinstance(value, nn.utils.rnn.PackedSequence)
-
-
 def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return change(value)
-    if _packed(value):
+    if isinstance(value, nn.utils.rnn.PackedSequence):
         return value._replace(data=change(value.data))
     return tuple(_map(part, change) for part in value)
 
 
 def _step(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> StepCall:
     """Take a call of ``nn.RNNCell``, ``nn.LSTMCell`` or ``nn.GRUCell``."""
-    x = args[0] if args else kwargs["input"]
-    given = args[1] if len(args) > 1 else kwargs.get("hx")
-    after = output if isinstance(output, tuple) else (output,)
-    before = tuple(map(torch.zeros_like, after)) if given is None else given
-    before = before if isinstance(before, tuple | list) else (before,)
+    x, given, after = states_of(args, kwargs, output)
+    before = given or tuple(map(torch.zeros_like, after))
 
     def rows(value: Tensor) -> Tensor:
         return value.detach().clone() if value.dim() == 2 else value.detach()[None].clone()
