@@ -281,6 +281,4 @@ def _has_calls(graph: Graph) -> bool:
 
 def _differentiates_again(graph: Graph) -> bool:
     """Whether a graph holds the gradient of another: nodes that only a backward pass makes."""
-    return any(name.endswith("BackwardBackward0") or "BackwardBackward" in name for name in graph.names) or any(
-        name.startswith(("TanhBackwardBackward", "SigmoidBackwardBackward")) for name in graph.names
-    )
+    return any("BackwardBackward" in name for name in graph.names)

@@ -282,7 +282,7 @@ def _apart(adjoints: Adjoints, calls: int) -> list[Adjoints]:
 
 # Fields of adjoints that have a time axis, those of the initial state, and those of a trajectory.
 _BY_STEP = ("hidden", "direct", "gates", "gates_hh", "cell", "cell_carry", "direct_cell", "input_gradient")
-_INITIAL = tuple(name for name in ("initial_hidden", "initial_cell") if name in Adjoints.__dataclass_fields__)
+_INITIAL = ("initial_hidden", "initial_cell")
 _TRAJECTORY = tuple(Trajectory.__dataclass_fields__)
 
 
@@ -302,10 +302,9 @@ def joined(parts: list[Adjoints]) -> Adjoints:
     changes: dict[str, Any] = {name: row(getattr(part, name) for part in parts) for name in _BY_STEP}
     changes["states"] = tuple(torch.cat(states) for states in zip(*[part.states for part in parts], strict=True))
     if any(part.scale is not None for part in parts):
-        ones = [part.order.steps for part in parts]
         scales = [
-            torch.ones(steps, 1, 1, dtype=torch.float64) if part.scale is None else part.scale
-            for part, steps in zip(parts, ones, strict=True)
+            torch.ones(part.order.steps, 1, 1, dtype=torch.float64) if part.scale is None else part.scale
+            for part in parts
         ]
         changes["scale"] = torch.cat(scales)
     if any(part.faded is not None for part in parts):

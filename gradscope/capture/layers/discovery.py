@@ -106,8 +106,7 @@ def _target(path: str, module: nn.Module, adapters: Mapping[type[nn.Module], Ada
     adapter = adapters.get(type(module)) or adapter_for(module)
     name = type(module).__name__
     if adapter is not None and adapter.step is not None:
-        curve = "hidden" if adapter.step is not None else "input"
-        info = SiteInfo(path, path, name, name, gates=adapter.gates, curve=adapter.curve or curve)
+        info = SiteInfo(path, path, name, name, gates=adapter.gates, curve=adapter.curve or "hidden")
         return Target(path, module, "layer", name, (info,), adapter)
     mode = next((mode for mode, cell in CELLS.items() if cell.computes(module)), None)
     if mode is not None:
