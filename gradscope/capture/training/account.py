@@ -99,7 +99,7 @@ class Account:
         self.order: list[str] = []
         self.book = GradientBook(model.parameters())
         self.scales = Scales()
-        self._rounds = Rounds(self._round_ends, self._entered)
+        self._rounds = Rounds(self._round_ends, keeper.entering)
         # Inner optimizer to the one that holds it: a step of either is the holder's.
         self._holders: weakref.WeakKeyDictionary[torch.optim.Optimizer, Any] = weakref.WeakKeyDictionary()
         self._ids: weakref.WeakKeyDictionary[torch.optim.Optimizer, Any] = weakref.WeakKeyDictionary()
@@ -117,6 +117,7 @@ class Account:
         self._ends_after_pass: bool | None = None
         self._measured = False
         self._ended_before = False
+        self._ended_count = 0
         self._stepped: set[int] = set()
         self._updated: frozenset[int] = frozenset()
         self.seen_passes = 0
@@ -356,12 +357,7 @@ class Account:
         ended = self._ended_count
         with self._keeper.unharmed("between two steps"):
             self.settle()
-        return self._entered(module, args) if self._ended_count != ended else None
-
-    _ended_count = 0
-
-    def _entered(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
-        return self._keeper.entering(module, args)
+        return self._keeper.entering(module, args) if self._ended_count != ended else None
 
     # -- updates ---------------------------------------------------------------------------------------------
 

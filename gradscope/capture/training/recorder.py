@@ -352,15 +352,18 @@ class Recorder:
     def _end_recorded(self, skipped: bool) -> None:
         if skipped:
             self._ledger.skipped()
-        seen = self._write_records(skipped)
+        parts = list(self._parts())
+        seen = self._write_records(parts, skipped)
         for site in self._account.differentiated_again():
             self._coverage.missed(self._infos[site].module, SECOND_ORDER, unless_known=True)
         self._changed_unseen = self._ledger.changed_unseen()
         if self._changed_unseen:
             self._coverage.remark("clipping", _UNSEEN_EDIT)
-        for site, role in self._apart_only(seen):
+        # Sites that only passes reached which fed no update.
+        for _, role, sites in parts:
             why = ZEROED if role == DROPPED else OTHER_LOSS
-            self._coverage.missed(self._infos[site].module, why, unless_known=True)
+            for site in [site for site in sites if site not in seen and role != UPDATE]:
+                self._coverage.missed(self._infos[site].module, why, unless_known=True)
         if self._late:
             for target in self.targets:
                 self._coverage.missed(target.path, _LATE)
@@ -369,10 +372,9 @@ class Recorder:
             self._coverage_written = self._coverage.version
             self._store(lambda: self._writer.set_coverage(self._coverage.lines()))
 
-    def _write_records(self, skipped: bool) -> set[str]:
+    def _write_records(self, parts: list[tuple[PassNote, int, dict[str, SiteRecord]]], skipped: bool) -> set[str]:
         """Write a record for each pass of the step, and for each role that its sites had in it; return sites used."""
         now, micro, apart, seen = time.time(), 0, -1, set[str]()
-        parts = list(self._parts())
         last = max((i for i, (_, role, _) in enumerate(parts) if role == UPDATE), default=-1)
         for index, (note, role, sites) in enumerate(parts):
             parameters = self._ledger.parameter_norms if index == last else {}
@@ -393,11 +395,6 @@ class Recorder:
                 by_role.setdefault(role, {})[site] = note.sites[site]
             for role, sites in sorted(by_role.items()):
                 yield note, role, sites
-
-    def _apart_only(self, seen: set[str]) -> Iterator[tuple[str, int]]:
-        """Yield the sites that only passes reached which fed no update, with what these were."""
-        for _, role, sites in self._parts():
-            yield from ((site, role) for site in sites if site not in seen and role != UPDATE)
 
     def _parameters_of_site(self, site: str) -> frozenset[int]:
         if site not in self._parameters_at:

@@ -47,7 +47,7 @@ class Updates:
     def __init__(self, observer: UpdateObserver, guard: Callable[[str], Any]) -> None:
         self._observer, self._guard = observer, guard
         self._under_way: list[torch.optim.Optimizer] = []
-        self._evaluations = 0
+        self._evaluations, self._evaluating = 0, False
         self._handles = [
             register_optimizer_step_pre_hook(self._before),
             register_optimizer_step_post_hook(self._after),
@@ -112,8 +112,6 @@ class Updates:
             return result
 
         return evaluated
-
-    _evaluating = False
 
     def _after(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         with self._guard("an optimizer's step"):
