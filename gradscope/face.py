@@ -82,13 +82,7 @@ class Run(store.Run):
         """
         from gradscope.reading.answers import pooled_fit
 
-        if site is None:
-            if len(self.sites) != 1:
-                raise SettingError(
-                    f"the run has {len(self.sites)} sites; say which: {', '.join(self.sites) or 'none'}."
-                )
-            (site,) = self.sites
-        return pooled_fit(self, site, quantity, part, **options)
+        return pooled_fit(self, self._one(site), quantity, part, **options)
 
     def clipping(self) -> list[ClipStatistics]:
         """What clipping did, one entry for each kind that was called."""
@@ -137,13 +131,7 @@ class Run(store.Run):
         from gradscope.reading import read
         from gradscope.schema import DATASETS
 
-        if site is None:
-            if len(self.sites) != 1:
-                raise SettingError(
-                    f"the run has {len(self.sites)} sites; say which: {', '.join(self.sites) or 'none'}."
-                )
-            (site,) = self.sites
-        reading = read(self)
+        reading, site = read(self), self._one(site)
         records = reading.records(site)
         columns = {name: ("record", records[name].to_numpy()) for name in ("step", "micro", "attempt", "rank")}
         arrays = {name: (("record", *DATASETS[name]), reading.array(site, name)) for name in self.datasets(site)}

@@ -46,9 +46,14 @@ def _at_sites(run: Any) -> list[tuple[int, str]]:
     return found
 
 
+def parameter_columns(table: Any) -> list[str]:
+    """Return the columns of a run's table of parameters that are parameters."""
+    return [name for name in table.columns if name not in ("step", "micro", "attempt", "rank")]
+
+
 def _in_parameters(run: Any) -> list[tuple[int, str]]:
     table = run.parameters()
-    names = [name for name in table.columns if name not in ("step", "micro", "attempt", "rank")]
+    names = parameter_columns(table)
     if not names:
         return []
     bad = np.isinf(table[names].to_numpy(dtype=float))

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from gradscope.diagnostics.clip_calls import norms_before, of_steps, parts
+from gradscope.diagnostics.nonfinite import parameter_columns
 from gradscope.reading.counted import Reading, read
 from gradscope.store import Run
 
@@ -34,7 +35,7 @@ def raw_norms(run: Run | Reading, part: str | None = None) -> pd.DataFrame:
         logged = steps[steps["grad_norm"].notna()]
         return _norm_frame(logged["step"], logged["grad_norm"], "steps")
     parameters = reading.parameters()
-    named = [c for c in parameters.columns if c not in ("step", "micro", "attempt", "rank")]
+    named = parameter_columns(parameters)
     if not len(parameters) or not named:
         return _norm_frame([], [], "none")
     total = np.sqrt(np.nansum(parameters[named].to_numpy(dtype=float) ** 2, axis=1))
@@ -53,7 +54,7 @@ def norms_by_step(run: Run | Reading) -> pd.DataFrame:
     at = sorted({*map(int, steps.get("step", [])), *map(int, clips.index), *map(int, parameters.index)})
     indexed = steps.groupby("step").first() if len(steps) else pd.DataFrame(index=pd.Index([], name="step"))
     nothing = pd.Series(np.nan, index=at, dtype=float)
-    columns = [c for c in parameters.columns if c not in ("micro", "attempt", "rank")]
+    columns = parameter_columns(parameters)
     norm = nothing.copy()
     if columns:
         squares = parameters[columns].astype(float) ** 2
