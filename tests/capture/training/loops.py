@@ -457,9 +457,8 @@ def closure_of_accumulated_passes(t: Table) -> None:
             optimizer.step(evaluate)
 
 
-@loop
-def lbfgs(t: Table) -> None:
-    optimizer = torch.optim.LBFGS(t.model.parameters(), max_iter=3, lr=0.1)
+def _steps_of_lbfgs(t: Table, **options: Any) -> None:
+    optimizer = torch.optim.LBFGS(t.model.parameters(), **options)
     x = torch.randn(T, B, FEATURES, dtype=torch.float64)
     with t.recorded(optimizer):
         for _ in range(2):
@@ -474,25 +473,16 @@ def lbfgs(t: Table) -> None:
             optimizer.step(evaluate)
             first, *others = evaluations
             t.note([first[0]], first[1], apart=[("evaluation", passed) for passed, _ in others])
+
+
+@loop
+def lbfgs(t: Table) -> None:
+    _steps_of_lbfgs(t, max_iter=3, lr=0.1)
 
 
 @loop
 def lbfgs_with_a_line_search(t: Table) -> None:
-    optimizer = torch.optim.LBFGS(t.model.parameters(), max_iter=4, line_search_fn="strong_wolfe")
-    x = torch.randn(T, B, FEATURES, dtype=torch.float64)
-    with t.recorded(optimizer):
-        for _ in range(2):
-            evaluations: list[tuple[float, float]] = []
-
-            def evaluate(evaluations: list[tuple[float, float]] = evaluations) -> Tensor:
-                optimizer.zero_grad()
-                loss = (t.model(x) - x.sum((0, 2))[:, None]).pow(2).mean()
-                evaluations.append((t.backward(loss), t.norm()))
-                return loss
-
-            optimizer.step(evaluate)
-            first, *others = evaluations
-            t.note([first[0]], first[1], apart=[("evaluation", passed) for passed, _ in others])
+    _steps_of_lbfgs(t, max_iter=4, line_search_fn="strong_wolfe")
 
 
 class SAM(torch.optim.Optimizer):
