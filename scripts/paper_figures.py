@@ -22,9 +22,9 @@ from torch import Tensor, nn
 import gradscope
 from gradscope import plots
 from gradscope.cli import main as command
-from gradscope.lab.models import SequenceModel, build_model
-from gradscope.lab.tasks import Task, build_task
-from gradscope.lab.train import TrainResult, TrainSettings, train
+from gradscope.lab.zoo.models import SequenceModel, build_model
+from gradscope.lab.zoo.tasks import Task, build_task
+from gradscope.lab.zoo.train import TrainResult, TrainSettings, train
 from gradscope.plots import figures
 
 GALLERY = Path(__file__).parents[1] / "docs" / "gallery"

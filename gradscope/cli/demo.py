@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gradscope.lab.demo_story import Line
+    from gradscope.lab.demo.story import Line
 
 
 @click.command()
@@ -33,8 +33,8 @@ def demo(out: Path, seed: int, quick: bool) -> None:
     two cores and needs nothing but this package.
     """
     # Imported here: `gradscope demo --help` needs neither torch nor matplotlib.
-    from gradscope.lab.demo import run_demo
-    from gradscope.lab.demo_story import line_of, tell_demo
+    from gradscope.lab.demo.story import line_of, tell_demo
+    from gradscope.lab.demo.trainings import run_demo
     from gradscope.report import build_report
     from gradscope.store import open_run
 
@@ -55,7 +55,7 @@ def demo(out: Path, seed: int, quick: bool) -> None:
 
 def _headlines(lines: Sequence[Line]) -> str:
     """One line per training: what it learnt, and how much of the gradient reaches the first timestep."""
-    from gradscope.lab.demo_story import reaching
+    from gradscope.lab.demo.story import reaching
 
     shown = [
         f"{'':20}{'held-out':>9}  of the gradient at the last timestep, what reaches the first:",

@@ -39,8 +39,8 @@ def lecture(out: Path, seed: int, quick: bool, jobs: int | None) -> None:
     were fixed beforehand. Takes about eight minutes on two cores.
     """
     # Imported here: `gradscope lab --help` needs neither torch nor matplotlib.
-    from gradscope.lab.chapters import tell
-    from gradscope.lab.lecture import run_lecture
+    from gradscope.lab.lecture.chapters import tell
+    from gradscope.lab.lecture.trainings import run_lecture
     from gradscope.report import build_report
     from gradscope.store import open_run
 

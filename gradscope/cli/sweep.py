@@ -88,8 +88,8 @@ def sweep(out: Path, jobs: int | None, as_json: bool, **asked: Any) -> None:
     Thresholds are compared under SGD with momentum .9 unless asked otherwise: Adam divides a gradient by its size,
     which undoes most of what clipping does.
     """
-    from gradscope.lab.grid import grid_for
-    from gradscope.lab.sweep import run_sweep, summary_table
+    from gradscope.lab.sweep.grid import grid_for
+    from gradscope.lab.sweep.trials import run_sweep, summary_table
 
     grid = grid_for(
         asked["task"],
@@ -119,7 +119,7 @@ def sweep(out: Path, jobs: int | None, as_json: bool, **asked: Any) -> None:
 
 def _report(table: pd.DataFrame, out: Path) -> str:
     """Write the report of the trainings in the table, in place of an earlier one; say what was found, and where."""
-    from gradscope.lab.sweep_story import tell_sweep
+    from gradscope.lab.sweep.story import tell_sweep
     from gradscope.report import build_report
     from gradscope.store import open_run
 

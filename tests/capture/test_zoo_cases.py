@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import gradscope
-from gradscope.lab.cells import CoupledLSTM, PeepholeLSTM
+from gradscope.lab.zoo.cells import CoupledLSTM, PeepholeLSTM
 
 # Float32 carries one rounding per step; the replay itself runs in float64.
 types = pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])

@@ -4,7 +4,7 @@ import pytest
 from click.testing import CliRunner
 
 from gradscope.cli import main
-from gradscope.lab import demo
+from gradscope.lab.demo import trainings
 from gradscope.store import open_run
 
 
@@ -15,7 +15,7 @@ def test_the_demo_ends_with_a_report_and_says_where(tmp_path):
     assert result.exit_code == 0, result.output
     assert str(out / "report" / "index.html") in result.stdout
     assert (out / "report" / "index.html").stat().st_size > 10_000
-    names = [plan.name for plan in demo.plans()]
+    names = [plan.name for plan in trainings.plans()]
     assert [line.split()[0] for line in result.stdout.splitlines()[2 : 2 + len(names)]] == names
     assert "the gradient vanishes in all three cells" in result.stdout
     for name in names:
@@ -34,7 +34,7 @@ def test_an_interrupted_demo_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo, "train", interrupt)
+    monkeypatch.setattr(trainings, "train", interrupt)
     result = CliRunner().invoke(main, ["demo", "--quick", "-o", str(tmp_path / "out")])
     assert result.exit_code == 130
     assert not any(tmp_path.iterdir())

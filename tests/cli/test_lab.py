@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from gradscope.cli import main
-from gradscope.lab.textbook import TEXTBOOK
+from gradscope.lab.lecture.textbook import TEXTBOOK
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import gradscope
 from gradscope.capture.layers import adapters
 from gradscope.errors import AdapterError, NothingToRecordError
-from gradscope.lab.cells import LRU, CoupledLSTM, LoopedCell, MinGRU, PeepholeLSTM
+from gradscope.lab.zoo.cells import LRU, CoupledLSTM, LoopedCell, MinGRU, PeepholeLSTM
 from tests.loops import against_lag
 
 ZOO = [PeepholeLSTM, CoupledLSTM, MinGRU, LRU]

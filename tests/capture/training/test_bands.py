@@ -18,8 +18,8 @@ from scipy import stats
 from torch import nn
 
 import gradscope
-from gradscope.lab.models import build_model
-from gradscope.lab.tasks import adding
+from gradscope.lab.zoo.models import build_model
+from gradscope.lab.zoo.tasks import adding
 
 SEEDS, LENGTH, HIDDEN = range(5), 100, 128
 

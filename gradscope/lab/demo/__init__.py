@@ -1,0 +1,1 @@
+"""What ``gradscope demo`` trains and tells."""

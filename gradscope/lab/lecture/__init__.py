@@ -1,0 +1,1 @@
+"""What ``gradscope lab lecture`` measures and tells."""

@@ -1,0 +1,1 @@
+"""What ``gradscope sweep`` trains and tells."""

@@ -1,0 +1,1 @@
+"""What is trained: data, tasks, cells, models, and one training loop."""

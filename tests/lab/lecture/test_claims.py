@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from gradscope.lab.lecture.claims import Asked, Claim, Statement, number
+
+
+def answer(values, low=-math.inf, high=math.inf, log=False, where="here"):
+    return Asked(where, "size", lambda results: results[where], low, high, log).put_to({where: values})
+
+
+def test_the_interval_over_seeds_is_students():
+    # t(.975, 2) = 4.302653, from printed tables
+    low, high = answer([1.0, 2.0, 3.0]).interval
+    assert low == pytest.approx(2 - 4.302653 / math.sqrt(3), rel=1e-6)
+    assert high == pytest.approx(2 + 4.302653 / math.sqrt(3), rel=1e-6)
+
+
+def test_a_ratio_is_averaged_in_its_logarithm():
+    found = answer([0.01, 1.0, 100.0], log=True)
+    assert found.mean == pytest.approx(1.0)
+    low, high = found.interval
+    assert low * high == pytest.approx(1.0)
+    assert high == pytest.approx(10 ** (4.302653 * 2 / math.sqrt(3)), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("values", "met"),
+    [
+        ([0.1, 0.11, 0.12], True),
+        ([2.0, 2.1, 2.2], False),
+        ([0.5, 1.0, 1.5], None),
+        ([0.1], None),
+        ([0.1, math.nan, 0.1], None),
+        ([0.1, math.inf, 0.1], None),
+        ([], None),
+        ([0.0, 0.0], True),
+        ([1.0, 1.0], False),
+    ],
+)
+def test_a_question_is_met_only_by_the_whole_interval(values, met):
+    assert answer(values, high=1.0).met is met
+
+
+def test_a_gradient_of_exactly_zero_is_below_any_positive_number_and_above_none():
+    assert answer([0.0, 0.0], high=1e-300, log=True).met is True
+    assert answer([0.0, 0.0], low=1e-300, log=True).met is False
+    assert answer([0.0, 1e-9], high=1e-2, log=True).met is None
+
+
+@pytest.mark.parametrize(
+    ("answers", "outcome"),
+    [
+        ("yy", "confirmed"),
+        ("nn", "refuted"),
+        ("yn", "refined"),
+        ("yno", "refined"),
+        ("yo", "undetermined"),
+        ("no", "undetermined"),
+        ("o", "undetermined"),
+    ],
+)
+def test_the_outcome_follows_from_the_answers(answers, outcome):
+    values = {"y": [0.5, 0.5], "n": [2.0, 2.0], "o": [0.5, 2.0]}
+    claim = Claim("so it is", tuple(answer(values[kind], high=1.0) for kind in answers))
+    assert claim.outcome == outcome
+    assert claim.sentence.startswith(outcome.capitalize())
+
+
+def test_other_numbers_give_another_sentence():
+    asked = tuple(Asked(where, "size", lambda r, where=where: r[where], high=1.0) for where in ("early", "late"))
+    statement = Statement("it is small", asked)
+    refined = statement.put_to({"early": [0.5, 0.5], "late": [3.0, 3.0]})
+    assert refined.sentence == "Refined: it holds early (0.5); it does not hold late (3)."
+    confirmed = statement.put_to({"early": [0.5, 0.5], "late": [0.25, 0.25]})
+    assert confirmed.sentence == "Confirmed: it holds early (0.5) and late (0.25)."
+
+
+def test_numbers_are_short_and_zero_is_zero():
+    assert [number(v) for v in (0.0, 1.5, 2.34567e-13, 12345.6, math.inf, math.nan)] == [
+        "0", "1.5", "2.3e-13", "1.2e+04", "inf", "no number",
+    ]  # fmt: skip

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from gradscope.errors import RunDamagedError, RunExistsError, RunNotFoundError, SettingError, UnknownNameError
+from gradscope.lab.sweep import trials
+from gradscope.lab.sweep.grid import Grid
+from gradscope.lab.sweep.trials import result_table, run_sweep, summary_table
+from gradscope.lab.zoo.train import TrainSettings
+from gradscope.store.locking import lock_directory
+
+GRID = Grid(
+    task="adding",
+    lengths=(8,),
+    cells=("rnn", "lstm"),
+    inits=("default", "forget1"),
+    clips=(None, 0.1),
+    seeds=(0, 1),
+    hidden_size=4,
+    settings=TrainSettings(steps=4, batch_size=8),
+    every=2,
+)
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    out = tmp_path_factory.mktemp("sweep") / "out"
+    return out, run_sweep(GRID, out, progress=False)
+
+
+def test_the_grid_is_the_product_of_its_axes_without_meaningless_pairs():
+    names = [trial.name for trial in GRID.trials()]
+    assert len(names) == len(set(names)) == 3 * 2 * 2
+    assert GRID.left_out() == [("rnn", "forget1")]
+    assert "adding_T8_lstm_forget1_clip-0.1_seed-1" in names
+
+
+def test_every_trial_leaves_a_recording_and_a_row(swept):
+    out, table = swept
+    assert sorted(path.name for path in (out / "runs").iterdir()) == sorted(table["name"])
+    assert table[["loss", "value", "rate_early", "reach_late"]].notna().all(axis=None)
+    pd.testing.assert_frame_equal(pd.read_csv(out / "results.csv"), result_table(out), check_dtype=False)
+
+
+def test_the_summary_counts_seeds_and_averages_them(swept):
+    _, table = swept
+    summary = summary_table(table)
+    assert summary["seeds"].tolist() == [2] * 6
+    one = table[(table["cell"] == "rnn") & table["clip"].isna()]
+    row = summary[(summary["cell"] == "rnn") & summary["clip"].isna()].iloc[0]
+    assert row["value"] == pytest.approx(one["value"].mean())
+    assert row["spread"] == pytest.approx(one["value"].std())
+
+
+def test_a_finished_sweep_trains_nothing_again(swept, monkeypatch):
+    out, table = swept
+    monkeypatch.setattr(trials, "run_trial", lambda *_: pytest.fail("trained again"))
+    pd.testing.assert_frame_equal(run_sweep(GRID, out, progress=False), table)
+
+
+def test_a_cut_off_sweep_goes_on_where_it_stopped_with_the_same_numbers(swept, tmp_path, monkeypatch):
+    _, table = swept
+    run_trial, done = trials.run_trial, []
+
+    def until_the_third(trial, out):
+        if len(done) == 2:
+            (out / "runs" / trial.name).mkdir()  # what a kill leaves: a run without a result
+            raise KeyboardInterrupt
+        done.append(run_trial(trial, out))
+        return done[-1]
+
+    monkeypatch.setattr(trials, "run_trial", until_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(GRID, tmp_path / "out", progress=False)
+    monkeypatch.setattr(trials, "run_trial", lambda trial, out: done.append(run_trial(trial, out)) or done[-1])
+    resumed = run_sweep(GRID, tmp_path / "out", progress=False)
+    assert len(done) == len(set(done)) == 12
+    pd.testing.assert_frame_equal(resumed.drop(columns="seconds"), table.drop(columns="seconds"))
+
+
+def test_more_seeds_add_to_what_is_there(swept, tmp_path, monkeypatch):
+    grid = replace(GRID, cells=("rnn",), clips=(None,), seeds=(0,))
+    run_sweep(grid, tmp_path / "out", progress=False)
+    run_trial, done = trials.run_trial, []
+    monkeypatch.setattr(trials, "run_trial", lambda trial, out: done.append(run_trial(trial, out)) or done[-1])
+    run_sweep(replace(grid, seeds=(0, 1)), tmp_path / "out", progress=False)
+    assert done == ["adding_T8_rnn_default_clip-none_seed-1"]
+
+
+@pytest.mark.slow
+def test_two_jobs_give_the_numbers_of_one(swept, tmp_path):
+    _, table = swept
+    parallel = run_sweep(GRID, tmp_path / "out", jobs=2, progress=False)
+    pd.testing.assert_frame_equal(parallel.drop(columns="seconds"), table.drop(columns="seconds"))
+
+
+def test_other_settings_in_the_same_place_are_refused(swept):
+    out, _ = swept
+    with pytest.raises(RunExistsError, match="steps 4, not 9"):
+        run_sweep(replace(GRID, settings=TrainSettings(steps=9, batch_size=8)), out, progress=False)
+
+
+def test_a_directory_that_is_no_sweep_is_not_touched(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(RunExistsError, match="no sweep"):
+        run_sweep(GRID, tmp_path, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_second_sweep_in_the_same_place_is_refused(swept):
+    out, _ = swept
+    lock = lock_directory(out)
+    try:
+        with pytest.raises(RunExistsError, match="another sweep"):
+            run_sweep(GRID, out, progress=False)
+    finally:
+        lock.close()
+
+
+def test_diverged_trials_are_rows_without_a_final_loss(tmp_path):
+    settings = TrainSettings(steps=30, batch_size=8, optimizer="sgd", learning_rate=1e6)
+    grid = replace(GRID, cells=("rnn-relu",), inits=("identity",), clips=(None,), seeds=(0,), settings=settings)
+    table = run_sweep(grid, tmp_path / "out", progress=False)
+    assert table["diverged"].notna().all()
+    assert math.isnan(table["loss"][0])
+    assert summary_table(table)["diverged"][0] == 1
+
+
+def test_the_window_baseline_is_trained_without_a_recording(tmp_path):
+    grid = replace(GRID, cells=("window",), inits=("default",), clips=(None,), seeds=(0,))
+    table = run_sweep(grid, tmp_path / "out", progress=False)
+    assert table["value"].notna().all()
+    assert table["rate_early"].isna().all()
+
+
+def test_damaged_and_missing_results_say_which(tmp_path):
+    with pytest.raises(RunNotFoundError, match="no sweep"):
+        result_table(tmp_path)
+    (tmp_path / "results").mkdir()
+    broken = tmp_path / "results" / "a.json"
+    for text in ("{", "[]", json.dumps({"name": "a"})):
+        broken.write_text(text)
+        with pytest.raises(RunDamagedError, match="a"):
+            result_table(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"cells": ("elman",)}, UnknownNameError),
+        ({"inits": ("xavier",)}, UnknownNameError),
+        ({"task": "subtracting"}, UnknownNameError),
+        ({"lengths": (1,)}, SettingError),
+        ({"seeds": ()}, SettingError),
+        ({"cells": ("gru",), "inits": ("orthogonal",)}, SettingError),
+    ],
+)
+def test_a_bad_grid_is_refused_before_anything_is_made(tmp_path, change, error):
+    with pytest.raises(error):
+        run_sweep(replace(GRID, **change), tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
