@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of weights and batches.")
 @click.option("--quick", is_flag=True, help="A few steps of each training: to see it work, not to learn from it.")
-def demo(out: Path, seed: int, quick: bool) -> None:
+@click.option("--jobs", type=int, help="Trainings at once. Default: 2, or 1 on one core or with --quick.")
+def demo(out: Path, seed: int, quick: bool, jobs: int | None) -> None:
     """Train five recurrent networks on handwritten digits, recorded, and report.
 
     A tanh RNN, an LSTM, the LSTM with forget bias 1 and with chrono initialisation, and a GRU read 8x8 digits pixel by
@@ -35,10 +36,12 @@ def demo(out: Path, seed: int, quick: bool) -> None:
     # Imported here: `gradscope demo --help` needs neither torch nor matplotlib.
     from gradscope.lab.demo.story import line_of, tell_demo
     from gradscope.lab.demo.trainings import run_demo
+    from gradscope.lab.jobs import usual_jobs
     from gradscope.report import build_report
     from gradscope.store import open_run
 
-    results = run_demo(out, quick=quick, seed=seed)
+    chosen = jobs if jobs is not None else 1 if quick else usual_jobs()
+    results = run_demo(out, quick=quick, seed=seed, jobs=chosen)
     click.echo("writing the report", err=True)
     title = "Gradient flow in five networks that read digits"
     with ExitStack() as stack:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,12 +38,13 @@ def lecture(out: Path, seed: int, quick: bool, jobs: int | None) -> None:
     were fixed beforehand. Takes about eight minutes on two cores.
     """
     # Imported here: `gradscope lab --help` needs neither torch nor matplotlib.
+    from gradscope.lab.jobs import usual_jobs
     from gradscope.lab.lecture.chapters import tell
     from gradscope.lab.lecture.trainings import run_lecture
     from gradscope.report import build_report
     from gradscope.store import open_run
 
-    chosen = jobs if jobs is not None else 1 if quick else min(2, os.cpu_count() or 1)
+    chosen = jobs if jobs is not None else 1 if quick else usual_jobs()
     results, kept = run_lecture(out, seed=seed, quick=quick, jobs=chosen)
     click.echo("writing the report", err=True)
     runs = [open_run(path) for path in kept]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -88,6 +87,7 @@ def sweep(out: Path, jobs: int | None, as_json: bool, **asked: Any) -> None:
     Thresholds are compared under SGD with momentum .9 unless asked otherwise: Adam divides a gradient by its size,
     which undoes most of what clipping does.
     """
+    from gradscope.lab.jobs import usual_jobs
     from gradscope.lab.sweep.grid import grid_for
     from gradscope.lab.sweep.trials import run_sweep, summary_table
 
@@ -108,7 +108,7 @@ def sweep(out: Path, jobs: int | None, as_json: bool, **asked: Any) -> None:
     )
     for cell, init in grid.left_out():
         click.echo(f"left out: init {init} is not meant for {cell}", err=True)
-    table = run_sweep(grid, out, jobs=min(2, os.cpu_count() or 1) if jobs is None else jobs)
+    table = run_sweep(grid, out, jobs=usual_jobs() if jobs is None else jobs)
     found = _report(table, out)
     if as_json:
         click.echo(json.dumps(json.loads(table.to_json(orient="records")), indent=1))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-import torch
-
-from gradscope.errors import RunExistsError
+from gradscope.lab.jobs import check_jobs, each, new_directory
 from gradscope.lab.zoo.models import build_model
 from gradscope.lab.zoo.tasks import build_task
 from gradscope.lab.zoo.train import TrainResult, TrainSettings, train
@@ -51,7 +49,9 @@ def plans(quick: bool = False) -> list[Plan]:
     return [replace(plan, settings=replace(plan.settings, steps=12, batch_size=16)) for plan in chosen]
 
 
-def run_demo(out: Path, *, quick: bool = False, seed: int = 0, progress: bool = True) -> dict[str, TrainResult]:
+def run_demo(
+    out: Path, *, quick: bool = False, seed: int = 0, jobs: int = 1, progress: bool = True
+) -> dict[str, TrainResult]:
     """Train everything, recorded under ``out/runs``.
 
     Parameters
@@ -62,8 +62,10 @@ def run_demo(out: Path, *, quick: bool = False, seed: int = 0, progress: bool = 
         A few steps of each, for tests.
     seed : int
         Of weights and batches.
+    jobs : int
+        Trainings at once, each on one thread. The numbers do not depend on it.
     progress : bool
-        Show a bar per training on stderr.
+        Show a bar on stderr.
 
     Returns
     -------
@@ -74,37 +76,29 @@ def run_demo(out: Path, *, quick: bool = False, seed: int = 0, progress: bool = 
     ------
     RunExistsError
         If ``out`` exists.
+    SettingError
+        If ``jobs`` is below 1.
     """
-    try:
-        out.mkdir(parents=True)
-    except FileExistsError:
-        raise RunExistsError(f"{out} exists already; nothing is overwritten. Choose another with -o.") from None
-    try:
-        return {plan.name: _train(plan, out / "runs" / plan.name, seed, progress) for plan in plans(quick)}
-    except BaseException:
-        shutil.rmtree(out, ignore_errors=True)
-        raise
+    check_jobs(jobs)  # before anything is made
+    todo = plans(quick)
+    with new_directory(out):
+        found = each(partial(run_plan, runs=out / "runs", seed=seed), todo, jobs=jobs, progress=progress)
+        return {plan.name: result for plan, result in zip(todo, found, strict=True)}
 
 
-def _train(plan: Plan, run_dir: Path, seed: int, progress: bool) -> TrainResult:
+def run_plan(plan: Plan, runs: Path, seed: int) -> TrainResult:
+    """Train, recorded as ``runs / plan.name``."""
     task = build_task("digits")
     model = build_model(plan.model, task, HIDDEN_SIZE, seed=seed)
     settings = replace(plan.settings, seed=seed)
-    threads = torch.get_num_threads()
-    # Layers this small lose more by waiting for a second thread than they gain; on a busy machine tenfold.
-    torch.set_num_threads(1)
-    try:
-        result = train(
-            model,
-            task,
-            settings,
-            run_dir=run_dir,
-            label=f"{plan.name:>18}",
-            progress=progress,
-            every=EVERY,
-            samples=min(SAMPLES, settings.batch_size),
-            quantities="all",
-        )
-    finally:
-        torch.set_num_threads(threads)
+    result = train(
+        model,
+        task,
+        settings,
+        run_dir=runs / plan.name,
+        progress=False,
+        every=EVERY,
+        samples=min(SAMPLES, settings.batch_size),
+        quantities="all",
+    )
     return replace(result, labels={"model": plan.model, "group": plan.group})

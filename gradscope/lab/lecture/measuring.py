@@ -184,14 +184,9 @@ def _matches(settings: TrainSettings, clip: float | str | None) -> bool:
 
 
 def run_experiment(experiment: Experiment, runs: Path | None) -> Measured:
-    """Train and measure on one thread; the run, where one is kept, is ``runs / experiment.name``."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the same numbers whatever the number of jobs
-    try:
-        with torch.random.fork_rng(devices=[]):
-            return _run(experiment, runs)
-    finally:
-        torch.set_num_threads(threads)
+    """Train and measure; the run, where one is kept, is ``runs / experiment.name``."""
+    with torch.random.fork_rng(devices=[]):
+        return _run(experiment, runs)
 
 
 def _run(experiment: Experiment, runs: Path | None) -> Measured:

@@ -7,18 +7,12 @@ measurements, :mod:`gradscope.lab.lecture.chapters` what is shown.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
-from tqdm import tqdm
-
-from gradscope.errors import RunExistsError, SettingError
-from gradscope.lab.lecture.measuring import Experiment, Measured, Results, run_experiment
+from gradscope.lab.jobs import check_jobs, each, new_directory
+from gradscope.lab.lecture.measuring import Experiment, Results, run_experiment
 from gradscope.lab.zoo.train import TrainSettings
 
 #: Members in the order they are told of.
@@ -96,33 +90,8 @@ def run_lecture(
     SettingError
         If ``jobs`` is below 1.
     """
-    if jobs < 1:
-        raise SettingError(f"jobs {jobs} must be at least 1.")
-    try:
-        out.mkdir(parents=True)
-    except FileExistsError:
-        raise RunExistsError(f"{out} exists already; nothing is overwritten. Choose another with -o.") from None
+    check_jobs(jobs)  # before anything is made
     todo = experiments(seed, quick=quick)
-    try:
-        bar = tqdm(
-            _each(todo, out / "runs", jobs), total=len(todo), unit="training", disable=None if progress else True
-        )
-        measured = list(bar)
-    except BaseException:
-        shutil.rmtree(out, ignore_errors=True)
-        raise
+    with new_directory(out):
+        measured = list(each(partial(run_experiment, runs=out / "runs"), todo, jobs=jobs, progress=progress))
     return Results(measured), [out / "runs" / one.name for one in todo if one.recorded]
-
-
-def _each(todo: Sequence[Experiment], runs: Path, jobs: int) -> Iterator[Measured]:
-    measure = partial(run_experiment, runs=runs)
-    if jobs == 1:
-        yield from map(measure, todo)
-        return
-    # Not forked: a forked child inherits torch's thread pool in an unusable state.
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        try:
-            yield from pool.map(measure, todo)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise

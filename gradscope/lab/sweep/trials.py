@@ -10,17 +10,15 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
-from tqdm import tqdm
 
-from gradscope.errors import RunDamagedError, RunError, RunExistsError, RunNotFoundError, SettingError
+from gradscope.errors import RunDamagedError, RunError, RunExistsError, RunNotFoundError
+from gradscope.lab.jobs import check_jobs, each
 from gradscope.lab.sweep.grid import Grid, Trial
 from gradscope.lab.zoo.models import assemble
 from gradscope.lab.zoo.tasks import build_task
@@ -54,31 +52,20 @@ def run_sweep(grid: Grid, out: Path, *, jobs: int = 1, progress: bool = True) ->
         ``out`` holds something else than a sweep, a trial of the same name with other settings, or is being written by
         another sweep.
     """
-    if jobs < 1:
-        raise SettingError(f"jobs {jobs} must be at least 1.")
+    check_jobs(jobs)  # before anything is made
     trials = grid.trials()
     with _owned(out):
         todo = [trial for trial in trials if not _is_done(trial, out)]
-        bar = tqdm(
-            total=len(trials), initial=len(trials) - len(todo), unit="training", disable=None if progress else True
-        )
-        with bar:
-            for name in _each(todo, out, jobs):
-                bar.set_postfix_str(name, refresh=False)
-                bar.update()
+        for _ in each(partial(run_trial, out=out), todo, jobs=jobs, done=len(trials) - len(todo), progress=progress):
+            pass
         table = result_table(out, [trial.name for trial in trials])
         _write(out / "results.csv", result_table(out).to_csv(index=False))
     return table
 
 
 def run_trial(trial: Trial, out: Path) -> str:
-    """Train one trial on one thread and write its result; return its name."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the same numbers whatever the number of jobs
-    try:
-        found = _train(trial, out / "runs" / trial.name)
-    finally:
-        torch.set_num_threads(threads)
+    """Train one trial and write its result; return its name."""
+    found = _train(trial, out / "runs" / trial.name)
     _write(out / "results" / f"{trial.name}.json", json.dumps(found, indent=1))
     return trial.name
 
@@ -136,20 +123,6 @@ def summary_table(table: pd.DataFrame) -> pd.DataFrame:
         rate_late=("rate_late", "mean"),
     )
     return summary.reset_index()
-
-
-def _each(trials: Sequence[Trial], out: Path, jobs: int) -> Iterator[str]:
-    if jobs == 1 or len(trials) < 2:
-        for trial in trials:
-            yield run_trial(trial, out)
-        return
-    # Not forked: a forked child inherits torch's thread pool in an unusable state.
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        try:
-            yield from pool.map(run_trial, trials, [out] * len(trials))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 @contextmanager
