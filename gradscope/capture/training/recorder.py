@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -548,6 +548,7 @@ def record(
     durability: str = "default",
     restart: bool = False,
     first_step: int = 0,
+    labels: Mapping[str, Any] | None = None,
 ) -> Recorder:
     """Record the adjoints of an unmodified model while it trains.
 
@@ -584,6 +585,9 @@ def record(
         Add a new attempt to an existing run directory.
     first_step : int
         Number of the first step, for a training that goes on from a checkpoint.
+    labels : mapping of str to str, int, float, bool or None, optional
+        What tells this training from others, such as ``{"init": "chrono", "seed": 3}``; figures of several runs name
+        and group them by it (``gradscope.plots.story``).
 
     Returns
     -------
@@ -608,5 +612,6 @@ def record(
         durability=durability,
         restart=restart,
         first_step=first_step,
+        labels=labels,
     )
     return Recorder(model, settings, targets)

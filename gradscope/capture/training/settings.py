@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Settings:
     first_step: int
     rank: int
     world_size: int
+    labels: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def checked(
@@ -52,6 +53,7 @@ class Settings:
         restart: bool,
         first_step: Any = 0,
         budget: Any = 0.02,
+        labels: Mapping[str, Any] | None = None,
     ) -> tuple[Settings, list[Target]]:
         """Return the settings and the targets they select, or say what is wrong."""
         if not isinstance(model, nn.Module):
@@ -86,6 +88,7 @@ class Settings:
             first_step=first_step,
             rank=rank,
             world_size=world_size,
+            labels=_labels(labels),
         )
         return settings, targets
 
@@ -101,6 +104,7 @@ class Settings:
             "tensors": self.tensors,
             "durability": self.durability,
             "optimizer": " + ".join(type(optimizer).__name__ for optimizer in self.optimizers) or None,
+            **({"labels": self.labels} if self.labels else {}),
         }
 
 
@@ -145,6 +149,17 @@ def _quantities(wanted: Sequence[str] | str | None, targets: list[Target]) -> tu
     if modes and modes <= without and set(names) <= {"cell", "cell_carry", "cell_path"}:
         raise SettingError(f"no site has {' or '.join(names)}: only an LSTM has a cell state; ask for 'hidden'")
     return tuple(name for name in QUANTITIES if name in names)
+
+
+def _labels(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise SettingError(f"labels must be a mapping such as {{'init': 'chrono', 'seed': 3}}, not {given!r}")
+    for name, value in given.items():
+        if not isinstance(name, str) or not isinstance(value, str | int | float | bool | None):
+            raise SettingError(f"labels are words or numbers under names, not {name!r}: {value!r}")
+    return dict(given)
 
 
 def _distributed() -> tuple[int, int]:

@@ -57,6 +57,8 @@ CASES: dict[str, tuple[Any, dict[str, Any], type[GradscopeError], list[str]]] = 
         UnknownNameError,
         ["'cell_cary'", "'cell_carry'"],
     ),
+    "labels that are none": (Model(), {"labels": ["chrono"]}, SettingError, ["labels", "mapping"]),
+    "a label that is no word or number": (Model(), {"labels": {"init": [1]}}, SettingError, ["'init'", "[1]"]),
     "no quantity": (Model(), {"quantities": []}, SettingError, ["quantities", "empty"]),
     "no site": (Model(), {"sites": []}, SettingError, ["sites", "empty"]),
     "cell of a GRU": (Model(nn.GRU), {"quantities": ["cell"]}, SettingError, ["cell", "LSTM", "'hidden'"]),
@@ -148,3 +150,11 @@ def test_a_snapshot_of_an_unknown_site_or_without_a_loss_says_so() -> None:
     taken = gradscope.snapshot(model, lambda: model(x)[0].sum())
     with pytest.raises(UnknownNameError, match="Known: model/l0"):
         taken["model/l1"]
+
+
+def test_labels_are_kept_with_the_run(tmp_path: Path) -> None:
+    given = {"init": "chrono", "seed": 3, "dropout": 0.1, "tied": True}
+    gradscope.record(Model(), tmp_path / "run", labels=given).close()
+    assert gradscope.open_run(tmp_path / "run").settings["labels"] == given
+    gradscope.record(Model(), tmp_path / "plain").close()
+    assert "labels" not in gradscope.open_run(tmp_path / "plain").settings
