@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import gradscope
 from gradscope import plots
 from gradscope.cli import main as command
-from gradscope.lab.zoo.models import SequenceModel, build_model
+from gradscope.lab.zoo.models import MODELS, SequenceModel, build_model
 from gradscope.lab.zoo.tasks import Task, build_task
 from gradscope.lab.zoo.train import TrainResult, TrainSettings, train
 from gradscope.plots import figures
@@ -52,6 +52,13 @@ class Entry:
 
 
 ENTRIES = (
+    Entry(
+        "story",
+        "gradscope plot story runs/untrained/* runs/clipping/* -o story.png",
+        "Digits read pixel by pixel. (a) Before training the gradient of the first pixel has vanished in all three "
+        "cells as torch initialises them; open gates keep it, in the LSTM and in the GRU. (b, c) An RNN by SGD at "
+        "four thresholds: where the threshold lets training go decides what arrives later, and what is learnt.",
+    ),
     Entry(
         "decay",
         "gradscope plot decay runs/initial/* -o decay.png",
@@ -159,6 +166,19 @@ def initial() -> dict[str, Any]:
     return {"models": {name: build_model(model, task) for name, model in INITIAL.items()}, "inputs": inputs}
 
 
+def untrained() -> dict[str, Any]:
+    """Record the first step of three cells at three initialisations on the digits, over three seeds."""
+    task = build_task("digits")
+    for name in ("rnn", "lstm", "lstm-forget1", "lstm-chrono", "gru", "gru-chrono"):
+        for seed in range(3):
+            settings = TrainSettings(steps=1, seed=seed)
+            cell, init = MODELS[name]
+            labels = {"cell": cell, "init": init, "seed": seed}
+            model = build_model(name, task, seed=seed)
+            _train(model, task, settings, f"untrained/{name}-seed{seed}", quantities=("input",), labels=labels)
+    return {}
+
+
 def digits() -> dict[str, Any]:
     """Train three networks on the digits."""
     task = build_task("digits")
@@ -176,7 +196,9 @@ def clipping() -> dict[str, Any]:
         for seed in range(3):
             settings = TrainSettings(steps=200, optimizer="sgd", learning_rate=0.1, clip=clip, seed=seed)
             name = f"clipping/{'none' if clip is None else clip}-seed{seed}"
-            _train(build_model("rnn", task, seed=seed), task, settings, name, quantities=("hidden",))
+            labels = {"cell": "rnn", "init": "default", "seed": seed, "chance_loss": task.baseline_loss}
+            model = build_model("rnn", task, seed=seed)
+            _train(model, task, settings, name, quantities=("hidden", "input"), labels=labels)
     return {}
 
 
@@ -202,11 +224,11 @@ def error(forecast: Tensor, months: Tensor) -> Tensor:
 
 def _train(
     model: nn.Module, task: Task, settings: TrainSettings, name: str, *, every: int = 10, samples: int | None = 16,
-    quantities: Any = "all",
+    quantities: Any = "all", labels: dict[str, Any] | None = None,
 ) -> TrainResult:  # fmt: skip
     run_dir = Path("runs") / name
     run_dir.parent.mkdir(parents=True, exist_ok=True)
-    recording = {"every": every, "samples": samples, "quantities": quantities}
+    recording = {"every": every, "samples": samples, "quantities": quantities, "labels": labels}
     return train(model, task, settings, run_dir=run_dir, label=name, **recording)
 
 
@@ -267,7 +289,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as work:
         os.chdir(work)
-        measured = {**initial(), **digits(), **clipping(), **forecaster()}
+        measured = {**initial(), **untrained(), **digits(), **clipping(), **forecaster()}
         for entry in ENTRIES:
             draw(entry, measured)
             slim(Path(entry.file), out / entry.file)

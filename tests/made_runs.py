@@ -47,16 +47,23 @@ def make_run(
     extra: Mapping[str, np.ndarray] | None = None,
     lost: Mapping[str, int] | None = None,
     model: Mapping[str, object] | None = None,
+    labels: Mapping[str, object] | None = None,
+    scalars: Mapping[str, float] | None = None,
+    inputs: bool = False,
     seed: int = 0,
 ) -> Run:
-    """A run with one record per rate, ``every`` steps apart; ``norms(record)`` and ``extra`` replace or add arrays."""
+    """A run with one record per rate, ``every`` steps apart; ``norms(record)`` and ``extra`` replace or add arrays.
+
+    ``scalars`` are logged at the last step; ``inputs`` records ∂L/∂x_t as well, a tenth of the other norms.
+    """
     rng = np.random.default_rng(seed)
     steps = (len(rates) - 1) * every + 1
     raw, loss = 2.0 * 10 ** rng.normal(0, 0.4, steps), 2.3 * np.exp(-np.arange(steps) / 30)
     if diverges_at is not None:
         raw[diverges_at:], loss[diverges_at:] = np.inf, np.nan
     described = {"class": "Net", "parameters": 1234, **(model or {})}
-    meta = RunMeta("2026-01-01T00:00:00+00:00", "0.1.0", "2.9.0", {"every": every}, described)
+    settings = {"every": every, **({"labels": dict(labels)} if labels else {})}
+    meta = RunMeta("2026-01-01T00:00:00+00:00", "0.1.0", "2.9.0", settings, described)
     writer = RunWriter(path, meta)
     writer.set_sites({site: site_info(site, cell) for site in sites})
     for i, rate in enumerate(rates):
@@ -66,10 +73,12 @@ def make_run(
             gone = diverges_at is not None and i * every >= diverges_at
             values = np.full_like(values, np.nan) if gone else values
             arrays = {"hidden": values, **({"cell": values} if cell == "lstm" else {}), **(extra or {})}
+            arrays |= {"input": values / 10} if inputs else {}
             data[site] = site_record(arrays, *values.shape, nonfinite=len(values) if gone else 0)
         writer.add_record(Record(i * every, 0, float(i), data, {"weight_hh": float(raw[i * every])}))
     for step in range(steps):
-        writer.add_step(StepRow(step, float(step), {"loss": float(loss[step]), "grad_norm": float(raw[step])}))
+        logged = {"loss": float(loss[step]), "grad_norm": float(raw[step])}
+        writer.add_step(StepRow(step, float(step), logged | dict(scalars or {}) if step == steps - 1 else logged))
         if threshold is not None:
             writer.add_clip(_clip(step, threshold, float(raw[step])))
     writer.set_coverage([Coverage(s, "recorded", "", len(rates)) for s in sites] + [Coverage("head", "missing", "why")])

@@ -30,6 +30,7 @@ def plot(
     """Draw one figure. KIND is one of
 
     \b
+    story          the gradient at each input before training, then by threshold, and the loss
     decay          the gradient against lag, a line per run and site
     training       the same through training, early to late
     norms          gradient norm and threshold, and the loss
@@ -47,6 +48,7 @@ def plot(
     from gradscope import plots
     from gradscope.plots import figures
     from gradscope.plots.style import preset
+    from gradscope.reading.select import left_out_words
 
     module = plots.load(kind)
     preset(style)
@@ -56,6 +58,8 @@ def plot(
     select = {"site": list(site) or None, "quantity": quantity, "step": _step(step)}
     look: dict[str, Any] = {"horizon": horizon, "relative": False if absolute else None}
     data = module.table(readings, **_accepted(module.table, select, kind))
+    for line in left_out_words(data):
+        click.echo(line, err=True)
     drawer = figures.drawer(module)
     for path in figures.write(module, data, out, style=style, runs=readings, **_accepted(drawer, look, kind)):
         click.echo(path)

@@ -29,6 +29,7 @@ PLOTS: dict[str, str] = {
     "norms": "gradscope.plots.norms",
     "source_target": "gradscope.plots.source_target",
     "spectrum": "gradscope.plots.spectrum",
+    "story": "gradscope.plots.story",
     "sweep_loss": "gradscope.plots.sweep_loss",
     "sweep_metric": "gradscope.plots.sweep_metric",
     "timescales": "gradscope.plots.timescales",

@@ -124,21 +124,22 @@ def whole_x(ax: Axes, values: ArrayLike) -> None:
     )
 
 
-def at_edge(ax: Axes, x: ArrayLike, *, top: bool, color: Any, label: str) -> None:
+def at_edge(ax: Axes, x: ArrayLike, *, top: bool, color: Any, label: str, marker: str = "", row: int = 0) -> None:
     """Marks on the lower (exact zero, underflow) or upper (not finite) edge, where a log axis has no place for them.
 
-    Neighbouring positions are thinned to what can be told apart.
+    Neighbouring positions are thinned to what can be told apart; ``row`` lifts them off the edge, above others.
     """
     x = np.asarray(x, dtype=np.float64)
     if not x.size:
         return
     low, high = ax.get_xlim()
+    lift = 0.025 * (row % 8)
     slots = np.unique(np.round((x - low) / max(high - low, 1e-12) * 120), return_index=True)[1]
     ax.plot(
         x[slots],
-        np.full(slots.size, 0.985 if top else 0.015),
+        np.full(slots.size, 0.985 - lift if top else 0.015 + lift),
         linestyle="none",
-        marker="x" if top else "v",
+        marker=marker or ("x" if top else "v"),
         markersize=3.6,
         color=color,
         transform=ax.get_xaxis_transform(),

@@ -34,6 +34,10 @@ ALERT = "#B2182B"
 EARLY_TO_LATE = LinearSegmentedColormap.from_list(
     "gradscope_early_to_late", ["#A6CEE8", "#5BA3D0", "#2272B4", "#0B4A86", "#06264F"]
 )
+#: Lines that have an order, light to dark, all visible on white paper: blue to brown, so that hue helps as well.
+ORDERED = LinearSegmentedColormap.from_list(
+    "gradscope_ordered", ["#56B4E9", "#0072B2", "#7A3B69", "#A63A00", "#4A1B00"]
+)
 #: Sequential map for magnitudes: lightness rises evenly, so it reads in grey and for every kind of colour vision.
 MAGNITUDE = "cividis"
 
@@ -228,17 +232,18 @@ def make_room(ax: Axes, rows: int) -> None:
     fig = ax.get_figure()
     if isinstance(fig, Figure) and fig.get_gid() == _OWN:
         width, height = fig.get_size_inches()
-        fig.set_size_inches(width, height + rows * 1.45 * _legend_size() / 72)
+        fig.set_size_inches(width, height + rows * 1.45 * small() / 72)
 
 
-def _legend_size() -> float:
+def small() -> float:
+    """Size of the text of legends and ticks, points."""
     size = FontProperties(size=matplotlib.rcParams["legend.fontsize"]).get_size_in_points()
     return float(size)
 
 
 def _columns(ax: Axes, names: list[str]) -> int:
     """How many entries fit side by side, from the mean width of a character and that of a handle (4.5 em)."""
-    entry = (max(len(name) for name in names) * CHARACTER + 4.5) * _legend_size()
+    entry = (max(len(name) for name in names) * CHARACTER + 4.5) * small()
     return max(1, min(len(names), int(_room(ax) // entry), 4))
 
 
@@ -258,7 +263,7 @@ def size_of(ax: Axes) -> tuple[float, float]:
 
 def name_limit(ax: Axes, most: int = 60) -> int:
     """Longest name (characters) that fits into a legend or title as wide as the axes."""
-    return int(min(most, max(12, _room(ax) / _legend_size() / CHARACTER - 4.5 / CHARACTER)))
+    return int(min(most, max(12, _room(ax) / small() / CHARACTER - 4.5 / CHARACTER)))
 
 
 def note(ax: Axes, text: str) -> None:

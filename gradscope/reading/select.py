@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,6 +112,23 @@ def not_recorded(runs: Sequence[Any], quantity: str, sites: Sequence[str] | None
         f"{paths}: {quantity!r} was not recorded{where} (recorded: {', '.join(there) or 'nothing'}). "
         f"Record it with gradscope.record(..., quantities=[..., {quantity!r}])."
     )
+
+
+def left_out(runs: Sequence[Any], shown: Collection[str], reason: str) -> dict[str, str]:
+    """Names of the runs that a figure does not show, with why: what a table carries in ``attrs["left_out"]``."""
+    return {name: reason for name in run_names(runs) if name not in shown}
+
+
+def left_out_words(data: Any) -> list[str]:
+    """One sentence on the runs that a table does not hold; nothing where it holds all."""
+    missing: dict[str, list[str]] = {}
+    for name, reason in data.attrs.get("left_out", {}).items():
+        missing.setdefault(reason, []).append(name)
+    return [f"Left out: {_few(names)} ({reason})." for reason, names in missing.items()]
+
+
+def _few(names: Sequence[str], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 @dataclass(frozen=True, eq=False)

@@ -63,6 +63,7 @@ def extras(lags: int, gates: int = 4, sequences: int = 6) -> dict[str, np.ndarra
     fall = 10.0 ** (-0.05 * np.arange(lags))
     return {
         "gates": np.broadcast_to(fall, (sequences, gates, lags)) * np.arange(1, gates + 1)[:, None],
+        "input": np.broadcast_to(fall, (sequences, lags)).copy(),
         "weight": fall[::-1].copy(),
         "gate_mean": np.full((gates, 8), 0.8),
         "gate_log_mean": -np.geomspace(0.01, 3, 8 * gates).reshape(gates, 8),
@@ -212,7 +213,7 @@ def test_unknown_sites_and_quantities_are_named(name, cases):
         module.table(cases("ordinary"), quantity="hiden")
 
 
-@pytest.mark.parametrize(("name", "option"), [("decay", "input"), ("training", "cell_carry")])
+@pytest.mark.parametrize(("name", "option"), [("decay", "recurrent"), ("training", "cell_carry")])
 def test_a_quantity_that_was_not_recorded_says_what_to_record(name, option, cases):
     with pytest.raises(GradscopeError, match=rf"quantities=\[\.\.\., '{option}'\]"):
         plots.load(name).table(cases("ordinary"), quantity=option)

@@ -1,0 +1,165 @@
+"""Curves by seaborn on an axis of ours: a floor for those that leave it, names at their ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from gradscope.plots import marks, style
+
+#: A curve that falls below this fraction of where the curves begin leaves the axis: nothing adds to 1 there in float64.
+FLOOR = 1e-16
+#: One that rises beyond this leaves it at the top.
+CEILING = 1e6
+#: More points than this on a line are thinned: no page shows them.
+MAX_POINTS = 400
+#: More lines than this are not named at their ends.
+MAX_ENDS = 8
+
+# What stands for an exact zero on a logarithmic axis: the line leaves the axis instead of ending in the air.
+_ZERO = 1e-300
+
+Looks = Mapping[str, Mapping[str, Any]]
+
+
+def draw(
+    ax: Axes, data: pd.DataFrame, looks: Looks, *, x: str, y: str, line: str, band: bool = False, log: bool = True
+) -> None:
+    """One line for each value of a column, in its look; several rows at one ``x`` are their median, with their range.
+
+    Parameters
+    ----------
+    ax : Axes
+        Its scale is set already (:func:`limits`).
+    data : DataFrame
+    looks : mapping
+        Value of ``line`` to ``color``, ``linestyle`` and ``marker``, in the order of drawing.
+    x, y, line : str
+        Columns.
+    band : bool
+        Several rows at one ``x`` are aggregated; else every line has one.
+    log : bool
+        Zeros leave the axis downwards; else they are drawn.
+    """
+    import seaborn
+
+    shown = thinned(data, x, line)
+    value = shown[y].where(np.isfinite(shown[y]))
+    shown = shown.assign(**{y: value.mask(value == 0, _ZERO) if log else value})
+    if not shown[y].notna().any():
+        return
+    per_line = max(1, int(shown.groupby(line, sort=False)[x].nunique().max()))
+    aggregated: dict[str, Any] = {"estimator": "median", "errorbar": ("pi", 100)} if band else {"estimator": None}
+    seaborn.lineplot(
+        shown, x=x, y=y, hue=line, style=line, hue_order=list(looks), style_order=list(looks),
+        palette={name: look["color"] for name, look in looks.items()},
+        dashes={name: _dash(look["linestyle"]) for name, look in looks.items()},
+        markers={name: look["marker"] for name, look in looks.items()},
+        markevery=max(1, per_line // 7), markeredgewidth=0, markersize=3.2, legend=False, ax=ax,
+        err_kws={"alpha": 0.13, "linewidth": 0}, **aggregated,
+    )  # fmt: skip
+    ax.set(xlabel=ax.get_xlabel(), ylabel="")
+
+
+def thinned(data: pd.DataFrame, x: str, line: str) -> pd.DataFrame:
+    """At most about ``MAX_POINTS`` positions, first and last included."""
+    at = np.sort(data[x].unique())
+    if len(at) <= MAX_POINTS or line not in data:
+        return data
+    kept = at[np.unique(np.linspace(0, len(at) - 1, MAX_POINTS).round().astype(int))]
+    ends = data.groupby(line, sort=False)[x].agg(["min", "max"])
+    return data[data[x].isin(np.union1d(kept, ends.to_numpy().ravel()))]
+
+
+def _dash(linestyle: Any) -> Any:
+    """A dash of matplotlib's as seaborn wants it."""
+    return "" if linestyle == "-" else linestyle[1]
+
+
+def limits(ax: Axes, curves: Sequence[Any], *, start: float = 1.0, floor: float = FLOOR) -> None:
+    """A logarithmic y axis that no single curve squeezes.
+
+    What lies below ``floor`` or above ``CEILING`` times ``start`` is out of view, unless every curve goes there.
+    """
+    marks.log_y(ax, [view(curves, start=start, floor=floor)])
+
+
+def view(curves: Sequence[Any], *, start: float = 1.0, floor: float = FLOOR) -> np.ndarray:
+    """Lowest and highest value in view; empty where no curve has a positive one."""
+    ends = []
+    for curve in curves:
+        values = np.asarray(curve, dtype=np.float64).ravel()
+        values = values[np.isfinite(values) & (values > 0)]
+        if values.size:
+            ends.append((values.min(), values.max()))
+    if not ends:
+        return np.empty(0)
+    lowest, highest = np.array(ends).T
+    low = max(lowest.min(), min(floor * start, lowest.max()))
+    high = min(highest.max(), max(CEILING * start, highest.min()))
+    return np.array([low, high]) if low < high else np.array([lowest.min(), highest.max()])
+
+
+def leaving(ax: Axes, x: Any, y: Any, color: Any, *, row: int = 0) -> int:
+    """A triangle where a curve first leaves the axis; zeros along the lower edge; crosses where it is not finite.
+
+    ``row`` counts the curves with marks, which stand above each other; returns that of the next.
+    """
+    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    low, high = ax.get_ylim()
+    below, above = (y > 0) & (y < low), np.isfinite(y) & (y > high)
+    marks.at_edge(ax, x[below][:1], top=False, color=color, label="leaves the axis", row=row)
+    marks.at_edge(ax, x[y == 0], top=False, color=color, label="zero", row=row)
+    marks.at_edge(ax, x[above][:1], top=True, color=color, label="leaves the axis", marker="^", row=row)
+    marks.at_edge(ax, x[np.isinf(y)], top=True, color=color, label="not finite", row=row)
+    return row + bool(below.any() or above.any() or (y == 0).any() or np.isinf(y).any())
+
+
+def handles(looks: Looks, names: Mapping[str, str] | None = None) -> list[Line2D]:
+    """Entries of a legend, in the order of the looks."""
+    return [Line2D([], [], label=(names or {}).get(name, name), **look) for name, look in looks.items()]
+
+
+def name_ends(ax: Axes, ends: Sequence[tuple[float, str, Any]]) -> None:
+    """Names beside the right end of the lines, apart from each other.
+
+    Parameters
+    ----------
+    ax : Axes
+        With its final scale and limits.
+    ends : sequence of (y, text, color)
+        Height in data coordinates; not finite: at the lower edge.
+    """
+    if not ends:
+        return
+    height = style.size_of(ax)[1] * ax.get_position(original=True).height * 72 * 0.8
+    size = style.small()
+    wanted = sorted(((_fraction(ax, y), text, color) for y, text, color in ends), key=lambda end: end[0])
+    rows = np.array([text.count("\n") + 1 for _, text, _ in wanted]) * size * 1.12 / height
+    for at, (_, text, color) in zip(apart(np.array([y for y, _, _ in wanted]), rows), wanted, strict=True):
+        ax.annotate(
+            text, (1.0, float(at)), xycoords="axes fraction", xytext=(4, 0), textcoords="offset points",
+            ha="left", va="center", color=color, fontsize=size, linespacing=1.0, annotation_clip=False,
+        )  # fmt: skip
+
+
+def _fraction(ax: Axes, y: float) -> float:
+    low, high = ax.get_ylim()
+    if ax.get_yscale() == "log":
+        low, high = np.log10([low, high])
+        y = np.log10(y) if y > 0 else -np.inf
+    if np.isnan(y):
+        return 0.0
+    return float(np.clip((y - low) / (high - low), 0.0, 1.0))
+
+
+def apart(at: np.ndarray, height: np.ndarray) -> np.ndarray:
+    """Sorted positions moved so that neighbours stay half the sum of their heights apart."""
+    gaps = np.concatenate([[0.0], np.cumsum((height[1:] + height[:-1]) / 2)])
+    level = at - gaps  # must not decrease: between the lowest sequence above it that does not and the highest below
+    return gaps + (np.maximum.accumulate(level) + np.minimum.accumulate(level[::-1])[::-1]) / 2

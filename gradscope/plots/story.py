@@ -1,0 +1,304 @@
+"""The whole answer in one figure: what arrives before training, what the threshold made of it, and what was learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from gradscope.errors import NotRecordedError, SettingError
+from gradscope.plots import lines, marks, style
+from gradscope.plots.norms import running_median, smoothing
+from gradscope.plots.text import label, norm_symbol, symbol
+from gradscope.reading import select, story
+from gradscope.words import number
+
+TITLE = "What arrives at the first input, and what clipping made of it"
+NEEDS = "the gradient of the input, which is recorded by default (quantities=['input'])"
+
+PANELS = ("initial", "through", "loss")
+#: From this share on a gradient is said to arrive.
+ARRIVES = 0.01
+
+table = story.table
+
+_NOTHING = {
+    "initial": "no run was recorded at step 0",
+    "through": "no run was recorded at two steps or more",
+    "loss": "no run logged a loss: recorder.log(loss=loss)",
+}
+_CELLS = {"RNN": (style.PALETTE[1], "o"), "LSTM": (style.PALETTE[0], "s"), "GRU": (style.PALETTE[3], "^")}
+_OTHERS = (style.PALETTE[2], *style.PALETTE[4:])
+
+
+def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "screen", panel: str = "initial") -> Axes:
+    """One panel.
+
+    Parameters
+    ----------
+    data : DataFrame
+        From :func:`table`.
+    ax : Axes, optional
+    panel : {"initial", "through", "loss"}
+
+    Raises
+    ------
+    SettingError
+    """
+    if panel not in PANELS:
+        raise SettingError(f"panel must be one of {', '.join(PANELS)}, got {panel!r}.")
+    ax = style.axes(ax, style=style_name)
+    rows = data[data["panel"] == panel]
+    if not rows["value"].notna().any():
+        ax.set_axis_off()
+        style.note(ax, _NOTHING[panel])
+        return ax
+    {"initial": _initial, "through": _through, "loss": _loss}[panel](ax, rows)
+    return ax
+
+
+def _initial(ax: Axes, rows: pd.DataFrame) -> None:
+    """What arrives at each input before training, a line per cell and initialisation, seeds as its band."""
+    looks = looks_of_models(rows)
+    marks.whole_x(ax, rows["x"])
+    lines.limits(ax, [of_line["value"] for _, of_line in rows.groupby("line")])
+    _arriving(ax)
+    lines.draw(ax, rows, looks, x="x", y="value", line="line", band=True)
+    first = middle_at(rows, "first")
+    _edges(ax, rows, looks)
+    order = sorted(looks, key=lambda name: -first.get(name, -1.0))
+    named = {name: f"{label(name, 28)}  {number(first.get(name, np.nan), 1)}" for name in order}
+    handles = lines.handles({name: looks[name] for name in order[: style.MAX_LEGEND]}, named)
+    rising = np.median(list(first.values())) > 1
+    ax.legend(
+        handles=handles, loc="upper right" if rising else "lower right", fontsize=style.small() - 0.5,
+        handlelength=2.7, labelspacing=0.25, borderaxespad=0.1, handletextpad=0.5, frameon=True, framealpha=0.75,
+        edgecolor="none", title=f"at $t=1${_more(len(order) - len(handles))}", alignment="left",
+        title_fontsize=style.small() - 0.5,
+    )  # fmt: skip
+    ax.set_xlabel("timestep $t$ of the input (1 = read first)")
+    ax.set_ylabel(_ratio(rows, "t"))
+
+
+def _edges(ax: Axes, rows: pd.DataFrame, looks: dict[str, Any]) -> None:
+    """Marks where the median of a line leaves the axis, a row for each line."""
+    row = 0
+    for name, look in looks.items():
+        of_line = rows[rows["line"] == name].groupby("x")["value"].median()
+        row = lines.leaving(ax, of_line.index, of_line, look["color"], row=row)
+
+
+def _more(hidden: int) -> str:
+    return f" ({hidden} more: see CSV)" if hidden > 0 else ""
+
+
+def _through(ax: Axes, rows: pd.DataFrame) -> None:
+    """What arrives at the first input through training, a line per threshold."""
+    looks = looks_of_thresholds(rows)
+    marks.whole_x(ax, rows["x"])
+    lines.limits(ax, [of_line["value"] for _, of_line in rows.groupby("line")])
+    _arriving(ax)
+    lines.draw(ax, rows, looks, x="x", y="value", line="line", band=True)
+    _edges(ax, rows, looks)
+    ends = middle_at(rows, "last")
+    _ends(ax, looks, {name: (ends.get(name, np.nan), name) for name in looks})
+    ax.set_xlabel("training step")
+    ax.set_ylabel(_ratio(rows, "1"))
+
+
+def _loss(ax: Axes, rows: pd.DataFrame) -> None:
+    """The loss of the same runs, with what was reached on held-out data at the ends."""
+    looks = looks_of_thresholds(rows)
+    smooth = pd.concat([_smooth(of_run) for _, of_run in rows.groupby("run", sort=False)])
+    chance = rows["chance"].dropna()
+    marks.whole_x(ax, rows["x"])
+    top = loss_limits(ax, [of_line["value"] for _, of_line in smooth.groupby("run")], chance)
+    lines.draw(ax, smooth, looks, x="x", y="value", line="line", band=True, log=False)
+    if len(chance):
+        ax.axhline(float(chance.iloc[0]), color=style.GREY, linestyle=":", linewidth=0.9, zorder=1)
+    for _, of_run in smooth.groupby("run", sort=False):
+        colour = looks[of_run["line"].iloc[0]]["color"]
+        over = of_run["x"][of_run["value"] > top]
+        marks.at_edge(ax, over[:1], top=True, color=colour, label="leaves the axis", marker="^")
+        marks.at_edge(ax, of_run["x"][of_run["diverged"]][:1], top=True, color=colour, label="diverged")
+    ends, reached = middle_at(smooth, "last"), rows.groupby("line")["accuracy"].median()
+    named = {}
+    for name in looks:
+        said = "" if np.isnan(reached.get(name, np.nan)) else f"\n{_metric(float(reached[name]), rows)}"
+        named[name] = (ends.get(name, np.inf), f"{name}{said}")
+    _ends(ax, looks, named)
+    ax.set_xlabel("training step")
+    ax.set_ylabel("loss")
+
+
+def _smooth(rows: pd.DataFrame) -> pd.DataFrame:
+    rows = rows.sort_values("x")
+    value = rows["value"].to_numpy(dtype=float)
+    return rows.assign(value=running_median(value, smoothing(int(np.isfinite(value).sum()))))
+
+
+def loss_limits(ax: Axes, curves: Sequence[Any], chance: Any = ()) -> float:
+    """A linear axis from the lowest loss to where training starts, and a third beyond; returns its upper end.
+
+    What rises further leaves the axis: one run that went astray must not squeeze the others.
+    """
+    finite = [values[np.isfinite(values)] for values in (np.asarray(c, dtype=float) for c in curves)]
+    finite = [values for values in finite if values.size]
+    if not finite:
+        return np.inf
+    lowest, highest = min(v.min() for v in finite), max(v.max() for v in finite)
+    usual = max([float(np.median([v[0] for v in finite])), *np.asarray(chance, dtype=float)[:1]])
+    top = min(highest, max(usual + (usual - lowest) / 3, lowest + 1e-12))
+    pad = 0.05 * (top - lowest) or 0.1 * abs(top) or 0.1
+    ax.set_ylim(lowest - pad, top + pad)
+    ax.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    return float(top + pad)
+
+
+def _metric(value: float, rows: pd.DataFrame) -> str:
+    share = str(rows["metric"].iloc[0]).endswith(("accuracy", "acc"))
+    return f"{100 * value:.0f} %" if share else number(value)
+
+
+def _ends(ax: Axes, looks: dict[str, Any], named: dict[str, tuple[float, str]]) -> None:
+    if len(looks) > lines.MAX_ENDS:
+        style.legend(ax, lines.handles(looks))
+        return
+    lines.name_ends(ax, [(y, text, looks[name]["color"]) for name, (y, text) in named.items()])
+
+
+def _arriving(ax: Axes) -> None:
+    """Where more than a hundredth arrives."""
+    low, high = ax.get_ylim()
+    if low < ARRIVES < high:
+        ax.axhspan(ARRIVES, high, color=style.PALETTE[3], alpha=0.07, linewidth=0, zorder=0)
+        ax.annotate(
+            "> 1 % arrives", (0.0, 1.0), xycoords="axes fraction", xytext=(3, -2), textcoords="offset points",
+            va="top", fontsize="x-small", color=style.GREY, zorder=1,
+        )  # fmt: skip
+
+
+def _ratio(rows: pd.DataFrame, at: str) -> str:
+    quantity = str(rows["quantity"].iloc[0])
+    top = norm_symbol(quantity).replace("_t", f"_{at}")
+    return rf"{top} / {norm_symbol(quantity).replace('_t', '_T')}"
+
+
+def looks_of_models(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Hue and marker by cell, dash by initialisation: grey print keeps two of them."""
+    heads = rows.groupby("line", sort=False)[["cell", "init"]].first()
+    if heads.duplicated().any() or (heads["init"] == "").any():  # told apart by something else
+        return {str(name): style.look(i) for i, name in enumerate(heads.index)}
+    inits = sorted(dict.fromkeys(heads["init"]), key=lambda init: init != "default")  # the default is the solid one
+    others = style.distinct([c for c in heads["cell"] if c not in _CELLS])
+    found = {}
+    for name, cell, init in heads.itertuples():
+        at = others.get(cell, 0)
+        colour, marker = _CELLS.get(cell, (_OTHERS[at % len(_OTHERS)], style.MARKERS[(3 + at) % len(style.MARKERS)]))
+        dash = style.DASHES[inits.index(init) % len(style.DASHES)]
+        found[str(name)] = {"color": colour, "linestyle": dash, "marker": marker}
+    return found
+
+
+def looks_of_thresholds(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """From light (tight) to dark (loose), black without clipping; other lines as they come."""
+    names = list(dict.fromkeys(rows.sort_values("threshold", kind="stable")["line"]))
+    if rows["by"].iloc[0] != "threshold":
+        return {name: style.look(i) for i, name in enumerate(names)}
+    limited = [name for name in names if name != "no clip"]
+    found = {}
+    for i, name in enumerate(names):
+        shade = 0.15 + 0.6 * (limited.index(name) / max(1, len(limited) - 1)) if name in limited else 1.0
+        colour = "#000000" if name not in limited else to_hex(style.ORDERED(shade))
+        found[name] = {
+            "color": colour, "linestyle": style.DASHES[i % len(style.DASHES)],
+            "marker": style.MARKERS[i % len(style.MARKERS)],
+        }  # fmt: skip
+    return found
+
+
+def middle_at(rows: pd.DataFrame, end: str) -> dict[str, float]:
+    """Median over the runs of each line at its first or last position with a value: where the line is drawn to end."""
+    known = rows[rows["value"].notna()]
+    ends = known.groupby("line", sort=False)["x"].transform("min" if end == "first" else "max")
+    at: dict[str, float] = known[known["x"] == ends].groupby("line", sort=False)["value"].median().to_dict()
+    return at
+
+
+def panels(data: pd.DataFrame, *, style_name: str = "screen") -> Figure:
+    """The panels beside each other, below each other where the page is narrow; without those that have nothing."""
+    width = style.preset(style_name).width
+    shown = [panel for panel in PANELS if data["value"][data["panel"] == panel].notna().any()]
+    if not shown:
+        raise NotRecordedError("no run holds what the figure shows: " + "; ".join(_NOTHING.values()) + ".")
+    if len(shown) == 1 or (width >= 4.5 and len(shown) == 2):
+        fig, grid = style.figure(style_name, columns=len(shown), aspect=0.45 if len(shown) > 1 else 0.55)
+        axes = list(np.ravel([grid]))
+    elif width >= 4.5:
+        fig, _ = style.figure(style_name, aspect=0.76, exact=True)
+        fig.clear()
+        mosaic = fig.subplot_mosaic([["initial", "initial"], ["through", "loss"]])
+        axes = [mosaic[panel] for panel in PANELS]
+    else:
+        fig, grid = style.figure(style_name, rows=len(shown), aspect=0.72 * len(shown), exact=True)
+        axes = list(np.ravel([grid]))
+    for letter, ax, panel in zip("abc", axes, shown, strict=False):
+        draw(data, ax, style_name=style_name, panel=panel)
+        title = heading(data[data["panel"] == panel], panel)
+        ax.set_title(f"{letter}  {title}" if len(shown) > 1 else title, loc="left")
+    return fig
+
+
+def heading(rows: pd.DataFrame, panel: str) -> str:
+    """What a panel shows, in few words."""
+    if panel == "initial":
+        seeds = int(rows.groupby("line")["run"].nunique().max())
+        return "before training" + (f", {seeds} seeds" if seeds > 1 else "")
+    whose = label(str(rows["family"].iloc[0]), 18)
+    if panel == "through":
+        return f"{whose} by threshold" if rows["by"].iloc[0] == "threshold" else "through training"
+    metric = str(rows["metric"].iloc[0]).replace("_", " ").replace("held out", "held-out")
+    return f"loss; {label(metric, 18)}" if rows["accuracy"].notna().any() else "loss"
+
+
+def caption(data: pd.DataFrame) -> str:
+    """What the figure shows, with its numbers."""
+    initial, through, loss = (data[data["panel"] == panel] for panel in PANELS)
+    quantity = symbol(str(data["quantity"].iloc[0])).strip("$").replace(r"\partial ", "∂").replace("_t", "")
+    said = []
+    if initial["value"].notna().any():
+        n = int(initial.groupby("line")["run"].nunique().max())
+        band = f"median over up to {n} seeds, band from the lowest to the highest" if n > 1 else "one run each"
+        ordered = sorted(middle_at(initial, "first").items(), key=lambda one: -one[1])
+        first = ", ".join(f"{name}: {number(value)}" for name, value in ordered)
+        said.append(
+            f"Norm of {quantity} at each input before the first update, over that at the last input: {band}. "
+            f"At the first input: {first}."
+        )
+    else:
+        said.append(f"Before training: {_NOTHING['initial']}.")
+    for rows, what in ((through, "through"), (loss, "loss")):
+        said.append(_course(rows, what) if rows["value"].notna().any() else f"{_NOTHING[what].capitalize()}.")
+    return " ".join([*said, *select.left_out_words(data)])
+
+
+def _course(rows: pd.DataFrame, what: str) -> str:
+    ends = middle_at(rows, "last")
+    whose = f"the {rows['run'].nunique()} runs of {rows['family'].iloc[0]}"
+    if what == "through":
+        each = ", ".join(f"{name}: {number(value)}" for name, value in ends.items())
+        return f"At the first input through training, {whose}: at the end {each}."
+    reached = rows.groupby("line", sort=False)["accuracy"].median()
+    each = ", ".join(
+        f"{name}: {number(value)}" + ("" if np.isnan(reached[name]) else f" ({_metric(float(reached[name]), rows)})")
+        for name, value in ends.items()
+    )
+    metric = str(rows["metric"].iloc[0]).replace("_", " ")
+    dotted = " Dotted: chance." if rows["chance"].notna().any() else ""
+    return f"Loss of the same runs, at the end (with {metric or 'nothing held out'}): {each}.{dotted}"
