@@ -158,6 +158,8 @@ class SiteInfo:
         1 for the first use of the module in a step; a second use is its own site, suffixed ``#2``.
     how : str
         How a site was found that no class told of: by data flow, in how many steps.
+    weights : tuple of str
+        Paths of the parameters that recur in it, the largest first, where it was found by them.
     """
 
     site: str
@@ -173,6 +175,7 @@ class SiteInfo:
     curve: str = "hidden"
     call: int = 1
     how: str = ""
+    weights: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -180,7 +183,8 @@ class SiteInfo:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SiteInfo:
         known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
-        known["gates"] = tuple(known.get("gates", ()))
+        for name in ("gates", "weights"):
+            known[name] = tuple(known.get(name, ()))
         return cls(**known)
 
 

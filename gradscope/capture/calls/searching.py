@@ -198,11 +198,12 @@ class Search:
 
     def _open(self, graph: Graph, name: str, found: Recurrence, use: int) -> FoundSequence | str | None:
         """Set the hooks of one recurrence; return why that could not be, or None where it is not wanted."""
-        info = self._saying.info(name, found)
+        weights = anchors_of(graph, found, self._names) if found.anchors else []
+        info = replace(self._saying.info(name, found), weights=tuple(weights))
         target = self._saying.target(info)
         if self._listener.wanted is not None and found.anchors and not matches(info, self._listener.wanted):
             return None
-        if found.anchors and not anchors_of(graph, found, self._names):
+        if found.anchors and not weights:
             return None  # weights of another model
         sequence = open_found(graph, found, found.level, info, use, self._listener.samples)
         if isinstance(sequence, str):
