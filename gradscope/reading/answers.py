@@ -176,7 +176,7 @@ def direct_caveat(run: Run | Reading, site: str) -> str:
     entering = float(np.mean(direct[..., 1:][present] != 0)) if present.any() else 0.0
     if entering < 0.5:
         return ""
-    if has_layer_above(run, site):
+    if has_layer_above(run.sites, site):
         return (
             "a gradient arrives from the layer above at most timesteps: the curve is that of the stack from here on "
             "up, not of this recurrence alone"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,13 +162,13 @@ def _arriving(reading: Reading, site: str, quantity: str) -> tuple[Floats | None
         return None, reading.array(site, quantity), "loss"
     if "hidden" not in recorded(reading, site):
         return None, None, "loss"
-    above = "layer" if has_layer_above(reading, site) else "loss"
+    above = "layer" if has_layer_above(reading.sites, site) else "loss"
     direct = reading.array(site, "direct") if "direct" in recorded(reading, site) else None
     return direct, reading.array(site, "hidden"), above
 
 
-def has_layer_above(run: Run | Reading, site: str) -> bool:
+def has_layer_above(sites: Sequence[str], site: str) -> bool:
     """Whether the site is a level of a stacked module with another level on top of it."""
     module, _, level = site.rpartition("/l")
     number = level.removesuffix("_reverse")
-    return bool(module) and number.isdigit() and f"{module}/l{int(number) + 1}" in run.sites
+    return bool(module) and number.isdigit() and f"{module}/l{int(number) + 1}" in sites

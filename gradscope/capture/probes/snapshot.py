@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from html import escape
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from gradscope.capture.calls.graph import root_nodes
 from gradscope.capture.calls.reduction import TENSORS
 from gradscope.capture.calls.watcher import Watcher
 from gradscope.capture.layers.discovery import Target, discover, names_in, select
+from gradscope.capture.probes import measured_decay
 from gradscope.capture.training.coverage import FAILED, NO_GRADIENT, NOT_CALLED
 from gradscope.errors import (
     InternalError,
@@ -25,8 +27,11 @@ from gradscope.errors import (
 )
 from gradscope.schema import MAX_STATES, Coverage, SiteInfo
 
+if TYPE_CHECKING:
+    from gradscope.diagnostics import DecayFit
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class SiteSnapshot:
     """Adjoints at one site. Tensors are float64, time-major, in input time order, 0 on padding.
 
@@ -145,9 +150,15 @@ class SiteSnapshot:
             return order.lengths
         return torch.full((order.batch,), order.steps, dtype=torch.int64)
 
+    def __repr__(self) -> str:
+        return measured_decay.shapes(self)
+
 
 class Snapshot(Mapping[str, SiteSnapshot]):
-    """One measurement: site name to :class:`SiteSnapshot`; ``coverage`` says what was not seen, and why."""
+    """One measurement: site name to :class:`SiteSnapshot`; ``coverage`` says what was not seen, and why.
+
+    ``print(snapshot)`` says how far back the gradient reaches at every site.
+    """
 
     def __init__(self, loss: float, sites: dict[str, SiteSnapshot], coverage: list[Coverage]) -> None:
         self.loss, self._sites, self.coverage = loss, sites, coverage
@@ -176,6 +187,31 @@ class Snapshot(Mapping[str, SiteSnapshot]):
 
     def __repr__(self) -> str:
         return f"Snapshot(loss={self.loss:.6g}, sites={list(self._sites)})"
+
+    def decay(self, site: str | None = None, quantity: str | None = None, **options: Any) -> DecayFit:
+        """Fit the decay of the gradient at a site, as ``run.decay`` does of a recorded one.
+
+        Parameters
+        ----------
+        site : str, optional
+            May be left out where there is one.
+        quantity : str, optional
+            By default the one that describes the site: the cell state of an LSTM, else the hidden state.
+        **options
+            Of :func:`gradscope.fit_decay`.
+
+        Raises
+        ------
+        UnknownNameError, NotRecordedError, SettingError
+        """
+        return measured_decay.decay(self, site, quantity, **options)
+
+    def __str__(self) -> str:
+        return "\n".join([repr(self), *(f"  {line}" for line in measured_decay.said(self))])
+
+    def _repr_html_(self) -> str:
+        items = "".join(f"<li>{escape(line)}</li>" for line in measured_decay.said(self))
+        return f"<div><b>Snapshot</b>, loss {self.loss:.6g}<ul>{items}</ul></div>"
 
 
 class _Collector:

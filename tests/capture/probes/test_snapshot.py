@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import gradscope
+from gradscope.errors import NotRecordedError, SettingError, UnknownNameError
 from tests.unrolled import Unrolled, expected, layer_by_layer, unroll
 
 T, B, FEATURES, H = 7, 5, 3, 4
@@ -177,3 +179,53 @@ def test_float32_adjoints_do_not_vanish_into_underflow() -> None:
     assert bool((truth > 0).all())
     assert bool((norms > 0).all())
     torch.testing.assert_close(norms.log10(), truth.log10(), rtol=0.0, atol=0.01)
+
+
+# --- in words --------------------------------------------------------------------------------------------------------
+
+
+def test_a_snapshot_has_the_decay_that_a_record_of_the_same_pass_has(tmp_path: Path) -> None:
+    module = nn.LSTM(3, 8, num_layers=2, bidirectional=True, dtype=torch.float64)
+    x = torch.randn(30, 4, 3, dtype=torch.float64)
+
+    def loss() -> Tensor:
+        return module(x)[0][-1].square().sum()
+
+    found = gradscope.snapshot(module, loss)
+    with gradscope.record(module, tmp_path / "run", every=1, samples=None) as recorder:
+        loss().backward()
+        recorder.step()
+    run = gradscope.open_run(tmp_path / "run")
+    for site in run.sites:
+        for quantity in (None, "hidden", "input"):
+            ours, theirs = found.decay(site, quantity), run.decay(site, quantity)
+            assert (ours.verdict, ours.reference_lag, ours.last_lag) == (
+                theirs.verdict, theirs.reference_lag, theirs.last_lag
+            )  # fmt: skip
+            assert ours.rate == pytest.approx(theirs.rate, rel=1e-9, nan_ok=True)
+    said = str(found)
+    assert "l0 (cell): the gradient reaching 29 steps back is" in said
+    assert "l1_reverse (cell): no verdict: only one step" in said
+    assert found._repr_html_().count("<li>") == 4
+
+
+def test_a_site_is_printed_by_its_shapes() -> None:
+    module = nn.GRU(3, 4)
+    found = gradscope.snapshot(module, lambda: module(torch.randn(7, 2, 3))[0].sum())
+    assert str(found["model/l0"]) == (
+        "<model/l0 (gru): 7 steps, 2 sequences; adjoints hidden (7, 2, 4), input (7, 2, 3), recurrent (7, 2, 4)>"
+    )
+    assert "tensor(" not in repr(found["model/l0"])
+
+
+def test_a_decay_of_a_snapshot_says_what_was_asked_wrongly() -> None:
+    module = nn.GRU(3, 4, num_layers=2)
+    found = gradscope.snapshot(module, lambda: module(torch.randn(7, 2, 3))[0].sum())
+    with pytest.raises(SettingError, match="2 sites; say which"):
+        found.decay()
+    with pytest.raises(NotRecordedError, match="has no quantity 'cell'"):
+        found.decay("model/l0", "cell")
+    with pytest.raises(SettingError, match="no decay to fit"):
+        found.decay("model/l0", "weight")
+    with pytest.raises(UnknownNameError, match="Did you mean 'hidden'"):
+        found.decay("model/l0", "hiden")
