@@ -139,6 +139,36 @@ def _steps(shown: str) -> str:
     return f"{shown} step" if shown == "1" else f"{shown} steps"
 
 
+def tried_sentence(where: str, reach: float, of_input: float, best: tuple[str, float] | None, tried: int) -> str:
+    """What the tried initialisations let through at a site, in one sentence.
+
+    Parameters
+    ----------
+    where : str
+    reach, of_input : float
+        With the model as it is: the state's gradient at the first step as a fraction of that where it enters, and that
+        of ∂L/∂x_t (NaN where it is not known).
+    best : (str, float) or None
+        The initialisation whose gradient at the first step is nearest to where it enters, and its reach; None where
+        that is the model as it is.
+    tried : int
+
+    Examples
+    --------
+    "lstm/l0 (cell), 100 steps: as it is, the gradient at the first step is 3e-19 of that where it enters (∂L/∂x_t:
+    1e-19); nearest to level of 4 initialisations is chrono(100), with 0.42"
+    """
+    inputs = "" if math.isnan(of_input) else f" (∂L/∂x_t: {number(of_input)})"
+    said = f"{where}: as it is, the gradient at the first step is {_times(reach)} that where it enters{inputs}"
+    if best is not None:
+        among = "the one initialisation" if tried == 1 else f"{tried} initialisations"
+        return f"{said}; nearest to level of {among} is {best[0]}, with {number(best[1])}"
+    if not tried:
+        return f"{said}; no initialisation was tried here"
+    others = "the one initialisation" if tried == 1 else f"any of {tried} initialisations"
+    return f"{said}, nearer to level than with {others} tried"
+
+
 def clip_sentence(statistics: ClipStatistics) -> str:
     """What clipping did, in one sentence."""
     if not statistics.calls:

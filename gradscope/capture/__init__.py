@@ -3,15 +3,18 @@
 from gradscope.capture.calls.marks import state
 from gradscope.capture.layers.adapters import check_adapter, register_adapter
 from gradscope.capture.probes.clip_whatif import ClipWhatIf, clip_whatif
+from gradscope.capture.probes.remedies import remedies
 from gradscope.capture.probes.snapshot import SiteSnapshot, Snapshot, snapshot
 from gradscope.capture.probes.source_target import SourceTarget, source_target
 from gradscope.capture.probes.spectrum import Spectrum, spectrum
+from gradscope.capture.probes.tried import Remedies
 from gradscope.capture.training.recorder import GradscopeWarning, Recorder, record
 
 __all__ = [
     "ClipWhatIf",
     "GradscopeWarning",
     "Recorder",
+    "Remedies",
     "SiteSnapshot",
     "Snapshot",
     "SourceTarget",
@@ -20,6 +23,7 @@ __all__ = [
     "clip_whatif",
     "record",
     "register_adapter",
+    "remedies",
     "snapshot",
     "source_target",
     "spectrum",
