@@ -44,7 +44,11 @@ def stretched_interval(estimate: float, draws: Floats, n: int, confidence: float
     return float(estimate - stretch * max(estimate - low, 0.0)), float(estimate + stretch * max(high - estimate, 0.0))
 
 
-def drift_factor(values: Floats, confidence: float) -> float:
+#: At most this share of the spread of steps is taken for chance of their sequences.
+MAX_CHANCE = 0.8
+
+
+def drift_factor(values: Floats, confidence: float, chance: float = 0.0) -> float:
     """What the arms of an interval over steps are to be multiplied with where neighbouring steps resemble each other.
 
     Parameters
@@ -52,12 +56,15 @@ def drift_factor(values: Floats, confidence: float) -> float:
     values : ndarray, shape (K,)
         What each step contributes, in the order of time.
     confidence : float
+    chance : float
+        Variance that the values have because each step saw a few sequences only.
 
     Notes
     -----
     A training drifts: its steps are no independent draws. Taken as an autoregression of first order, ``K`` steps count
     as ``K (1 - φ) / (1 + φ)``. The estimate of φ is corrected for its bias (Kendall 1954), and raised by a standard
-    error where it is more than chance would make it.
+    error where it is more than chance would make it. Chance of the sequences hides drift: it adds to the variance of
+    the steps and nothing to their covariance, so it is taken out of the first (errors in variables; Fuller 1987).
     """
     n = values.size
     deviations = values - values.mean()
@@ -65,8 +72,11 @@ def drift_factor(values: Floats, confidence: float) -> float:
     if n < MIN_DRIFT_STEPS or squares == 0:
         return 1.0
     raw = float(deviations[1:] @ deviations[:-1]) / squares
+    drifts = raw > 0.5 / np.sqrt(n)
+    if drifts:
+        raw /= 1 - min(chance * (n - 1) / squares, MAX_CHANCE)
     phi = min(max(raw + (1 + 3 * raw) / n, 0.0), 1.0)
-    if raw > 0.5 / np.sqrt(n):
+    if drifts:
         phi += float(np.sqrt((1 - phi**2) / n))
     phi = min(phi, 0.99)
     effective = max(n * (1 - phi) / (1 + phi), 2.0)

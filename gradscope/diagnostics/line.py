@@ -218,10 +218,23 @@ def _interval(
     low, high = stretched_interval(rate, (total[whole] / drawn[whole]) @ leverage, n, confidence)
     if not clusters.any():
         return low, high
-    # What each step adds to the slope, to first order: its own slope where every lag is there.
+    # What each sequence, and so each step, adds to the slope, to first order: its own where every lag is there.
     weight = present.sum(axis=0)
-    factor = drift_factor((sums - present * (sums.sum(axis=0) / weight)) @ (leverage / weight), confidence)
+    typical = np.where(both, sums.sum(axis=0) / weight, 0.0)
+    added = (np.where(both, differences, 0.0) - typical) @ (leverage / weight)
+    sums_of, chance = _by_step(added, clusters)
+    factor = drift_factor(sums_of, confidence, chance)
     return rate - factor * (rate - low), rate + factor * (high - rate)
+
+
+def _by_step(added: Floats, clusters: Steps) -> tuple[Floats, float]:
+    """Sum of each step, and the variance these have by the chance of their sequences; 0 where a step has just one."""
+    counts = np.bincount(clusters)
+    sums = np.bincount(clusters, added).astype(np.float64)
+    squares = np.bincount(clusters, (added - (sums / counts)[clusters]) ** 2)
+    several = counts > 1
+    chance = float(np.mean((counts * squares)[several] / (counts - 1)[several])) if several.any() else 0.0
+    return sums, chance
 
 
 def _summed(values: Floats, clusters: Steps) -> Floats:

@@ -96,6 +96,12 @@ KINDS: dict[str, Callable[[int], Data]] = {
     "20 steps x 8 that drift (.9), between-step .01": lambda seed: data(
         seed, steps=20, between_steps=0.01, step_memory=0.9
     ),
+    "20 steps x 8 that drift (.9) unseen, between-step .003": lambda seed: data(
+        seed, steps=20, between_steps=0.003, step_memory=0.9
+    ),
+    "12 steps x 8 that drift (.9) unseen, between-step .01": lambda seed: data(
+        seed, steps=12, between_steps=0.01, step_memory=0.9
+    ),
     "6 steps x 16, a path shared by each step": lambda seed: data(seed, steps=6, sequences=16, size=0.1, shared=0.3),
     "8 sequences, one shared path": lambda seed: data(seed, size=0.1, shared=0.3),
     "32 sequences, one shared path": lambda seed: data(seed, sequences=32, size=0.1, shared=0.3),

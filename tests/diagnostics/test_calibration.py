@@ -46,9 +46,9 @@ def wrong(kind: str, seeds: range) -> dict[float, float]:
 
 #: A single batch cannot tell these from the model's own curve: they get no interval, but for a few in a hundred.
 SHARED = [kind for kind in KINDS if "shared" in kind and "steps" not in kind]
-#: Twenty steps that hardly move from one to the next are as good as two or three; which, they do not tell.
-DRIFTING = [kind for kind in KINDS if "drift (.9)" in kind]
-HELD = [kind for kind in KINDS if kind not in (*SHARED, *DRIFTING)]
+#: A drift that is smaller than what the sequences of each step differ by, or of a dozen steps, does not show.
+HIDDEN = [kind for kind in KINDS if "unseen" in kind]
+HELD = [kind for kind in KINDS if kind not in (*SHARED, *HIDDEN)]
 
 
 @pytest.mark.parametrize("kind", HELD)
@@ -77,11 +77,11 @@ def test_noise_that_a_single_step_shares_gets_no_interval(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", DRIFTING)
-def test_steps_that_hardly_move_are_covered_less_often(kind):
+@pytest.mark.parametrize("kind", HIDDEN)
+def test_a_drift_that_does_not_show_is_covered_less_often(kind):
     held, refused = coverage(kind, range(2000))
     print(f"\n| {kind} | {100 * held:.1f} | {100 * refused:.1f} |")
-    assert 0.8 <= held < 0.92  # a known weakness; as independent draws they would be covered in a third
+    assert 0.78 <= held < 0.92  # a known weakness
 
 
 @pytest.mark.slow
