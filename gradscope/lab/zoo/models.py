@@ -98,7 +98,8 @@ def _keep(core: Any, length: int) -> None:
 
 
 @torch.no_grad()
-def _forget_bias_one(core: Any, length: int) -> None:
+def _retain_bias_one(core: Any, length: int) -> None:
+    """The gate that keeps the old state, second in both of PyTorch's orders: f of an LSTM, z of a GRU."""
     hidden = core.hidden_size
     # PyTorch adds two bias vectors: 1 in both would make the sum 2, another initialisation altogether.
     core.bias_ih_l0[hidden : 2 * hidden] = 1.0
@@ -133,7 +134,8 @@ def _identity(core: Any, length: int) -> None:
 
 INITS: dict[str, Init] = {
     "default": Init(_keep, tuple(CELLS), "PyTorch's default"),
-    "forget1": Init(_forget_bias_one, ("lstm",), "forget bias 1, b_ih + b_hh (Jozefowicz et al. 2015)"),
+    "forget1": Init(_retain_bias_one, ("lstm",), "forget bias 1, b_ih + b_hh (Jozefowicz et al. 2015)"),
+    "update1": Init(_retain_bias_one, ("gru",), "update bias 1, b_ih + b_hh: the forget bias of a GRU"),
     "chrono": Init(_chrono, ("lstm", "gru"), "timescales spread up to the sequence's length (Tallec & Ollivier 2018)"),
     "orthogonal": Init(_orthogonal, ("rnn",), "orthogonal recurrent matrix (Saxe et al. 2014)"),
     "identity": Init(_identity, ("rnn-relu",), "identity recurrent matrix, the IRNN (Le et al. 2015)"),
@@ -153,6 +155,7 @@ MODELS: dict[str, tuple[str, str]] = {
     "peephole": ("peephole", "default"),
     "coupled": ("coupled", "default"),
     "gru": ("gru", "default"),
+    "gru-update1": ("gru", "update1"),
     "gru-chrono": ("gru", "chrono"),
     "mingru": ("mingru", "default"),
     "lru": ("lru", "default"),

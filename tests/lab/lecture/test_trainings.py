@@ -34,7 +34,7 @@ def test_no_two_experiments_share_a_name_and_each_member_is_trained_with_every_s
     listed = experiments(3)
     assert len({one.name for one in listed}) == len(listed)
     for task in ("sunspots", "digits"):
-        for model in set(MODELS) - {"gru-chrono"}:
+        for model in set(MODELS) - {"gru-chrono", "gru-update1"}:
             seeds = [
                 one.settings.seed
                 for one in listed
@@ -73,7 +73,7 @@ def test_parameters_are_counted_not_believed(told):
 
 
 def test_every_member_of_the_zoo_has_its_parameters_and_its_curve(told):
-    members = set(MODELS) - {"gru-chrono"}
+    members = set(MODELS) - {"gru-chrono", "gru-update1"}
     for _, table in told.chapters[0].tables:
         assert set(table["network"]) == members
     for _, table in told.chapters[0].tables[::2]:

@@ -39,12 +39,24 @@ def test_a_seed_fixes_the_weights_and_leaves_the_global_state(adding):
     assert not torch.equal(first["recurrent.weight_hh_l0"], other["recurrent.weight_hh_l0"])
 
 
-def test_forget1_sums_to_one_and_changes_nothing_else(adding):
-    default, forget = (build_model(name, adding, 8).recurrent for name in ("lstm", "lstm-forget1"))
-    total = forget.bias_ih_l0 + forget.bias_hh_l0
+@pytest.mark.parametrize("names", [("lstm", "lstm-forget1"), ("gru", "gru-update1")])
+def test_the_bias_of_the_retaining_gate_sums_to_one_and_nothing_else_changes(adding, names):
+    default, opened = (build_model(name, adding, 8).recurrent for name in names)
+    total = opened.bias_ih_l0 + opened.bias_hh_l0
     assert torch.equal(total[8:16], torch.ones(8))
-    assert torch.equal(total[:8], (default.bias_ih_l0 + default.bias_hh_l0)[:8])
-    assert torch.equal(forget.weight_hh_l0, default.weight_hh_l0)
+    for part in (slice(0, 8), slice(16, None)):
+        assert torch.equal(total[part], (default.bias_ih_l0 + default.bias_hh_l0)[part])
+    assert torch.equal(opened.weight_hh_l0, default.weight_hh_l0)
+
+
+def test_an_update_bias_of_one_lets_a_gru_keep_more_of_its_state(adding):
+    # Without recurrent weights and candidate, h decays by z alone: sigmoid(1) a step.
+    gru = build_model("gru-update1", adding, 8).recurrent
+    with torch.no_grad():
+        gru.weight_hh_l0.zero_()
+        gru.bias_ih_l0[16:] = gru.bias_hh_l0[16:] = 0
+        kept = gru(torch.zeros(1, 5, 2), torch.ones(1, 1, 8))[1]
+    torch.testing.assert_close(kept, torch.full_like(kept, 0.731059**5), rtol=1e-4, atol=0)
 
 
 def test_chrono_spreads_timescales_up_to_the_length_and_ties_the_input_gate():
