@@ -15,9 +15,11 @@ _TINT = {"confirmed": "preserved", "refuted": "exploding", "refined": "vanishing
 
 
 def render(story: Story, drawn: Sequence[Drawn]) -> str:
-    """The story as HTML: opening, overview of the claims, chapters. Figures are numbered from 1."""
-    parts = ["".join(f"<p>{page.prose(words)}</p>" for words in story.opening), _overview(story)]
-    position = 1
+    """The story as HTML: opening, cover, overview of the claims, chapters. Figures are numbered from 1."""
+    parts = ["".join(f"<p>{page.prose(words)}</p>" for words in story.opening)]
+    parts += [page.figure(one, i) for i, one in enumerate(drawn[: len(story.cover)], 1)]
+    parts.append(_overview(story))
+    position = 1 + len(story.cover)
     for chapter in story.chapters:
         shown = drawn[position - 1 : position - 1 + len(chapter.pictures)]
         parts.append(page.section(chapter.title, _chapter(chapter, shown, position)))

@@ -54,10 +54,11 @@ class Chapter:
 
 @dataclass(frozen=True, eq=False)
 class Story:
-    """Opening paragraphs and chapters."""
+    """Opening paragraphs, the pictures that belong to the first screen, and chapters."""
 
     opening: tuple[str, ...]
     chapters: tuple[Chapter, ...]
+    cover: tuple[Picture, ...] = ()
 
     @property
     def claims(self) -> list[Any]:
@@ -67,4 +68,4 @@ class Story:
     @property
     def pictures(self) -> list[Picture]:
         """Every picture, in order."""
-        return [picture for chapter in self.chapters for picture in chapter.pictures]
+        return [*self.cover, *(picture for chapter in self.chapters for picture in chapter.pictures)]

@@ -36,13 +36,17 @@ def told(tmp_path_factory):
         title="One & only", text=("It begins <here>.",), tables=(("A table.", table),),
         claims=(claim("It <is>.", "confirmed", True), claim("It was.", "undetermined", None)), pictures=(picture,),
     )  # fmt: skip
-    story = Story(opening=("Once.",), chapters=(chapter,))
+    cover = Picture("cover", "decay", "The whole story", "In one figure.", decay.table([run]))
+    story = Story(opening=("Once.",), chapters=(chapter,), cover=(cover,))
     return build_report([run], root / "out", told=story, shown=("decay",))
 
 
 def test_chapters_stand_before_the_runs_with_every_name_escaped(told):
     page = told.index.read_text(encoding="utf-8")
-    order = [page.index(words) for words in ("Once.", "One &amp; only", "It begins &lt;here&gt;.", "The recorded runs")]
+    order = [
+        page.index(words)
+        for words in ("Once.", "The whole story", "One &amp; only", "It begins &lt;here&gt;.", "The recorded runs")
+    ]
     assert order == sorted(order)
     assert "It &lt;is&gt;." in page
     assert "a&lt;b" in page
@@ -52,9 +56,10 @@ def test_chapters_stand_before_the_runs_with_every_name_escaped(told):
 
 def test_figures_are_numbered_through_and_their_files_written(told):
     page = told.index.read_text(encoding="utf-8")
-    assert "<b>Figure 1. Curves &lt;told&gt;.</b>" in page
-    assert page.count("<b>Figure 1.") == page.count("<b>Figure 2.") == 1
-    assert {p.name for p in told.figures} >= {"curves.pdf", "curves.png", "curves.svg", "decay.svg"}
+    assert "<b>Figure 1. The whole story.</b>" in page
+    assert "<b>Figure 2. Curves &lt;told&gt;.</b>" in page
+    assert [page.count(f"<b>Figure {i}.") for i in range(1, 5)] == [1, 1, 1, 0]
+    assert {p.name for p in told.figures} >= {"cover.svg", "curves.pdf", "curves.png", "curves.svg", "decay.svg"}
     drawn = pd.read_csv(told.directory / "data" / "curves.csv")
     assert np.isfinite(drawn["relative"]).any()
 
