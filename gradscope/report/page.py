@@ -47,7 +47,7 @@ def render(
         section("Not shown", not_shown(missing)) if missing else "",
         section("Settings and versions", settings(facts)),
     ]
-    few = len(facts) <= _MAX_NAMED
+    few = len(facts) <= _MAX_NAMED and not opening  # a story names its runs itself, in its own words
     names = f": {', '.join(text(found.name) for found in facts)}" if few else ""
     count = "1 run" if len(facts) == 1 else f"{len(facts)} runs"
     return PAGE.substitute(

@@ -1,59 +1,43 @@
-"""What ``gradscope demo`` shows, as chapters: before training, after it, and what clipping did."""
+"""What ``gradscope demo`` shows: three sentences and a figure, then chapters on each.
+
+Every sentence is put together from what was measured; where a measurement is not what the sentence would say, another
+sentence stands in its place.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from gradscope.diagnostics import DecayFit
-from gradscope.lab.sweep.story import DECAY_CAPTION, LOWEST, decay_by_threshold
-from gradscope.lab.zoo.train import TrainResult
-from gradscope.plots import decay, gates, norm_distribution, sweep_loss, timescales, training
-from gradscope.reading.answers import curve_quantity, pooled_fit
-from gradscope.report.telling import Chapter, Picture, Story
-from gradscope.words import number
+from gradscope.lab.demo.lines import (
+    CHRONO,
+    DEFAULTS,
+    OPENED,
+    Line,
+    accuracy_words,
+    arriving,
+    at_threshold,
+    by_threshold,
+    length_of,
+    listed,
+    median_words,
+    retention,
+    share_words,
+    spread_words,
+    starts,
+    values_of,
+    verdict_words,
+)  # fmt: skip
+from gradscope.lab.demo.pictures import clipping, cover, decay_of, inside
+from gradscope.plots.story import ARRIVES
+from gradscope.reading.outcome import findings, outcomes_by_threshold
+from gradscope.report.telling import Chapter, Story
+from gradscope.words import number, percent
 
-#: What the page calls the members of the zoo.
-NAMES = {
-    "rnn": "RNN (tanh)",
-    "lstm": "LSTM",
-    "lstm-forget1": "LSTM, f-bias 1",
-    "lstm-chrono": "LSTM, chrono",
-    "gru": "GRU",
-}
-#: Initialised as torch does it.
-DEFAULTS = ("rnn", "lstm", "gru")
-
-
-@dataclass(frozen=True, eq=False)
-class Line:
-    """One training: how far back the gradient reached before it and in its last tenth, and what was learnt."""
-
-    name: str
-    first: DecayFit
-    late: DecayFit
-    result: TrainResult
-
-    @property
-    def accuracy(self) -> str:
-        """Held out; or that it diverged."""
-        return "diverged" if self.result.diverged is not None else f"{self.result.final.metric:.1%}"
-
-
-def line_of(name: str, run: Any, result: TrainResult) -> Line:
-    """Fit the decay of a run at its first record and in its last tenth."""
-    site = run.sites[0]
-    quantity = curve_quantity(run, site)
-    first, late = (pooled_fit(run, site, quantity, part) for part in ("first", "late"))
-    return Line(name, first, late, result)
-
-
-def reaching(fit: DecayFit) -> float:
-    """The gradient at the furthest lag as a fraction of that at the last timestep; 0 where the curve ends in zeros."""
-    return 0.0 if fit.lost_from is not None else fit.reach
+TITLE = "What vanishes, what lasts, what clipping does"
 
 
 def tell_demo(lines: Sequence[Line], runs: Mapping[str, Any]) -> Story:
@@ -66,140 +50,189 @@ def tell_demo(lines: Sequence[Line], runs: Mapping[str, Any]) -> Story:
     runs : mapping of str to Run
         By name.
     """
-    cells = [line for line in lines if line.name in NAMES]
-    clipped = [line for line in lines if line.name not in NAMES]
-    shown = [runs[line.name] for line in cells]
-    opening = (
-        "Five recurrent networks of 64 units read 8×8 handwritten digits pixel by pixel: the first pixel lies 63 steps "
-        "before the loss. How much of the gradient gets there? The curve is that of ∂L/∂h, and of ∂L/∂c for an LSTM.",
-        _default_words(cells),
-    )
-    chapters = [
-        Chapter("Before training", (_other_words(cells),), (), (), (_decay(shown, "start"),)),
+    before = starts(lines)
+    retained = retention(before, runs)
+    cells = [line for line in lines if line.group == "cells"]
+    clipped = [line for line in lines if line.group == "clipping"]
+    shown = {line.model: runs[line.name] for line in cells}
+    first_seed = [runs[line.name] for line in clipped if line.result.settings.seed == clipped[0].result.settings.seed]
+    opening = (vanishing_words(before), preserved_words(before, retained), threshold_words(clipped))
+    chapters = (
         Chapter(
-            "After training",
-            (_trained_words(cells),),
-            ((_TABLE, _table(cells)),),
-            (),
-            (_decay(shown, "end"), *_inside(shown)),
+            "Before training", (_STATES,), ((_start_caption(before), _start_table(before, retained)),), (),
+            (decay_of(shown, "start"),),
         ),
         Chapter(
-            "Clipping", _clipping_words(clipped), ((_TABLE, _table(clipped)),), (), tuple(_clipping(clipped, runs))
+            "After training", (trained_words(cells),), ((_CELLS, _cells_table(cells)),), (),
+            (decay_of(shown, "end"), *inside(shown)),
         ),
-    ]
-    return Story(opening, tuple(chapters))
+        Chapter(
+            "Clipping", clipping_words(clipped), ((_CLIPPED, _clipping_table(clipped)),), (),
+            tuple(clipping([runs[line.name] for line in clipped], first_seed)),
+        ),
+    )  # fmt: skip
+    return Story(opening, chapters, (cover(list(runs.values())),))
 
 
-def _default_words(cells: Sequence[Line]) -> str:
+# --- the three sentences ---------------------------------------------------------------------------------------------
+
+
+def vanishing_words(before: Mapping[str, Sequence[Line]]) -> str:
     """That the cell alone preserves nothing, if that is what was measured."""
-    default = [line for line in cells if line.name in DEFAULTS]
-    each = ", ".join(f"{_measured(line.first)} in the {NAMES[line.name]}" for line in default)
-    vanishing = [line for line in default if line.first.verdict == "vanishing"]
-    if len(vanishing) == len(default):
-        head = (
-            "As torch initialises them, the gradient vanishes in all three cells, in LSTM and GRU as in the plain RNN"
-        )
+    fits = [line.first for name in DEFAULTS for line in before[name]]
+    if all(fit.verdict == "vanishing" for fit in fits):
+        head = f"Vanishing: in {listed(DEFAULTS)} alike, as PyTorch initialises them"
     else:
-        head = "As torch initialises them, " + ", ".join(
-            f"{NAMES[line.name]}: {line.first.verdict}" for line in default
-        )
-    return f"{head}. Of the gradient at the last timestep, what reaches the first is {each}."
-
-
-def _other_words(cells: Sequence[Line]) -> str:
-    other = [line for line in cells if line.name not in DEFAULTS]
-    named = {"lstm-forget1": "with forget bias 1", "lstm-chrono": "with chrono initialisation"}
-    each = ", ".join(f"{_measured(line.first)} {named[line.name]}" for line in other)
+        head = f"As PyTorch initialises them: {listed([f'{name} {verdict_words(before[name])}' for name in DEFAULTS])}"
+    halves = [fit.half_life for fit in fits if fit.half_life is not None]
+    rate = f" It halves about every {number(float(np.median(halves)))} pixels." if len(halves) == len(fits) else ""
+    each = listed([median_words(before[name]) for name in DEFAULTS])
     return (
-        f"The LSTM with its forget gates opened at initialisation: {each}. The three LSTMs differ in the biases of "
-        "their gates only (chrono sets those of the input gate too): before training these decide, not the cell."
+        f"{head}. They read a handwritten digit pixel by pixel and name it at the end; of the gradient at the last of "
+        f"{length_of(before)} pixels, {each} arrives at the first.{rate}"
     )
 
 
-def _trained_words(cells: Sequence[Line]) -> str:
-    each = "; ".join(
-        f"{NAMES[line.name]} {_fraction(line.first)} before, {_fraction(line.late)} after" for line in cells
+def preserved_words(before: Mapping[str, Sequence[Line]], retained: Mapping[str, tuple[float, float]]) -> str:
+    """What opening the gates at initialisation changes, and why."""
+    wide = [float(np.median(values_of(before[name], "first"))) for name in CHRONO]
+    head = "Where the gates start open"
+    if min(wide) >= ARRIVES:
+        factor = max(max(value, 1 / value) for value in wide)
+        head = f"Preserved, to within a factor of {number(factor)}: where the gates start open"
+    lstm, gru = (number(value, 1) for value in wide)
+    forget, update = (median_words(before[name]) for name in OPENED)
+    usual, longest = retained["LSTM"][0], max(retained[name][1] for name in CHRONO)
+    return (
+        f"{head}. With chrono biases {lstm} arrives in the LSTM and {gru} in the GRU, with a bias of 1 {forget} and "
+        f"{update}. At each step back the gradient is multiplied by the gate that keeps the old state (the LSTM's f, "
+        f"the GRU's z): as initialised by default a unit retains for {number(usual)} pixels, with chrono for up to "
+        f"{number(longest)}."
     )
-    steps = cells[0].result.settings.steps
-    opened = all(reaching(line.late) > 100 * reaching(line.first) for line in cells if line.name in DEFAULTS)
-    head = "Training opens the gradient's way back" if opened else "Training changes how far the gradient reaches"
-    return f"{head}: over {steps} steps, {each}. With one seed of each, this shows networks; it does not compare them."
 
 
-def _measured(fit: DecayFit) -> str:
-    half = "" if fit.half_life is None else f" (half-life {number(fit.half_life)} steps)"
-    return f"{_fraction(fit)}{half}"
+def threshold_words(clipped: Sequence[Line]) -> str:
+    """What clipping did to the training of one RNN."""
+    groups = by_threshold(clipped)
+    seeds = len(groups[float("inf")])
+    said = listed([f"{accuracy_words(lines)} {at_threshold(threshold)}" for threshold, lines in groups.items()])
+    return (
+        "The threshold decides where training goes, not how fast a step's gradient fades: clipping by the norm "
+        f"multiplies all gradients of a step by one number. Trained by SGD, the RNN names {said} of held-out digits "
+        f"({'one seed' if seeds == 1 else f'median of {seeds} seeds'}; guessing: 10%)."
+    )
 
 
-def _fraction(fit: DecayFit) -> str:
-    return number(reaching(fit))
+# --- chapters --------------------------------------------------------------------------------------------------------
 
-
-_TABLE = (
-    "Of the gradient at the last timestep, what reaches the first one: before the first step of training, and in its "
-    "last tenth. Accuracy on 360 digits that were held out."
+_STATES = (
+    "The figure shows the states themselves, of the first seed: ∂L/∂h, and ∂L/∂c for an LSTM. The three LSTMs, and the "
+    "three GRUs, have the same weights; they differ in the biases of their gates only. Chrono (Tallec & Ollivier 2018) "
+    "draws those of the gate that keeps the state as ln U(1, 63), and an LSTM's input gate gets their negative."
 )
 
 
-def _table(lines: Sequence[Line]) -> pd.DataFrame:
+def trained_words(cells: Sequence[Line]) -> str:
+    """How far the gradient reaches after training."""
+    each = "; ".join(
+        f"{line.model}: {share_words(line.first)} before, {share_words(line.late)} after" for line in cells
+    )
+    steps = cells[0].result.settings.steps
+    opened = all(arriving(line.late) > 100 * arriving(line.first) for line in cells if line.model in DEFAULTS)
+    head = "Training opens the gradient's way back" if opened else "Training changes how far the gradient reaches"
+    return (
+        f"{head}: over {steps} steps of Adam, what arrives at the first pixel is: {each}. With one seed of each, this "
+        "shows networks; it does not compare them."
+    )
+
+
+def clipping_words(clipped: Sequence[Line]) -> tuple[str, ...]:
+    """The comparison of the thresholds over seeds."""
+    settings = clipped[0].result.settings
+    outcomes = outcomes_by_threshold(
+        [line.threshold for line in clipped],
+        [line.accuracy for line in clipped],
+        [line.result.diverged is not None for line in clipped],
+    )
+    return (
+        f"One RNN, {settings.steps} steps of SGD at {settings.learning_rate:g} with momentum .9, at three thresholds "
+        "of norm clipping and without; at each seed the four begin with the same weights and see the same batches.",
+        *findings(outcomes, "held-out accuracy", higher_is_better=True),
+        _fading_words(clipped),
+        "“gradscope sweep --task digits --clip none,0.1,0.5,1,5” compares thresholds over more seeds.",
+    )
+
+
+def _fading_words(clipped: Sequence[Line]) -> str:
+    """Where training went, as gradient and units show it."""
+    groups = by_threshold(clipped)
+    ends = listed([f"{median_words(lines, 'late')} {at_threshold(threshold)}" for threshold, lines in groups.items()])
+    units = listed(
+        [
+            f"{percent(float(np.median([line.saturated for line in lines])))} {at_threshold(threshold)}"
+            for threshold, lines in groups.items()
+        ]
+    )
+    return (
+        "In the last tenth of the training, of the gradient at the last pixel, what arrives at the first is in the "
+        f"median {ends}. A unit beyond ±.95 is saturated: the slope of tanh there is below .1, and multiplies the "
+        f"gradient at every step back. Saturated in the end: {units}."
+    )
+
+
+_CELLS = (
+    "Of the gradient at the last pixel, what arrives at the first one: before the first step of training, and in its "
+    "last tenth. Accuracy on 360 digits that were held out."
+)
+_CLIPPED = f"{_CELLS} Median and, below it, lowest to highest seed."
+
+
+def _start_caption(before: Mapping[str, Sequence[Line]]) -> str:
+    seeds = min(map(len, before.values()))
+    return (
+        "Of the gradient at the last pixel, what arrives at the first one before training: median and, below it, "
+        f"lowest to highest of {seeds} seeds. Retention: −1 / mean(ln gate), in steps, of the gate that keeps the old "
+        "state; median and longest unit of the first seed."
+    )
+
+
+def _start_table(before: Mapping[str, Sequence[Line]], retained: Mapping[str, tuple[float, float]]) -> pd.DataFrame:
+    rows = []
+    for name, lines in before.items():
+        middle, longest = (number(value) for value in retained[name]) if name in retained else ("–", "–")
+        halves = [line.first.half_life for line in lines if line.first.half_life is not None]
+        half = number(float(np.median(halves))) if len(halves) == len(lines) else "–"
+        rows.append(
+            {
+                "network": name, "arrives": spread_words(lines, "first"), "half-life, pixels": half,
+                "units retain, median": middle, "longest": longest, "verdict": verdict_words(lines),
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _cells_table(cells: Sequence[Line]) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
-                "training": NAMES.get(line.name, line.name),
-                "parameters": f"{line.result.parameters:,}",
-                "held-out accuracy": line.accuracy,
-                "before": _fraction(line.first),
-                "after": _fraction(line.late),
-                "verdict before": line.first.verdict,
+                "network": line.model, "parameters": f"{line.result.parameters:,}",
+                "held-out accuracy": accuracy_words([line]), "before": share_words(line.first),
+                "after": share_words(line.late), "verdict before": line.first.verdict,
                 "verdict after": line.late.verdict,
             }
-            for line in lines
+            for line in cells
         ]
-    )
+    )  # fmt: skip
 
 
-def _decay(runs: Sequence[Any], when: str) -> Picture:
-    data = decay.table(runs, step="first" if when == "start" else None).replace({"run": NAMES})
-    title = "Decay of the gradient before training" if when == "start" else "Decay of the gradient after training"
-    return Picture(f"cells_decay_{when}", "decay", title, decay.caption(data), data, {"lowest": LOWEST})
-
-
-def _inside(runs: Sequence[Any]) -> list[Picture]:
-    """The way from one figure to the other, and the gates behind it."""
-    found = []
-    for name, module in (("training", training), ("timescales", timescales), ("gates", gates)):
-        of = [run for run in runs if run.name != "rnn"] if name != "training" else runs
-        data = module.table(of).replace({"run": NAMES})
-        found.append(Picture(f"cells_{name}", name, module.TITLE, module.caption(data), data))
-    return found
-
-
-def _clipping_words(lines: Sequence[Line]) -> tuple[str, ...]:
-    steps, rate = lines[0].result.settings.steps, lines[0].result.settings.learning_rate
-    said = ", ".join(f"{line.accuracy} {_at(line)}" for line in lines)
-    return (
-        f"The RNN again, {steps} steps of SGD at {rate:g} with momentum .9, from the same weights on the same "
-        f"batches, at three thresholds of norm clipping and without. Held-out accuracy: {said}; guessing gets 10 %.",
-        "Clipping by the norm multiplies all gradients of a step by one number, so it cannot change the shape of that "
-        "step's curve: it changes where training goes. One seed shows that it matters, not by how much: "
-        "“gradscope sweep --task digits --clip none,0.1,0.5,1,5” compares thresholds over seeds.",
-    )
-
-
-def _at(line: Line) -> str:
-    clip = line.result.settings.clip
-    return "without clipping" if clip is None else f"at threshold {clip:g}"
-
-
-def _clipping(lines: Sequence[Line], runs: Mapping[str, Any]) -> list[Picture]:
-    shown = [runs[line.name] for line in lines]
-    found = []
-    for name, module in (("sweep_loss", sweep_loss), ("norm_distribution", norm_distribution)):
-        data = module.table(shown)
-        found.append(Picture(f"clipping_{name}", name, module.TITLE, module.caption(data), data))
-    curves = decay_by_threshold(shown)
-    options = {"lowest": LOWEST}
-    found.append(
-        Picture("clipping_decay", "decay", "Decay of the gradient by threshold", DECAY_CAPTION, curves, options)
-    )
-    return found
+def _clipping_table(clipped: Sequence[Line]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "threshold": "none" if np.isinf(threshold) else f"{threshold:g}",
+                "held-out accuracy": accuracy_words(lines), "before": spread_words(lines, "first"),
+                "after": spread_words(lines, "late"), "verdict after": verdict_words(lines, "late"),
+            }
+            for threshold, lines in by_threshold(clipped).items()
+        ]
+    )  # fmt: skip
