@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -22,7 +23,7 @@ class Piece:
 
     line: Line
     target: Target
-    use: int
+    use: Any
     parts: dict[str, Adjoints]
     rows: Tensor
     #: What the pass began from, as gradients of the outputs of its chunk, and what the loss was multiplied with.

@@ -228,7 +228,7 @@ class Search:
         self.deliver(sequence, target, sequence.use, {sequence.info.site: adjoints}, sequence.rows, task)
 
     def deliver(
-        self, line: Line, target: Target, use: int, parts: dict[str, Adjoints], rows: Tensor, task: int
+        self, line: Line, target: Target, use: Any, parts: dict[str, Adjoints], rows: Tensor, task: int
     ) -> None:
         """Hand over the adjoints of a sequence; those of chunks of a checkpoint wait for the others."""
         piece = Piece(line, target, use, parts, rows)

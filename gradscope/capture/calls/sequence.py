@@ -29,7 +29,7 @@ class Line:
     ----------
     target : Target or None
         What it is a sequence of.
-    use : int
+    use : int or what a listener returned
         Which sequence of the module in this step it is, from 1.
     carried : int
         Steps of the sequence before the first of these; −1 where that is unknown.
@@ -53,7 +53,7 @@ class Line:
     """
 
     target: Target | None = None
-    use: int = 1
+    use: Any = 1
     carried: int = 0
     done: Callable[[Any, int], None] | None = None
     told: Callable[[Exception], None] | None = None

@@ -61,14 +61,17 @@ class Listener(Protocol):
         """Note that a forward pass has begun."""
         ...
 
-    def opened(self, target: Target) -> int:
-        """Count a sequence with a graph; return which one of the module in this step it is, from 1."""
+    def opened(self, target: Target) -> Any:
+        """Count a sequence with a graph; what is returned is held as long as the graph, and given to ``measured``."""
         ...
 
     def measured(
-        self, target: Target, use: int, site: str, adjoints: Adjoints, rows: Tensor, carried: int, after: int = 0
+        self, target: Target, use: Any, site: str, adjoints: Adjoints, rows: Tensor, carried: int, after: int = 0
     ) -> None:
-        """Take the adjoints of one site, at the end of a backward pass."""
+        """Take the adjoints of one site, at the end of a backward pass.
+
+        ``use`` says which sequence of the module it is: a number from 1, or what ``opened`` returned.
+        """
         ...
 
     def missed(self, target: Target, reason: str) -> None:
@@ -484,7 +487,7 @@ class Watcher:
 
         return done
 
-    def _deliver_whole(self, target: Target, use: int, call: LayerCall | InputTap, task: int) -> None:
+    def _deliver_whole(self, target: Target, use: Any, call: LayerCall | InputTap, task: int) -> None:
         adjoints = call.adjoints(task, torch.float64, self._listener.loss_scale())
         for info in target.sites:
             self._listener.measured(target, use, info.site, adjoints, call.selection.rows, 0)

@@ -34,6 +34,7 @@ from gradscope.capture.training.gradients import PassNote
 from gradscope.capture.training.ledger import StepLedger
 from gradscope.capture.training.pace import Pace
 from gradscope.capture.training.settings import Settings
+from gradscope.capture.training.uses import Opened, Uses
 from gradscope.errors import RunExistsError
 from gradscope.schema import Record, SiteInfo, SiteRecord
 from gradscope.store import RunWriter
@@ -94,7 +95,7 @@ class Recorder:
         self.samples = settings.samples
         self.step_number = settings.first_step
         self._pace = Pace(settings.every, settings.budget, settings.first_step)
-        self._uses: dict[str, int] = {}
+        self._uses = Uses()
         self._uses_of = 0
         self._infos: dict[str, SiteInfo] = {info.site: info for target in targets for info in target.sites}
         self._parameters_at: dict[str, frozenset[int]] = {}
@@ -417,18 +418,17 @@ class Recorder:
     def began(self) -> None:
         self._ledger.touched = True
 
-    def opened(self, target: Target) -> int:
+    def opened(self, target: Target) -> Opened:
         if not self._account.in_pass and self._account.seen_passes != self._uses_of:
             self._uses_of = self._account.seen_passes
             self._uses.clear()  # forward after backward: the next micro-batch
-        if self._account.in_pass and target.path in self._uses:
-            return self._uses[target.path]  # a checkpoint running the layer once more, not another use
+        if self._account.in_pass and (latest := self._uses.latest(target.path)) is not None:
+            return latest  # a checkpoint running the layer once more, not another use
         self._coverage.opened(target.path)
-        self._uses[target.path] = self._uses.get(target.path, 0) + 1
-        return self._uses[target.path]
+        return self._uses.opened(target.path, target.module.training)
 
     def measured(
-        self, target: Target, use: int, site: str, adjoints: Adjoints, rows: Tensor, carried: int, after: int = 0
+        self, target: Target, use: Any, site: str, adjoints: Adjoints, rows: Tensor, carried: int, after: int = 0
     ) -> None:
         if not self.recording:
             return
@@ -436,9 +436,10 @@ class Recorder:
         if self._infos.get(site, info).how != info.how or site not in self._infos:
             self._infos[site] = info
             self._store(lambda: self._writer.set_sites(self._infos))
-        name = site if use == 1 else f"{site}#{use}"
+        name = site if number == 1 else f"{site}#{number}"
         if name not in self._infos:
-            self._infos[name] = replace(info, site=name, call=use)
+            self._infos[name] = replace(info, site=name, call=number)
+        number = self._uses.number(use)
             self._store(lambda: self._writer.set_sites(self._infos))
         self._account.sites_of_pass(name)[name] = site_record(
             adjoints, self.settings.quantities, info.gates, rows, self.settings.tensors, carried, after
