@@ -39,6 +39,8 @@ class ClipNote:
         One of ``schema.CLIP_PLACES``, empty while it is open.
     used : bool
         Whether the update used the gradient that it left.
+    in_updates : dict of int to float
+        Norms of the parameters' gradients as the updates used them.
     norm : Tensor or None
         The total norm as torch measured it, on its device; ``value`` once it has been read.
     """
@@ -66,6 +68,7 @@ class ClipNote:
     measured: list[float] | None = None
     asked_two: float = math.nan
     left: float | None = None
+    in_updates: dict[int, float] = field(default_factory=dict)
     value: float | None = None
 
     @property
@@ -231,7 +234,11 @@ class ClipBook:
         for note in self._account.clips:
             if note.used and (touched := [given[i] for i in note.touches if i in given]):
                 kind = 2.0 if math.isnan(note.norm_type) else note.norm_type
-                note.applied = applied_norm(gradient_norms(touched, kind), kind) / self._account.scales.left_in(touched)
+                scale = self._account.scales.left_in(touched)
+                # Another optimizer may have used, or be about to use, the rest of what was clipped.
+                for parameter, norm in zip(touched, gradient_norms(touched, kind), strict=True):
+                    note.in_updates[id(parameter)] = norm / scale
+                note.applied = applied_norm(list(note.in_updates.values()), kind)
 
     def applied_by_hand(self) -> None:
         """Note the same where the update was seen only after it."""

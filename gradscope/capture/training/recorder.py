@@ -319,6 +319,8 @@ class Recorder:
         wanted = self._changed_unseen or self._account.perhaps_by_hand
         measured = self.recording and wanted and note.reached
         trained = self._account.optimized if measured else None
+        if not note.reached and note.kind == "grad":
+            return  # what the parameters hold is what it was
         self._ledger.pass_ended(trained, self._account.scales.left_in(trained) if trained else 1.0)
 
     def measure(self, parameters: list[Tensor], again: bool) -> None:
