@@ -110,6 +110,8 @@ class Account:
         self._note: PassNote | None = None
         self._evaluation = 0
         self._elsewhere = False
+        #: Whether the script makes its gradients of several that it drops; whether it has done so in this step.
+        self._gathers = self._placed = False
         self._prepared = False
         self._usual: int | None = None
         self._moved: Movement | None = None
@@ -330,7 +332,7 @@ class Account:
 
     def _is_skip(self, dropped: list[PassNote]) -> bool:
         """Whether a gradient that was dropped had been meant for an update: made ready, or all of a usual step's."""
-        if self._elsewhere or self.by == "mark" or not self._rounds.any:
+        if self._elsewhere or self._gathers or self.by == "mark" or not self._rounds.any:
             return False
         if self._usual is None:
             return self._prepared
@@ -383,6 +385,7 @@ class Account:
         self.book.examine()
         given = parameters_of(optimizer)
         if not first:  # the inner optimizer decides which evaluation's gradient is applied
+        self._gather(self._ids_of(optimizer))
             for note in self.passes:
                 if note.evaluation:
                     note.used.clear()
@@ -403,6 +406,26 @@ class Account:
 
     def settle_clips(self) -> None:
         """Close the clipping calls on gradients that have been dropped since."""
+    def _gather(self, given: Collection[int]) -> None:
+        """Let passes whose gradients were dropped feed the update where the script has put one of its own in place.
+
+        Gradients of several losses or sequences, projected or clipped one by one and summed, come back like that.
+        """
+        placed = self.book.placed(given)
+        gathered = [note for note in self.passes if not placed.isdisjoint(note.lost) and not note.elsewhere]
+        for note in gathered:
+            note.whole = self._gathers = True
+        for clip in self.clips:
+            if clip.place == "dropped" and any(note in gathered for note in clip.notes):
+                clip.place, clip.used = "partial", True
+
+    def placed_anew(self, parameters: Iterable[Tensor]) -> bool:
+        """Whether these hold what the script made of gradients that it has dropped; said once a step."""
+        placed = set() if self._placed else self.book.placed({id(p) for p in parameters})
+        found = any(not placed.isdisjoint(note.lost) for note in self.passes)
+        self._placed = self._placed or found
+        return found
+
         self.book.examine()
         for clip in self.clips:
             if clip.open and clip.notes and all(note.gone for note in clip.notes):
@@ -502,7 +525,7 @@ class Account:
             self.passes, self.clips, self.order = [], [], []
             self._note = self._moved = None
             self._updated = frozenset()
-            self._elsewhere = self._prepared = self._measured = False
+            self._elsewhere = self._prepared = self._measured = self._placed = False
             self.book.clear()
             self.scales.end_step()
 
@@ -512,7 +535,9 @@ class Account:
         backward = [n for n in at_hand if n.kind == "backward"]
         if backward:
             return [n for n in backward if n.evaluation <= 1]
-        return [n for n in at_hand if n.kind == "grad"][-1:]
+        # A gradient that can be differentiated again was taken for another, unless it is the last.
+        asked = [n for n in at_hand if n.kind == "grad"]
+        return [n for n in asked[:-1] if not n.create_graph] + asked[-1:]
 
     def differentiated_again(self) -> set[str]:
         """Return the sites of gradients taken with ``create_graph`` before a pass that fed the update."""

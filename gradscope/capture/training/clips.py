@@ -173,6 +173,8 @@ class ClipBook:
             note.loss_scale = account.scales.left_in(parameters)
         if measured:
             norms = gradient_norms(parameters)
+            if account.placed_anew(parameters):
+                self._ledger.forget_passes()
             if note.notes:
                 self._ledger.unclipped(parameters, norms, note.loss_scale)
             note.measured = norms

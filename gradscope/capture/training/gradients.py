@@ -71,11 +71,12 @@ class PassNote:
 class _Held:
     """What is known of one parameter's gradient."""
 
-    __slots__ = ("mark", "parameter", "sources")
+    __slots__ = ("mark", "parameter", "placed", "sources")
 
     def __init__(self, parameter: Tensor) -> None:
         self.parameter = parameter
         self.sources: list[PassNote] = []
+        self.placed = False
         self.mark = _mark(parameter.grad)
 
 
@@ -118,21 +119,25 @@ class GradientBook:
         self._looked = list(self._held.values()) if closely else self._few
 
     def examine(self) -> None:
-        """Notice what was dropped or changed since the last event."""
+        """Notice what was dropped, changed or put in place since the last event."""
         for held in self._looked:
             gradient = held.parameter.grad
-            mark = _mark(gradient)
-            if mark == held.mark:
+            before, mark = held.mark, _mark(gradient)
+            if mark == before:
                 continue
             held.mark = mark
-            if not held.sources:
-                continue
             if gradient is None or not _any(gradient):
                 for note in held.sources:
                     note.lost.add(id(held.parameter))
                 held.sources.clear()
+                held.placed = False
             else:
-                self.edited = True
+                held.placed = held.placed or before is None or before[0] != id(gradient)
+                self.edited = self.edited or bool(held.sources)
+
+    def placed(self, identities: Collection[int]) -> set[int]:
+        """Return those of these parameters in which the script has put a gradient of its own making."""
+        return {id(held.parameter) for held in self._among(identities) if held.placed}
 
     def collect(self, note: PassNote) -> None:
         """Give to ``note`` what has changed since the last event; to be called at its end."""
@@ -178,6 +183,7 @@ class GradientBook:
         """After the update: what is still there is no pass's any more."""
         for held in self._among(identities):
             held.sources.clear()
+            held.placed = False
             held.mark = _mark(held.parameter.grad)
 
     def _among(self, identities: Collection[int]) -> Iterator[_Held]:
@@ -187,6 +193,7 @@ class GradientBook:
         """Forget the passes of a step that is over."""
         for held in self._held.values():
             held.sources.clear()
+            held.placed = False
         self.edited = False
 
 

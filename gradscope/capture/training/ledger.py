@@ -96,6 +96,10 @@ class StepLedger:
             if parameter.grad is not None:
                 self._raw.setdefault(self.name(parameter), norm / scale)
 
+    def forget_passes(self) -> None:
+        """Forget what passes have left: the script has put another gradient in place."""
+        self._raw, self._at_pass_end = {}, {}
+
     def measure(self, parameters: Iterable[Tensor], scale: float, again: bool) -> None:
         """Measure the gradients as an update is about to use them; ``again`` where that replaces a measurement."""
         if again or self._applied_before:

@@ -329,6 +329,8 @@ class Recorder:
                 self._ledger.measure(parameters, self._account.scales.left_in(parameters), again)
                 self._clips.applied(parameters)
 
+                if self._account.placed_anew(parameters):
+                    self._ledger.forget_passes()
     def updated_by_hand(self) -> None:
         if self.recording:
             self._ledger.updated_by_hand()
