@@ -123,6 +123,8 @@ class Account:
         self._stepped: set[int] = set()
         self._updated: frozenset[int] = frozenset()
         self.seen_passes = 0
+        #: Whether parameters have been updated, by whomever.
+        self.any_update = False
         self._told_any = False
         for optimizer in optimizers:
             if self._trains(optimizer):
@@ -150,7 +152,7 @@ class Account:
     def last_step(self) -> None:
         """End a step that no update has ended: its gradient was not dropped either."""
         if self.passes:
-            self._end(False)
+            self._end(self._rounds.any)
         self.clips, self._moved = [], None
 
     # -- optimizers ------------------------------------------------------------------------------------------
@@ -308,7 +310,7 @@ class Account:
             return
         moved = self._moved is not None and self._moved.happened()
         if moved and self.perhaps_by_hand:
-            self.by = "hand"
+            self.by, self.any_update = "hand", True
             self._use({id(p) for p in self.optimized})
             self._keeper.updated_by_hand()
             self.order.append("update by hand")
@@ -383,9 +385,9 @@ class Account:
         elif not self.evaluation:
             self.settle_clips()
         self.book.examine()
+        self._gather(self._ids_of(optimizer))
         given = parameters_of(optimizer)
         if not first:  # the inner optimizer decides which evaluation's gradient is applied
-        self._gather(self._ids_of(optimizer))
             for note in self.passes:
                 if note.evaluation:
                     note.used.clear()
@@ -404,8 +406,6 @@ class Account:
         self._measured = True
         self._keeper.measure(given, again)
 
-    def settle_clips(self) -> None:
-        """Close the clipping calls on gradients that have been dropped since."""
     def _gather(self, given: Collection[int]) -> None:
         """Let passes whose gradients were dropped feed the update where the script has put one of its own in place.
 
@@ -426,6 +426,8 @@ class Account:
         self._placed = self._placed or found
         return found
 
+    def settle_clips(self) -> None:
+        """Close the clipping calls on gradients that have been dropped since."""
         self.book.examine()
         for clip in self.clips:
             if clip.open and clip.notes and all(note.gone for note in clip.notes):
@@ -443,6 +445,7 @@ class Account:
 
     def _take_update(self, optimizer: torch.optim.Optimizer, skipped: bool) -> None:
         self.by = self.by or "optimizer"
+        self.any_update = True
         self._stepped.add(id(optimizer))
         self._updated |= self._ids_of(optimizer)
         self._evaluation = 0
@@ -493,6 +496,7 @@ class Account:
         for note in self.passes:
             note.whole = note.whole or skipped
         self.order.append("mark")
+        self.any_update = True
         if not skipped and not self._measured:
             self._use({id(p) for p in self.optimized})
             self._measure(self.optimized, again=False)

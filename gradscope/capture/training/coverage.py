@@ -16,6 +16,10 @@ FAILED = "an error inside gradscope, counted in the run's losses: please report 
 
 
 ZEROED = "its gradient was zeroed before any update (zero_grad between backward() and the update?)"
+NEVER_UPDATED = (
+    "no update was seen: the optimizer never stepped; what was recorded is marked as skipped and enters no curve "
+    "(leave optimizer= out to measure without training, and mark each step with recorder.step())"
+)
 OTHER_LOSS = "only passes reached it whose gradient fed no update: of another loss, for attribution"
 
 

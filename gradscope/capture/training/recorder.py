@@ -28,7 +28,7 @@ from gradscope.capture.training.account import DROPPED, UPDATE, Account
 from gradscope.capture.training.arguments import norm_arguments, value_arguments
 from gradscope.capture.training.clipping import ClipCall
 from gradscope.capture.training.clips import ClipBook, ClipNote
-from gradscope.capture.training.coverage import FAILED, OTHER_LOSS, ZEROED, CoverageLedger
+from gradscope.capture.training.coverage import FAILED, NEVER_UPDATED, OTHER_LOSS, ZEROED, CoverageLedger
 from gradscope.capture.training.describe import describe_model, run_meta
 from gradscope.capture.training.gradients import PassNote
 from gradscope.capture.training.ledger import StepLedger
@@ -185,6 +185,9 @@ class Recorder:
             self._account.close()
         with self._unharmed("close"):
             self._account.last_step()  # backward ran, but no optimizer step followed
+            if self._account.seen_passes and self._account.optimizers and not self._account.any_update:
+                self._coverage.remark("steps", NEVER_UPDATED)
+                self.say("never", NEVER_UPDATED)
         with self._unharmed("close"):
             self._watcher.close()
             clipping.ignore_clipping(self)
@@ -316,21 +319,21 @@ class Recorder:
 
     def pass_ended(self, note: PassNote) -> None:
         self._ledger.touched = True
+        if not note.reached and note.kind == "grad":
+            return  # what the parameters hold is what it was
         wanted = self._changed_unseen or self._account.perhaps_by_hand
         measured = self.recording and wanted and note.reached
         trained = self._account.optimized if measured else None
-        if not note.reached and note.kind == "grad":
-            return  # what the parameters hold is what it was
         self._ledger.pass_ended(trained, self._account.scales.left_in(trained) if trained else 1.0)
 
     def measure(self, parameters: list[Tensor], again: bool) -> None:
         if self.recording:
             with self._unharmed("gradient norms"):
+                if self._account.placed_anew(parameters):
+                    self._ledger.forget_passes()
                 self._ledger.measure(parameters, self._account.scales.left_in(parameters), again)
                 self._clips.applied(parameters)
 
-                if self._account.placed_anew(parameters):
-                    self._ledger.forget_passes()
     def updated_by_hand(self) -> None:
         if self.recording:
             self._ledger.updated_by_hand()
@@ -436,6 +439,7 @@ class Recorder:
     ) -> None:
         if not self.recording:
             return
+        number = self._uses.number(use)
         info = next(info for info in target.sites if info.site == site)
         if self._infos.get(site, info).how != info.how or site not in self._infos:
             self._infos[site] = info
@@ -443,7 +447,6 @@ class Recorder:
         name = site if number == 1 else f"{site}#{number}"
         if name not in self._infos:
             self._infos[name] = replace(info, site=name, call=number)
-        number = self._uses.number(use)
             self._store(lambda: self._writer.set_sites(self._infos))
         self._account.sites_of_pass(name)[name] = site_record(
             adjoints, self.settings.quantities, info.gates, rows, self.settings.tensors, carried, after
