@@ -14,6 +14,7 @@ from gradscope.diagnostics.entry import Entry
 from gradscope.diagnostics.judgement import PRESERVED_FACTOR, half_life, judge, leftovers, lost_from
 from gradscope.diagnostics.line import Steps, default_range, fit_line
 from gradscope.errors import SettingError
+from gradscope.reasons import joined
 from gradscope.words import sentence
 
 
@@ -51,6 +52,8 @@ class DecayFit:
     unit : str
         What was resampled: ``"sequence"``, ``"step"`` or ``"run"``; ``"course"`` where the interval is a wide one
         from the course of the mean curve.
+    cause : str
+        What decided the verdict, as one of the causes of :mod:`gradscope.reasons`.
     curve : DecayCurve
     """
 
@@ -79,6 +82,7 @@ class DecayFit:
     confidence: float
     curve: DecayCurve = field(repr=False)
     unit: str = "sequence"
+    cause: str = ""
 
     def ratio(self, lag: int) -> float:
         """Gradient at ``lag`` as a fraction of that at the reference lag (lag 0 where it was recorded); NaN unknown."""
@@ -261,7 +265,7 @@ def _fit_curve(
         horizon=_horizon(curve, horizon_fraction),
         horizon_fraction=horizon_fraction,
         verdict=verdict,
-        reason="; ".join(part for part in (reason, leftovers(curve)) if part),
+        reason=joined(reason.words, leftovers(curve)),
         reference_lag=int(curve.lags[curve.first]) if known else None,
         last_lag=int(curve.lags[curve.last]) if known else None,
         lost_from=lost_from(curve),
@@ -271,6 +275,7 @@ def _fit_curve(
         confidence=confidence,
         curve=curve,
         unit=line.unit,
+        cause=reason.cause,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from gradscope import reasons
 from gradscope.errors import SettingError
 
 Floats = NDArray[np.float64]
@@ -58,19 +59,8 @@ class Entry:
     def words(self) -> str:
         """What the curve shows instead of the recurrence."""
         if not self.known:
-            return (
-                "what enters from above was not recorded (direct): where a gradient enters at every step, a curve is "
-                "level without being preserved"
-            )
-        if self.lag > self.lags[0]:
-            return (
-                f"a gradient enters from above at most steps, and makes up at least half of the total up to lag "
-                f"{self.lag:g}: the curve shows what arrives from above, not what the recurrence carries"
-            )
-        return (
-            "a gradient enters from above at most steps: the curve sums up what arrives there and does not show the "
-            "recurrence alone"
-        )
+            return reasons.ENTRY_NOT_RECORDED
+        return reasons.enters_up_to(self.lag) if self.lag > self.lags[0] else reasons.ENTERS_AT_MOST_STEPS
 
 
 def unknown_entry(lags: ArrayLike, source: str = "loss") -> Entry:

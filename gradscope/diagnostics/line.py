@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gradscope import reasons
 from gradscope.diagnostics.bootstrap import drift_factor, resample_counts, stretched_interval
 from gradscope.diagnostics.course import course_arm, sharing
 from gradscope.diagnostics.curve import Bools, DecayCurve, Floats
@@ -103,10 +104,10 @@ def fit_line(
     rate = float(weights @ (y - y.mean()))
     intercept = float(y.mean() - rate * x.mean())
     arm = course_arm(x, y, confidence)
-    interval, refused = None, f"a single {unit}"
+    interval, refused = None, reasons.single(unit)
     if n_sequences > 1:
         interval = _interval(curve, used, weights, rate, taking_part, clusters, confidence, resamples, seed)
-        refused = "" if interval is not None else f"no {unit} reaches over the whole range"
+        refused = "" if interval is not None else reasons.none_reaches(unit)
     r2 = _r2(y, intercept + rate * x)
     if interval is not None and n_steps > 1:
         unit = "step"
@@ -163,7 +164,7 @@ def _refusal(rows: Floats, x: Floats, interval: tuple[float, float], arm: float)
     shared = sharing(rows, x)
     if shared is None or (interval[1] - interval[0]) / 2 >= arm:
         return ""
-    return f"one step, whose {len(rows)} sequences share their course (correlation {shared:.2f})"
+    return reasons.shared_course(len(rows), shared)
 
 
 def _slope(x: Floats, y: Floats) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from gradscope import reasons
 from gradscope.diagnostics.clipping import norm_scale, quantiles
 from gradscope.errors import SettingError
 
@@ -138,33 +139,24 @@ def suggest_threshold(norms: ArrayLike) -> ThresholdSuggestion:
     values = every[np.isfinite(every)]
     if values.size < MIN_NORMS:
         nan = float("nan")
-        reason = f"only {values.size} finite norms; at least {MIN_NORMS} are needed"
+        reason = reasons.few_norms(int(values.size), MIN_NORMS)
         return ThresholdSuggestion(None, None, nan, nan, nan, nan, (nan, nan), nan, int(values.size), reason, "")
     autoclip, median, p90, p99 = map(float, np.percentile(values, [AUTOCLIP_PERCENTILE, 50, 90, 99]))
     mean = float(values.mean())
     pascanu = (PASCANU_MULTIPLES[0] * mean, PASCANU_MULTIPLES[1] * mean)
-    low, high, reason = median, p99, "median to 99th percentile of the recorded norms"
+    low, high, reason = median, p99, reasons.QUANTILE_RANGE
     if max(low, pascanu[0]) < min(high, pascanu[1]) and (low < pascanu[0] or high > pascanu[1]):
         low, high = max(low, pascanu[0]), min(high, pascanu[1])
-        reason += ", within 0.5–10 times their mean (Pascanu et al. 2013)"
+        reason += reasons.PASCANU_RANGE
     if values.size < every.size:
-        reason += f"; {every.size - values.size} norms that are not finite left out"
+        reason += reasons.norms_left_out(every.size - values.size)
     if not high > 0:
         return ThresholdSuggestion(
-            None, None, mean, median, p90, p99, pascanu, autoclip, int(values.size), "every recorded norm is zero", ""
+            None, None, mean, median, p90, p99, pascanu, autoclip, int(values.size), reasons.ALL_ZERO, ""
         )
-    return ThresholdSuggestion(
-        low, high, mean, median, p90, p99, pascanu, autoclip, int(values.size), reason, _words(low, high, values)
-    )
-
-
-def _words(low: float, high: float, norms: Floats) -> str:
-    at_low, at_high = (100 * float(np.mean(norm_scale(norms, c) < 1)) for c in (low, high))
-    return (
-        f"Thresholds from {low:.2g} to {high:.2g} would have clipped {at_low:.0f}% down to {at_high:.0f}% of this "
-        f"run's {norms.size} norms. One run gives a place to start, not a setting: with another threshold the "
-        "training, and so these norms, would have gone another way. Compare a few by training."
-    )
+    at_low, at_high = (float(np.mean(norm_scale(values, c) < 1)) for c in (low, high))
+    words = reasons.suggested(low, high, (at_low, at_high), int(values.size))
+    return ThresholdSuggestion(low, high, mean, median, p90, p99, pascanu, autoclip, int(values.size), reason, words)
 
 
 @dataclass(frozen=True)
