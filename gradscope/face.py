@@ -156,11 +156,14 @@ class Run(store.Run):
         return f"<div><b>{escape(repr(self).strip('<>'))}</b><ul>{items}</ul></div>"
 
     def _said(self) -> list[str]:
+        from gradscope.reading.answers import advice_of, clipping_now_of_run
         from gradscope.words import clip_sentence
 
         try:
-            said = [answer.sentence for answer in self.answers()] or ["no site has a curve against lag"]
-            return said + [clip_sentence(clip) for clip in self.clipping()]
+            found = self.answers()
+            said = [one.sentence for one in found] or ["no site has a curve against lag"]
+            said += [clip_sentence(clip) for clip in self.clipping()]
+            return [*said, *advice_of(found), *(f"what now (clipping): {line}" for line in clipping_now_of_run(self))]
         except GradscopeError as error:  # a run without records is printed all the same
             return [str(error)]
 

@@ -22,7 +22,7 @@ def first_nonfinite(run: Any) -> str:
         return ""
     step = min(at for at, _ in found)
     where = [words for at, words in found if at == step]
-    return f"The first gradient that is not finite is at step {step}: {where[0]}."
+    return f"The first recorded gradient that is not finite is at step {step}: {where[0]}."
 
 
 def _at_sites(run: Any) -> list[tuple[int, str]]:

@@ -15,10 +15,11 @@ from gradscope.diagnostics.clipping import ClipStatistics, clip_statistics
 from gradscope.diagnostics.decay import DecayFit, fit_decay
 from gradscope.diagnostics.thresholds import ThresholdSuggestion, suggest_threshold, threshold_table
 from gradscope.errors import NotRecordedError, SettingError, UnknownNameError
-from gradscope.reading import select
+from gradscope.reading import advice, select
 from gradscope.reading.counted import Reading, read
 from gradscope.reading.curves import has_layer_above, norms
 from gradscope.reading.norms import raw_norms
+from gradscope.reading.sweeps import final_value
 from gradscope.store import Run
 from gradscope.words import sentence
 
@@ -131,7 +132,8 @@ def pooled_fit(
 class SiteAnswer:
     """How far back the gradient reaches at a site, at the beginning and at the end of a run.
 
-    ``caveat`` says what keeps the curve from showing the recurrence alone; empty when nothing is known to.
+    ``caveat`` says what keeps the curve from showing the recurrence alone; empty when nothing is known to. ``what_now``
+    says what to try, and how (:mod:`gradscope.reading.advice`).
     """
 
     site: str
@@ -142,6 +144,7 @@ class SiteAnswer:
     late_steps: tuple[int, int]
     sentence: str
     caveat: str
+    what_now: tuple[str, ...] = ()
 
 
 def answer(run: Run | Reading, site: str, quantity: str | None = None, **options: Any) -> SiteAnswer:
@@ -156,13 +159,25 @@ def answer(run: Run | Reading, site: str, quantity: str | None = None, **options
     said = sentence(fits[1], f"{site} ({chosen}), {_span(spans[1])}")
     if spans[0] != spans[1]:
         said += f" [{sentence(fits[0], f'at {_span(spans[0])}')}]"
-    return SiteAnswer(site, chosen, fits[0], fits[1], spans[0], spans[1], said, direct_caveat(run, site))
+    now = advice.what_now(run.site(site), fits[0], fits[1], found.longest)
+    return SiteAnswer(site, chosen, fits[0], fits[1], spans[0], spans[1], said, direct_caveat(run, site), now)
 
 
 def answers(run: Run | Reading, **options: Any) -> list[SiteAnswer]:
     """:func:`answer` at every site that has a curve."""
     found = [s for s in run.sites if any(_has_curve(name) for name in run.quantities(s)) and read(run).counted(s)]
     return [answer(run, site, **options) for site in found]
+
+
+def advice_of(found: Sequence[SiteAnswer]) -> list[str]:
+    """What to try at the sites of a run, each line once, with the sites it is for.
+
+    Examples
+    --------
+    "what now (lstm/l0, lstm/l1): if the task needs what lies that far back: chrono initialisation with T = 100 ..."
+    """
+    lines = advice.together([(one.site, one.what_now) for one in found])
+    return [f"what now ({', '.join(sites)}): {line}" for sites, line in lines]
 
 
 def direct_caveat(run: Run | Reading, site: str) -> str:
@@ -219,6 +234,19 @@ def threshold_table_of_run(
 def suggestion_of_run(run: Run | Reading, part: str | None = None) -> ThresholdSuggestion:
     """:func:`suggest_threshold` from the run's raw norms, or those of a part of the parameters."""
     return suggest_threshold(raw_norms(run, part)["norm"])
+
+
+def clipping_now_of_run(run: Run | Reading) -> tuple[str, ...]:
+    """:func:`gradscope.reading.advice.clipping_now` of a run: what to do about the threshold and jumping norms."""
+    known, found = raw_norms(run), _learning_rates(run)
+    suggestion = suggestion_of_run(run) if np.isfinite(known["norm"].to_numpy(dtype=float)).any() else None
+    return advice.clipping_now(
+        clip_statistics_of_run(run),
+        known,
+        suggestion,
+        learning_rate=None if not found else found[max(found)],
+        diverged_at=final_value(run, "loss")[1],
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -111,6 +111,12 @@ class Norms:
         )
 
     @property
+    def longest(self) -> int:
+        """Steps of the longest sequence, with those of it in calls before and after this one."""
+        before = self.records["carried"].to_numpy(dtype=np.int64) if "carried" in self.records else 0
+        return int((self.lengths.max(axis=1, initial=0) + np.maximum(before, 0) + self.after).max())
+
+    @property
     def after(self) -> NDArray[np.int64]:
         """Steps of the sequence after this site's last one, per record: its lags begin there."""
         if "after" not in self.records:

@@ -20,6 +20,7 @@ from gradscope.reading.answers import (
     advice_per_part,
     answer,
     clip_statistics_of_run,
+    clipping_now_of_run,
     suggestion_of_run,
     threshold_table_of_run,
 )
@@ -36,7 +37,8 @@ _PARAMETER_COUNTS = ("parameters", "n_parameters", "parameter_count", "num_param
 class RunFacts:
     """Everything a report says of one run, except pictures.
 
-    ``remarks`` say what is wrong with the clipping calls or the gradients; ``parts`` has an entry for each part of the
+    ``remarks`` say what is wrong with the clipping calls or the gradients, ``what_now`` what to do about the threshold
+    and about norms that jump; ``parts`` has an entry for each part of the
     parameters that was clipped by itself. ``silent`` maps sites without an answer to the reason; ``final_loss`` is None
     where no loss was logged, NaN where the run diverged, from ``diverged_at`` on; ``thresholds`` and ``suggestion`` are
     empty or None without recorded norms.
@@ -49,6 +51,7 @@ class RunFacts:
     sites: dict[str, SiteInfo]
     clips: tuple[ClipStatistics, ...]
     remarks: tuple[str, ...]
+    what_now: tuple[str, ...]
     parts: tuple[PartAdvice, ...]
     thresholds: pd.DataFrame
     suggestion: ThresholdSuggestion | None
@@ -103,6 +106,7 @@ def _of_run(name: str, run: Reading) -> RunFacts:
         sites={site: run.site(site) for site in run.sites},
         clips=tuple(clip_statistics_of_run(run)),
         remarks=tuple(filter(None, (*clip_remarks(run.clip_calls()), first_nonfinite(run)))),
+        what_now=clipping_now_of_run(run),
         parts=advice_per_part(run),
         thresholds=threshold_table_of_run(run) if has_norms else pd.DataFrame(),
         suggestion=suggestion_of_run(run) if has_norms else None,

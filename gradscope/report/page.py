@@ -14,7 +14,7 @@ import pandas as pd
 from gradscope._version import __version__
 from gradscope.diagnostics import ThresholdSuggestion
 from gradscope.plots.text import visible
-from gradscope.reading.answers import SiteAnswer
+from gradscope.reading.answers import SiteAnswer, advice_of
 from gradscope.reading.facts import RunFacts
 from gradscope.report.drawing import Drawn
 from gradscope.report.svg import inline
@@ -94,7 +94,11 @@ def table(head: Iterable[tuple[str, str]], rows: Iterable[Sequence[str]]) -> str
 
 def answers(facts: Sequence[RunFacts]) -> str:
     """One sentence per run and site, with what it was at the beginning."""
-    items = [_answer(found, said) for found in facts for said in found.answers]
+    items = []
+    for found in facts:
+        items += [_answer(found, said) for said in found.answers]
+        now = "".join(f'<p class="more">{text(line[:1].upper() + line[1:])}.</p>' for line in advice_of(found.answers))
+        items += [f'<li><p class="said"><b>{text(found.name)}</b></p>{now}</li>\n'] if now else []
     for found in facts:
         if not found.answers:
             why = "; ".join(found.silent.values()) or "the run holds no record"
@@ -214,6 +218,7 @@ def _clipping(found: RunFacts, unfolded: bool) -> str:
         said = ["No clipping call was recorded."]
     parts = [f"<h3>{text(found.name)}</h3>", *(f"<p><b>{text(line)}</b></p>" for line in found.remarks)]
     parts += [f"<p>{text(line)}</p>" for line in said]
+    parts += [f"<p><b>What now:</b> {text(line)}.</p>" for line in found.what_now]
     for one in found.parts:
         parts += [f"<h4>{text(one.part)}</h4>", _advice(one.thresholds, one.suggestion, "clips", unfolded)]
     if found.parts and len(found.thresholds):

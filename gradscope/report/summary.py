@@ -7,7 +7,8 @@ Layout (keys sorted; a number that does not exist or is not finite is ``null``):
      "not_shown": {name: reason},
      "runs": [{"name", "path", "created_at", "sealed", "records", "steps", "parameters", "final_loss", "diverged_at",
                "settings",
-               "sites": [{"site", "cell", "quantity", "sentence", "caveat", "early": FIT, "late": FIT}],
+               "sites": [{"site", "cell", "quantity", "sentence", "caveat", "what_now": [...], "early": FIT,
+                          "late": FIT}],
                "silent": {site: reason}, "clipping": [{"sentence", ...}], "thresholds": [...], "suggestion": {...},
                "coverage": [{"site", "status", "reason", "count"}], "lost": {reason: count}}],
      "told": [{"title", "text": [...]}],                                 (only where a story was told)
@@ -81,6 +82,7 @@ def _run(found: RunFacts) -> dict[str, Any]:
         "silent": found.silent,
         "clipping": [{"sentence": clip_sentence(clip), **asdict(clip)} for clip in found.clips],
         "remarks": list(found.remarks),
+        "what_now": list(found.what_now),
         "parts": [
             {"part": one.part, "thresholds": one.thresholds.to_dict("records"), "suggestion": asdict(one.suggestion)}
             for one in found.parts
@@ -99,6 +101,7 @@ def _site(found: RunFacts, said: Any) -> dict[str, Any]:
         "quantity": said.quantity,
         "sentence": said.sentence,
         "caveat": said.caveat,
+        "what_now": list(said.what_now),
         "early": {"steps": list(said.early_steps), **fit_numbers(said.early)},
         "late": {"steps": list(said.late_steps), **fit_numbers(said.late)},
     }

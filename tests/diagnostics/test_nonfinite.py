@@ -45,10 +45,12 @@ def test_a_finite_run_has_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("at", [0, 3])
 def test_a_loss_that_is_not_finite_enters_from_above_at_the_last_step(at: int, tmp_path: Path) -> None:
     said = first_nonfinite(_train(tmp_path / "run", "loss", at))
-    assert said.startswith(f"The first gradient that is not finite is at step {at}: rnn/l0 (hidden), 3 sequences")
+    assert said.startswith(
+        f"The first recorded gradient that is not finite is at step {at}: rnn/l0 (hidden), 3 sequences"
+    )
     assert said.endswith("it comes from above, at the last step.")
 
 
 def test_a_parameter_whose_gradient_alone_is_infinite_is_named(tmp_path: Path) -> None:
     said = first_nonfinite(_train(tmp_path / "run", "parameter"))
-    assert said == "The first gradient that is not finite is at step 3: in the gradient of out.bias."
+    assert said == "The first recorded gradient that is not finite is at step 3: in the gradient of out.bias."
