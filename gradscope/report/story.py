@@ -33,8 +33,8 @@ def _overview(story: Story) -> str:
         return ""
     counts = Counter(claim.outcome for claim in claims)
     said = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
-    rows = [[page.text(claim.statement), f"<b>{page.text(claim.outcome)}</b>"] for claim in claims]
-    head = [("textbook statement", "text wrap wide"), ("outcome", "text")]
+    rows = [[page.text(claim.statement), page.prose(claim.found)] for claim in claims]
+    head = [("statement", "text wrap"), ("what was found", "text wrap wide")]
     return f"<p>Of {len(claims)} statements: {page.text(said)}.</p>{page.table(head, rows)}"
 
 
@@ -89,6 +89,7 @@ def numbers(story: Story) -> list[dict[str, Any]]:
             "chapter": chapter.title,
             "statement": claim.statement,
             "outcome": claim.outcome,
+            "found": claim.found,
             "sentence": claim.sentence,
             "answers": [
                 {

@@ -41,8 +41,8 @@ class Picture:
 class Chapter:
     """Paragraphs, then tables (caption and data), claims and pictures.
 
-    A claim has ``statement``, ``outcome``, ``sentence`` and ``answers``; an answer ``asked.where``, ``asked.what``,
-    ``range_words``, ``mean``, ``interval``, ``interval_words``, ``values`` and ``met``.
+    A claim has ``statement``, ``outcome``, ``found`` (with its numbers), ``sentence`` and ``answers``; an answer has
+    ``asked.where``, ``asked.what``, ``range_words``, ``mean``, ``interval``, ``interval_words``, ``values``, ``met``.
     """
 
     title: str

@@ -20,7 +20,13 @@ def claim(statement, outcome, met):
         asked=asked, values=(0.5, 2.0), mean=1.0, interval=None, met=met, mean_words="1", range_words="below 1",
         interval_words="no interval",
     )  # fmt: skip
-    return SimpleNamespace(statement=statement, outcome=outcome, sentence=f"{outcome}: so.", answers=[answer])
+    return SimpleNamespace(
+        statement=statement,
+        outcome=outcome,
+        found=f"{outcome} at <1e-3>.",
+        sentence=f"{outcome}: so.",
+        answers=[answer],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +58,7 @@ def test_chapters_stand_before_the_runs_with_every_name_escaped(told):
     assert "a&lt;b" in page
     assert '-0.1<br><span class="soft">-0.2 to 0.0</span>' in page
     assert "Of 2 statements: 1 confirmed, 1 undetermined." in page
+    assert 'confirmed at &lt;<span class="n">1e-3</span>&gt;.' in page
 
 
 def test_figures_are_numbered_through_and_their_files_written(told):

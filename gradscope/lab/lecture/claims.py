@@ -5,6 +5,7 @@ What is asked is fixed before anything is measured; the outcome and its wording 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,14 @@ class Asked:
         The statement asks for a value strictly between them.
     log : bool
         A ratio: averaged, and its interval taken, in its logarithm.
+    margin : float
+        The smallest difference that would matter, in the units of ``measure`` (a factor, where ``log``). An interval
+        that lies within it, on both sides of the one finite bound, decides that there is no difference. 0: none would
+        be too small to matter.
+    reads : str
+        How the number is read, with ``{}`` for it: ``"{} of the gradient arrives"``.
+    at : tuple of str
+        The parts of ``where`` that differ between the conditions of a statement, such as network, moment and data.
     """
 
     where: str
@@ -44,6 +53,9 @@ class Asked:
     low: float = -math.inf
     high: float = math.inf
     log: bool = False
+    margin: float = 0.0
+    reads: str = "{}"
+    at: tuple[str, ...] = ()
 
     def put_to(self, results: Results) -> Answered:
         """Measure."""
@@ -80,13 +92,29 @@ class Answered:
 
     @property
     def met(self) -> bool | None:
-        """Whether the whole interval lies inside what was asked (True), outside (False), or across (None)."""
+        """Whether the whole interval lies inside what was asked (True), outside (False), or across (None).
+
+        An interval across the bound, but within ``margin`` of it on both sides, is not met: there is no difference.
+        """
         if self.interval is None:
             return None
         low, high = self.interval
         if self.asked.low < low and high < self.asked.high:
             return True
-        return False if high <= self.asked.low or low >= self.asked.high else None
+        return False if high <= self.asked.low or low >= self.asked.high or self.same else None
+
+    @property
+    def same(self) -> bool:
+        """Whether the interval reaches across the bound and stays within ``margin`` of it: no difference."""
+        if self.interval is None or not self.asked.margin:
+            return False
+        low, high = self.interval
+        bound = self.asked.low if math.isfinite(self.asked.low) else self.asked.high
+        if not low <= bound <= high:
+            return False
+        if self.asked.log:
+            return bound / self.asked.margin < low and high < bound * self.asked.margin
+        return bound - self.asked.margin < low and high < bound + self.asked.margin
 
     @property
     def mean_words(self) -> str:
@@ -140,24 +168,89 @@ class Claim:
 
     @property
     def outcome(self) -> str:
-        """One of ``OUTCOMES``: *refined* where some questions are met and others are not, whatever is still open."""
+        """One of ``OUTCOMES``.
+
+        *confirmed*: it holds under every condition. *refined*: under some; the others are not met or open. *refuted*:
+        it is decided against somewhere and holds nowhere. *undetermined*: nothing is decided.
+        """
         met = [answer.met for answer in self.answers]
-        if True in met and False in met:
+        if met and all(met):
+            return "confirmed"
+        if True in met:
             return "refined"
-        if None in met or not met:
-            return "undetermined"
-        return "confirmed" if met[0] else "refuted"
+        return "refuted" if False in met else "undetermined"
+
+    @property
+    def found(self) -> str:
+        """What was found, in the fewest conditions that say it, each with its number."""
+        said = []
+        for head, chosen in (
+            ("holds", [a for a in self.answers if a.met]),
+            ("makes no difference", [a for a in self.answers if a.same]),
+            ("does not hold", [a for a in self.answers if a.met is False and not a.same]),
+            ("is open", [a for a in self.answers if a.met is None]),
+        ):
+            if chosen:
+                said.append(" ".join(filter(None, [head, self._conditions(chosen)])))
+        words = "; ".join(said)
+        return f"{words[:1].upper()}{words[1:]}."
 
     @property
     def sentence(self) -> str:
-        """What was found, from the numbers alone."""
-        heads = {True: "holds", False: "does not hold", None: "is open"}
-        said = []
-        for met, head in heads.items():
-            found = [f"{a.asked.where} ({a.mean_words})" for a in self.answers if a.met is met]
-            if found:
-                said.append(f"{head} {_listed(found)}")
-        return f"{self.outcome.capitalize()}: it {'; it '.join(said)}."
+        """The outcome, and what was found."""
+        return f"{self.outcome.capitalize()}. {self.found}"
+
+    def _conditions(self, chosen: Sequence[Answered]) -> str:
+        parts, reads = [], ""
+        for where, answers in conditions(chosen, self.answers):
+            # The unit once, as long as it stays the same.
+            unit = answers[0].asked.reads if answers[0].asked.reads != reads else "{}"
+            reads = answers[0].asked.reads
+            parts.append(" ".join(filter(None, [where, f"({unit.format(_numbers(answers))})"])))
+        return _listed(parts)
+
+
+def conditions(chosen: Sequence[Answered], everything: Sequence[Answered]) -> list[tuple[str, tuple[Answered, ...]]]:
+    """Name a part of the answers by as few conditions as tell it from the rest.
+
+    Conditions are told apart by ``asked.at``: where all answers of "at initialisation" are chosen, the data they were
+    found on are not named.
+    """
+    lengths = {len(answer.asked.at) for answer in everything}
+    if lengths != {max(lengths)} or max(lengths) == 0:
+        return [(answer.asked.where, (answer,)) for answer in chosen]
+    first = everything[0].asked.at
+    varying = [i for i in range(len(first)) if any(answer.asked.at[i] != first[i] for answer in everything)]
+    common = tuple((i, text) for i, text in enumerate(first) if i not in varying)
+    ways = [_split(chosen, everything, order, common) for order in itertools.permutations(varying)]
+    best = min(ways, key=lambda way: (len(way), sum(len(named) for named, _ in way)))
+    return [(" ".join(text for _, text in sorted(named) if text), answers) for named, answers in best]
+
+
+_Named = tuple[tuple[int, str], ...]
+
+
+def _split(
+    chosen: Sequence[Answered], everything: Sequence[Answered], order: Sequence[int], named: _Named
+) -> list[tuple[_Named, tuple[Answered, ...]]]:
+    if len(chosen) == len(everything):
+        return [(named, tuple(chosen))]
+    first, *rest = order
+    found = []
+    for text in dict.fromkeys(answer.asked.at[first] for answer in everything):
+        inside = [answer for answer in chosen if answer.asked.at[first] == text]
+        if inside:
+            all_there = [answer for answer in everything if answer.asked.at[first] == text]
+            found += _split(inside, all_there, rest, (*named, (first, text)))
+    return found
+
+
+def _numbers(answers: Sequence[Answered]) -> str:
+    """The mean, or the span of several; an open question with its interval."""
+    if len(answers) == 1 and answers[0].met is None:
+        return f"{answers[0].mean_words}; {answers[0].interval_words}"
+    low, high = (number(pick(answer.mean for answer in answers)) for pick in (min, max))
+    return low if low == high else f"{low} to {high}"
 
 
 def _listed(parts: Sequence[str]) -> str:

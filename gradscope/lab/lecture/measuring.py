@@ -50,11 +50,23 @@ def _pinned(core: Any) -> None:
     core.bias_ih_l0[hidden : 2 * hidden] = float(np.log(0.98 / 0.02))
 
 
+def _opened(position: int) -> Callable[[Any], None]:
+    """A bias of 1 more on one gate alone; torch's order is i, f, g, o."""
+
+    @torch.no_grad()
+    def edit(core: Any) -> None:
+        hidden = core.hidden_size
+        core.bias_ih_l0[position * hidden : (position + 1) * hidden] += 1.0
+
+    return edit
+
+
 #: Members that are no textbook's, by name: member of the zoo, and what is done to its core.
 VARIANTS: dict[str, tuple[str, Callable[[Any], None]]] = {
     "rnn-gain-1.5": ("rnn-orthogonal", _larger_weights),
     "rnn-gain-2": ("rnn-orthogonal", _large_weights),
     "lstm-pinned": ("lstm", _pinned),
+    **{f"lstm-{gate}-plus-1": ("lstm", _opened(position)) for position, gate in enumerate("ifgo")},
 }
 
 

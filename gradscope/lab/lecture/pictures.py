@@ -26,6 +26,13 @@ _FAMILIES = {
 }
 
 
+def cover(results: Results) -> Picture:
+    """The members a course begins with, before training: what most statements are about."""
+    lines = _plain("rnn", "rnn-orthogonal", "lstm", "lstm-forget1", "lstm-chrono", "gru", "lru")
+    return _curves(results, "cover", "Before training: how much of the gradient gets how far back, on the digits",
+                   "digits", lines, "start")  # fmt: skip
+
+
 def zoo(results: Results) -> list[Picture]:
     """Every network's curve on the digits."""
     titles = {"plain": "Networks without gates", "gated": "Networks with gates, and the LRU"}

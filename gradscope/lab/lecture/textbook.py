@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from gradscope.lab.lecture.claims import Asked, Statement
 from gradscope.lab.lecture.measuring import CLIP_FRACTIONS, Measured, Results
@@ -16,6 +17,12 @@ TASKS = ("sunspots", "digits")
 GONE = 1e-2
 #: Above it a gradient is preserved over the sequence.
 KEPT = 0.1
+#: Differences too small to matter: a rate that changes the gradient at 60 steps back by less than a factor of two ...
+SAME_RATE = 0.005
+#: ... a loss within a twentieth of the other's ...
+SAME_LOSS = 1.05
+#: ... and a gap between two losses within a fiftieth of what guessing costs.
+SAME_GAP = {"sunspots": 0.02, "digits": 0.046}
 
 _ON = {"sunspots": "on the sunspots", "digits": "on the digits"}
 _WHEN = {"start": "at initialisation", "end": "after training"}
@@ -24,12 +31,23 @@ REACH = "gradient at the first timestep over that at the last"
 LOSS_RATIO = "held-out loss over that of the other, same seed"
 RATE_DIFFERENCE = "difference of the decay rates, log10 per step, same seed"
 
+_ARRIVES = "{} of the gradient arrives"
+_TIMES_LOSS = "{} times the other's loss"
+_RATE = "rates differ by {} decades a step"
+
 Value = Callable[[Measured], float]
+Measure = Callable[[Results], Sequence[float]]
+
+
+def _asked(at: tuple[str, ...], what: str, measure: Measure, **options: Any) -> Asked:
+    return Asked(" ".join(filter(None, at)), what, measure, at=at, **options)
 
 
 def _reach(task: str, model: str, when: str, name: str = "", **bounds: float) -> Asked:
-    where = " ".join(filter(None, [name, _WHEN[when], _ON[task]]))
-    return Asked(where, REACH, lambda r: r.values(task, model, lambda m: m.reach(when)), log=True, **bounds)
+    def measure(results: Results) -> Sequence[float]:
+        return results.values(task, model, lambda m: m.reach(when))
+
+    return _asked((name, _WHEN[when], _ON[task]), REACH, measure, log=True, reads=_ARRIVES, **bounds)
 
 
 def _over(a: float, b: float) -> float:
@@ -44,11 +62,11 @@ def _pairs(results: Results, task: str, models: tuple[str, str], value: Value) -
     return list(zip(one, other, strict=True))
 
 
-def _loss(task: str, models: tuple[str, str], below: float, name: str = "") -> Asked:
+def _loss(task: str, models: tuple[str, str], below: float, name: str = "", margin: float = 0.0) -> Asked:
     def measure(results: Results) -> Sequence[float]:
         return [_over(a, b) for a, b in _pairs(results, task, models, lambda m: m.held_out)]
 
-    return Asked(" ".join(filter(None, [name, _ON[task]])), LOSS_RATIO, measure, high=below, log=True)
+    return _asked((name, _ON[task]), LOSS_RATIO, measure, high=below, log=True, margin=margin, reads=_TIMES_LOSS)
 
 
 def _faster(task: str, models: tuple[str, str], when: str, name: str = "", site: str | None = None) -> Asked:
@@ -58,8 +76,8 @@ def _faster(task: str, models: tuple[str, str], when: str, name: str = "", site:
         first = results.values(task, models[0], lambda m: m.rate(when, site, "hidden" if site else None))
         return [a - b for a, b in zip(first, results.values(task, models[1], lambda m: m.rate(when)), strict=True)]
 
-    where = " ".join(filter(None, [name, _WHEN[when], _ON[task]]))
-    return Asked(where, RATE_DIFFERENCE, measure, high=0.0)
+    at = (name, _WHEN[when], _ON[task])
+    return _asked(at, RATE_DIFFERENCE, measure, high=0.0, margin=SAME_RATE, reads=_RATE)
 
 
 def _slower(task: str, models: tuple[str, str], when: str, name: str = "") -> Asked:
@@ -68,8 +86,8 @@ def _slower(task: str, models: tuple[str, str], when: str, name: str = "") -> As
     def measure(results: Results) -> Sequence[float]:
         return [a - b for a, b in _pairs(results, task, models, lambda m: m.rate(when))]
 
-    where = " ".join(filter(None, [name, _WHEN[when], _ON[task]]))
-    return Asked(where, RATE_DIFFERENCE, measure, low=0.0)
+    at = (name, _WHEN[when], _ON[task])
+    return _asked(at, RATE_DIFFERENCE, measure, low=0.0, margin=SAME_RATE, reads=_RATE)
 
 
 def _parameters(models: tuple[str, str], low: float, high: float, where: str, core: bool = True) -> Asked:
@@ -80,7 +98,7 @@ def _parameters(models: tuple[str, str], low: float, high: float, where: str, co
         return [_over(a, b) for a, b in _pairs(results, "sunspots", models, count)]
 
     what = "parameters of the recurrent layer, ratio" if core else "parameters, ratio"
-    return Asked(where, what, measure, low, high, log=True)
+    return _asked((where,), what, measure, low=low, high=high, log=True, reads="{} times as many")
 
 
 def _input_share(task: str, model: str, position: float, name: str) -> Asked:
@@ -91,15 +109,29 @@ def _input_share(task: str, model: str, position: float, name: str) -> Asked:
         return float(10.0 ** (curve[round((1 - position) * (curve.size - 1))] - curve[0]))
 
     what = "gradient of the input there over that at the last timestep"
-    return Asked(f"{name} {_ON[task]}", what, lambda r: r.values(task, model, value), low=KEPT, log=True)
+    return _asked((name, _ON[task]), what, lambda r: r.values(task, model, value), low=KEPT, log=True, reads=_ARRIVES)
 
 
 def _hidden_over_cell(model: str, name: str) -> Asked:
     def value(m: Measured) -> float:
         return _over(m.reach("start", quantity="hidden"), m.reach("start", quantity="cell"))
 
-    what = "reach of ∂L/∂h over reach of ∂L/∂c"
-    return Asked(f"{name} on the digits", what, lambda r: r.values("digits", model, value), low=1 / 3, high=3)
+    what, reads = "reach of ∂L/∂h over reach of ∂L/∂c", "∂L/∂h shows {} of the reach"
+    return _asked((name, _ON["digits"]), what, lambda r: r.values("digits", model, value), low=1 / 3, high=3,
+                  reads=reads)  # fmt: skip
+
+
+def _gate_alone(gate: str, name: str) -> Asked:
+    """What a bias of 1 more on this gate alone does to the rate, over what it does on the forget gate."""
+
+    def change(results: Results, one: str) -> list[float]:
+        return [a - b for a, b in _pairs(results, "digits", (f"lstm-{one}-plus-1", "lstm"), lambda m: m.rate("start"))]
+
+    def measure(results: Results) -> Sequence[float]:
+        return [_over(a, b) for a, b in zip(change(results, gate), change(results, "f"), strict=True)]
+
+    what = "change of the decay rate by a bias of 1 more, over that by a bias of 1 more on the forget gate, same seed"
+    return _asked((name,), what, measure, low=-0.5, high=0.5, reads="{} times the change by the forget gate")
 
 
 def _cell_path(model: str, when: str, name: str) -> Asked:
@@ -109,8 +141,8 @@ def _cell_path(model: str, when: str, name: str) -> Asked:
         return float(10.0**share)
 
     what = "∂L/∂c along the cell path alone over ∂L/∂c, half-way back"
-    where = f"{name} {_WHEN[when]} on the digits"
-    return Asked(where, what, lambda r: r.values("digits", model, value), low=0.5, log=True)
+    return _asked((name, _WHEN[when], _ON["digits"]), what, lambda r: r.values("digits", model, value), low=0.5,
+                  log=True, reads="the cell path alone carries {}")  # fmt: skip
 
 
 def _forget_predicts(model: str, name: str) -> Asked:
@@ -119,20 +151,23 @@ def _forget_predicts(model: str, name: str) -> Asked:
         return m.rate("start") / predicted
 
     what = "measured rate over mean log10 of the forget gate"
-    return Asked(f"{name} on the digits", what, lambda r: r.values("digits", model, value), low=0.5, high=2.0)
+    return _asked((name, _ON["digits"]), what, lambda r: r.values("digits", model, value), low=0.5, high=2.0,
+                  reads="measured over predicted: {}")  # fmt: skip
 
 
 def _gap(task: str) -> Asked:
     def measure(results: Results) -> Sequence[float]:
         return [a - b for a, b in _pairs(results, task, ("gru", "lstm"), lambda m: m.held_out - m.train_loss)]
 
-    return Asked(_ON[task], "gap of the GRU minus gap of the LSTM, same seed", measure, high=0.0)
+    what = "gap of the GRU minus gap of the LSTM, same seed"
+    return _asked((_ON[task],), what, measure, high=0.0, margin=SAME_GAP[task], reads="the gap differs by {}")
 
 
 def _learns(model: str, name: str) -> Asked:
-    return Asked(
-        name, "held-out accuracy (guessing: .10)", lambda r: r.values("digits", model, lambda m: m.metric), high=0.2
-    )
+    def measure(results: Results) -> Sequence[float]:
+        return results.values("digits", model, lambda m: m.metric)
+
+    return _asked((name,), "held-out accuracy (guessing: .10)", measure, high=0.2, reads="held-out accuracy {}")
 
 
 def _clip_loss(threshold: float) -> Asked:
@@ -145,7 +180,8 @@ def _clip_loss(threshold: float) -> Asked:
         return [_over(a, b) for a, b in zip(clipped, free, strict=True)]
 
     what = "training loss at the end (10, if diverged) over that without clipping, same seed"
-    return Asked(f"at threshold {threshold:g}", what, measure, high=1.0, log=True)
+    return _asked((f"at threshold {threshold:g}",), what, measure, high=1.0, log=True, margin=SAME_LOSS,
+                  reads="{} times the loss without clipping")  # fmt: skip
 
 
 def _clip_reach(threshold: float) -> Asked:
@@ -155,7 +191,8 @@ def _clip_reach(threshold: float) -> Asked:
         return [_over(a, b) for a, b in zip(clipped, free, strict=True)]
 
     what = "reach after training over that without clipping, same seed"
-    return Asked(f"by norm clipping at {threshold:g}", what, measure, low=10.0, log=True)
+    return _asked((f"by norm clipping at {threshold:g}",), what, measure, low=10.0, log=True,
+                  reads="{} times what reaches back without")  # fmt: skip
 
 
 def _timestep_clip(model: str, fraction: float, low: float, high: float, clip: float | str | None) -> Asked:
@@ -166,7 +203,8 @@ def _timestep_clip(model: str, fraction: float, low: float, high: float, clip: f
         return results.values("sunspots", model, value, clip)
 
     where = f"by clipping every timestep at {fraction:g} of the adjoint's size at lag 0"
-    return Asked(where, "gradient at the first timestep over that without the clip", measure, low, high, log=True)
+    what = "gradient at the first timestep over that without the clip"
+    return _asked((where,), what, measure, low=low, high=high, log=True, reads="{} times what reaches back without")
 
 
 #: Chapter to its statements.
@@ -179,7 +217,7 @@ TEXTBOOK: dict[str, tuple[Statement, ...]] = {
         ),
         Statement(
             "A recurrent network predicts sequences better than a fully connected one.",
-            tuple(_loss(task, (model, "window"), 1.0, name) for task in TASKS
+            tuple(_loss(task, (model, "window"), 1.0, name, SAME_LOSS) for task in TASKS
                   for model, name in (("rnn", "for the RNN"), ("lstm", "for the LSTM"), ("gru", "for the GRU"))),
         ),
         Statement(
@@ -226,6 +264,12 @@ TEXTBOOK: dict[str, tuple[Statement, ...]] = {
         Statement(
             "A forget bias of 1 lets the gradient reach further back.",
             tuple(_slower(task, ("lstm-forget1", "lstm"), when) for task in TASKS for when in _WHEN),
+        ),
+        Statement(
+            "Of the gates of an LSTM, the forget gate alone decides how fast the gradient decays: opening another "
+            "changes the rate by less than half of what opening the forget gate does.",
+            tuple(_gate_alone(gate, name) for gate, name in (
+                ("i", "for the input gate"), ("g", "for the candidate"), ("o", "for the output gate"))),
         ),
         Statement(
             "∂L/∂h shows how far back an LSTM's gradient reaches.",

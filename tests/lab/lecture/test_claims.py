@@ -57,9 +57,10 @@ def test_a_gradient_of_exactly_zero_is_below_any_positive_number_and_above_none(
         ("nn", "refuted"),
         ("yn", "refined"),
         ("yno", "refined"),
-        ("yo", "undetermined"),
-        ("no", "undetermined"),
+        ("yo", "refined"),
+        ("no", "refuted"),
         ("o", "undetermined"),
+        ("oo", "undetermined"),
     ],
 )
 def test_the_outcome_follows_from_the_answers(answers, outcome):
@@ -69,13 +70,64 @@ def test_the_outcome_follows_from_the_answers(answers, outcome):
     assert claim.sentence.startswith(outcome.capitalize())
 
 
+@pytest.mark.parametrize(
+    ("values", "options", "met", "same"),
+    [
+        ([-0.001, 0.001, 0.0], {"low": 0.0, "margin": 0.01}, False, True),
+        ([-0.001, 0.001, 0.0], {"low": 0.0}, None, False),
+        ([-0.05, 0.05, 0.0], {"low": 0.0, "margin": 0.01}, None, False),
+        ([0.98, 1.0, 1.02], {"high": 1.0, "margin": 1.1, "log": True}, False, True),
+        ([0.8, 1.0, 1.2], {"high": 1.0, "margin": 1.1, "log": True}, None, False),
+        # decided by the bound alone, however close
+        ([0.001, 0.001, 0.001], {"low": 0.0, "margin": 0.01}, True, False),
+        ([-0.001, -0.001, -0.001], {"low": 0.0, "margin": 0.01}, False, False),
+    ],
+)
+def test_an_interval_within_the_margin_decides_that_there_is_no_difference(values, options, met, same):
+    asked = Asked("here", "size", lambda _: values, **options)
+    found = asked.put_to({})
+    assert (found.met, found.same) == (met, same)
+
+
 def test_other_numbers_give_another_sentence():
     asked = tuple(Asked(where, "size", lambda r, where=where: r[where], high=1.0) for where in ("early", "late"))
     statement = Statement("it is small", asked)
     refined = statement.put_to({"early": [0.5, 0.5], "late": [3.0, 3.0]})
-    assert refined.sentence == "Refined: it holds early (0.5); it does not hold late (3)."
+    assert refined.sentence == "Refined. Holds early (0.5); does not hold late (3)."
     confirmed = statement.put_to({"early": [0.5, 0.5], "late": [0.25, 0.25]})
-    assert confirmed.sentence == "Confirmed: it holds early (0.5) and late (0.25)."
+    assert confirmed.sentence == "Confirmed. Holds early (0.5) and late (0.25)."
+    still_open = statement.put_to({"early": [0.5, 0.5], "late": [0.5, 2.0]})
+    assert still_open.found.startswith("Holds early (0.5); is open late (1.25; ")
+
+
+def grid(values, **options):
+    """A claim over who x when x on, from (who, when, on) to values."""
+    asked = [Asked(" ".join(at), "size", lambda r, at=at: r[at], at=at, high=1.0, **options) for at in values]
+    return Statement("it is small", tuple(asked)).put_to(values)
+
+
+WHEN, ON = ("before", "after"), ("on A", "on B")
+
+
+def test_conditions_that_do_not_matter_are_not_named():
+    small, large = [0.5, 0.5], [3.0, 3.0]
+    by_moment = grid({("", when, on): small if when == "before" else large for when in WHEN for on in ON})
+    assert by_moment.found == "Holds before (0.5); does not hold after (3)."
+    by_data = grid({("", when, on): small if on == "on A" else large for when in WHEN for on in ON})
+    assert by_data.found == "Holds on A (0.5); does not hold on B (3)."
+    one_of_four = {("", when, on): small for when in WHEN for on in ON} | {("", "after", "on B"): large}
+    assert grid(one_of_four).found == "Holds before (0.5) and after on A (0.5); does not hold after on B (3)."
+    assert grid({("", when, on): small for when in WHEN for on in ON}).found == "Holds (0.5)."
+
+
+def test_what_all_conditions_share_is_said_and_the_unit_once():
+    found = grid(
+        {(who, "before", "on A"): value for who, value in (("X", [0.1, 0.1]), ("Y", [0.2, 0.2]), ("Z", [5.0, 5.0]))},
+        reads="{} arrives",
+    ).found
+    assert (
+        found == "Holds X before on A (0.1 arrives) and Y before on A (0.2); does not hold Z before on A (5 arrives)."
+    )
 
 
 def test_numbers_are_short_and_zero_is_zero():

@@ -48,12 +48,16 @@ def test_every_question_asks_for_something():
     asked = [question for chapter in TEXTBOOK.values() for statement in chapter for question in statement.asked]
     for question in asked:
         assert question.low < question.high
+        assert "{}" in question.reads
+        assert not question.margin or math.isinf(question.low) != math.isinf(question.high)
         assert not math.isinf(question.low) or not math.isinf(question.high)
         assert question.where
         assert question.what
     for statements in TEXTBOOK.values():
         for statement in statements:
             assert len({question.where for question in statement.asked}) == len(statement.asked)
+            assert len({len(question.at) for question in statement.asked}) == 1
+            assert all(question.where == " ".join(filter(None, question.at)) for question in statement.asked)
 
 
 def test_every_statement_is_answered_by_every_seed_and_shown_with_a_figure(told):
@@ -64,6 +68,12 @@ def test_every_statement_is_answered_by_every_seed_and_shown_with_a_figure(told)
     for chapter in told.chapters[1:]:
         drawn = chapter.pictures[-1].data
         assert set(drawn["statement"]) == {claim.statement for claim in chapter.claims}
+
+
+def test_the_first_figure_stands_before_the_chapters(told):
+    (cover,) = told.cover
+    assert set(cover.data["run"]) >= {"rnn", "lstm", "lstm-forget1", "lstm-chrono", "gru"}
+    assert set(cover.data["lag"]) == set(range(10))
 
 
 def test_parameters_are_counted_not_believed(told):
