@@ -14,11 +14,12 @@ from matplotlib.lines import Line2D
 from gradscope.diagnostics import threshold_table
 from gradscope.diagnostics.clip_calls import of_steps
 from gradscope.errors import NotRecordedError, SettingError
-from gradscope.plots import marks, style
+from gradscope.plots import lines, marks, style
 from gradscope.plots.text import label
 from gradscope.reading import select
 from gradscope.reading.counted import read
 from gradscope.reading.norms import raw_norms
+from gradscope.words import percent
 
 TITLE = "What a clipping threshold would have done"
 NEEDS = "clipping through recorder.clip_grad_norm_ (or torch's own), or recorded parameter gradient norms"
@@ -64,7 +65,9 @@ def table(runs: Sequence[Any], *, thresholds: Sequence[float] | None = None, poi
             frame = pd.DataFrame([asdict(effect) for effect in threshold_table(norms, at)])
             frame.insert(0, "run", name)
             frames.append(frame.assign(used=frame["threshold"].isin(used)))
-    return pd.concat(frames, ignore_index=True)
+    data = pd.concat(frames, ignore_index=True)
+    data.attrs["left_out"] = select.left_out(runs, set(data["run"]), "no finite gradient norm")
+    return data
 
 
 def _positive(norms: pd.Series) -> np.ndarray:
@@ -91,15 +94,20 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
     """
     ax = style.axes(ax, style=style_name)
     runs = list(data.groupby("run", sort=False))
-    for i, (name, rows) in enumerate(runs):
-        colour = style.PALETTE[i % len(style.PALETTE)]
-        every = style.mark_every(len(rows), i, 6)
-        marker = style.MARKERS[(i + i // len(style.PALETTE)) % len(style.MARKERS)] if len(runs) > 1 else ""
-        named = label(str(name), style.name_limit(ax))
-        solid: dict[str, Any] = {"linestyle": "-", "marker": marker, "markevery": every, "label": named}
-        ax.plot(rows["threshold"], rows["clipped"], color=colour, **solid)
-        if len(runs) <= style.MAX_BANDS:
-            ax.plot(rows["threshold"], rows["scale_p50"], color=colour, linestyle=(0, (4, 1.6)), label="_median scale")
+    looks = style.looks([str(name) for name, _ in runs])
+    few = len(runs) <= style.MAX_BANDS
+    shares = {
+        name: {**look, "linestyle": "-", "marker": look["marker"] if len(runs) > 1 else ""}
+        for name, look in looks.items()
+    }
+    data = data.assign(run=data["run"].astype(str))
+    marks.log_x(ax, data["threshold"].min() / 1.1, data["threshold"].max() * 1.1)
+    lines.draw(ax, data, shares, x="threshold", y="clipped", line="run", log=False)
+    if few:
+        scales = {name: {**look, "linestyle": (0, (4, 1.6)), "marker": ""} for name, look in looks.items()}
+        lines.draw(ax, data, scales, x="threshold", y="scale_p50", line="run", log=False)
+    for name, rows in runs:
+        colour = looks[str(name)]["color"]
         if len(runs) == 1:
             marks.band(ax, rows["threshold"], rows["scale_p25"], rows["scale_p75"], colour)
         used = rows[rows["used"]]
@@ -109,19 +117,19 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
         )  # fmt: skip
     _axes_of(ax, data)
     if legend:
-        style.legend(ax, _handles(ax, runs, data))
+        named = {name: label(name, style.name_limit(ax)) for name in looks}
+        style.legend(ax, _handles(runs, data, lines.handles(shares, named)))
     return ax
 
 
 def _axes_of(ax: Axes, data: pd.DataFrame) -> None:
-    marks.log_x(ax, data["threshold"].min() / 1.1, data["threshold"].max() * 1.1)
     ax.set_ylim(-0.03, 1.05)
     ax.set_yticks([0, 0.25, 0.5, 0.75, 1])
     ax.set_xlabel("threshold of norm clipping")
     ax.set_ylabel("share of steps, scale" if data["run"].nunique() <= style.MAX_BANDS else "share of steps")
 
 
-def _handles(ax: Axes, runs: list[Any], data: pd.DataFrame) -> list[Any]:
+def _handles(runs: list[Any], data: pd.DataFrame, named: list[Line2D]) -> list[Any]:
     colour = style.PALETTE[0] if len(runs) == 1 else style.GREY
     kinds = [Line2D([], [], color=colour, label="steps clipped")]
     if len(runs) <= style.MAX_BANDS:
@@ -129,15 +137,18 @@ def _handles(ax: Axes, runs: list[Any], data: pd.DataFrame) -> list[Any]:
     if data["used"].any():
         look: dict[str, Any] = {"marker": "o", "markersize": 7, "markerfacecolor": "white", "linestyle": "none"}
         kinds.append(Line2D([], [], color=colour, label="used in training", **look))
-    return kinds + [line for line in ax.get_lines() if len(runs) > 1]
+    return kinds + (named if len(runs) > 1 else [])
 
 
 def caption(data: pd.DataFrame) -> str:
     """What the figure shows, in words."""
     n = sorted(set(data["n"]))
-    return (
+    used = data[data["used"]]
+    each = ", ".join(f"{row.run} {percent(row.clipped)} at {row.threshold:g}" for row in used.head(6).itertuples())
+    said = (
         f"Share of recorded steps whose gradient norm lies above the threshold (solid), median factor min(1, c/norm) "
         f"(dashed; band: middle half, for a single run), from {n[0] if len(n) == 1 else f'{n[0]} to {n[-1]}'} recorded "
-        "norms a run. It describes the recorded training: with another threshold the training, and so the norms, would "
-        "have gone another way."
+        f"norms a run.{f' Clipped in training: {each}.' if each else ''} It describes the recorded training: with "
+        "another threshold the training, and so the norms, would have gone another way."
     )
+    return " ".join([said, *select.left_out_words(data)])

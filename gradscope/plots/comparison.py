@@ -13,11 +13,12 @@ from matplotlib.ticker import MaxNLocator
 
 from gradscope.errors import SettingError
 from gradscope.plots import marks, style
-from gradscope.plots.decay import line_names
-from gradscope.plots.text import label
+from gradscope.plots.naming import line_names
+from gradscope.plots.text import label, metric_words
 from gradscope.reading import select
 from gradscope.reading.answers import answer
 from gradscope.reading.sweeps import final_value
+from gradscope.words import number
 
 TITLE = "Models compared"
 NEEDS = "an adjoint of the state, which is recorded by default"
@@ -55,7 +56,9 @@ def table(runs: Sequence[Any], *, site: str | Sequence[str] | None = None, metri
                 "half_life_hi": high, "rate": fit.rate, "r2": fit.r2, "verdict": fit.verdict,
             }
         )  # fmt: skip
-    return pd.DataFrame(rows).astype({"parameters": float})
+    data = pd.DataFrame(rows).astype({"parameters": float})
+    data.attrs["left_out"] = select.left_out(runs, set(data["run"]), "no curve against lag")
+    return data
 
 
 def _final(run: Any, metric: str) -> float:
@@ -73,13 +76,15 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
     """
     if column not in COLUMNS:
         raise SettingError(f"column must be one of {', '.join(COLUMNS)}, got {column!r}.")
+    import seaborn
+
     ax = style.axes(ax, style=style_name)
     text, logarithmic = COLUMNS[column]
     value, y = data[column].to_numpy(dtype=float), np.arange(len(data))
     low, high = (data[f"half_life_{end}"].to_numpy(dtype=float) for end in ("lo", "hi"))
     if column == "half_life":
         ax.hlines(y, low, high, color=style.PALETTE[0], linewidth=1.4)
-    ax.plot(value, y, "o", color=style.PALETTE[0], markersize=5, label=f"_{column}")
+    seaborn.scatterplot(x=value, y=y, color=style.PALETTE[0], s=24, linewidth=0, ax=ax, legend=False)
     _limits(ax, np.concatenate([value, low, high]) if column == "half_life" else value, logarithmic)
     for at in np.flatnonzero(~np.isfinite(value)):
         said = f"none: {data['verdict'].iloc[at]}" if column == "half_life" else "diverged or unknown"
@@ -89,7 +94,7 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
     names = line_names(list(data[["run", "site"]].itertuples(index=False, name=None)))
     ax.set_yticks(y, [label(name, 30) for name in names])
     ax.set_ylim(len(data) - 0.5, -0.5)
-    ax.set_xlabel(text.format(metric=label(str(data["metric_name"].iloc[0]))))
+    ax.set_xlabel(text.format(metric=metric_words(str(data["metric_name"].iloc[0]))))
     return ax
 
 
@@ -106,23 +111,36 @@ def _limits(ax: Axes, values: np.ndarray, logarithmic: bool) -> None:
 
 
 def panels(data: pd.DataFrame, *, style_name: str = "screen") -> Figure:
-    """Parameters, final metric and half-life beside each other, a row per run and site; unknown columns left out."""
+    """Parameters, final metric and half-life beside each other, a row per run and site; unknown columns left out.
+
+    More rows than fit on a page are left to the data.
+    """
     shown = [name for name in COLUMNS if name == "half_life" or np.isfinite(data[name]).any()]
     narrow = style.preset(style_name).width < 4.5
     rows, columns = (len(shown), 1) if narrow else (1, len(shown))
-    each = (0.55 + 0.22 * len(data)) / style.preset(style_name).width
-    fig, grid = style.figure(style_name, rows=rows, columns=columns, aspect=each * rows, exact=True)
+    most = int((style.PAGE / rows - 0.7) / 0.16)
+    drawn, hidden = data.iloc[:most], len(data) - most
+    height = (0.6 + max(0.16, 0.22 - 0.002 * len(drawn)) * len(drawn)) * rows
+    aspect = style.fitting(style_name, height)
+    fig, grid = style.figure(style_name, rows=rows, columns=columns, aspect=aspect, exact=True)
     for i, (ax, name) in enumerate(zip(np.ravel([grid]), shown, strict=True)):
-        draw(data, ax, style_name=style_name, column=name)
+        draw(drawn, ax, style_name=style_name, column=name)
         if i and not narrow:
             ax.tick_params(labelleft=False)
+    if hidden > 0:
+        ax.set_xlabel(f"{ax.get_xlabel()}\n{hidden} more rows: see CSV")
     return fig
 
 
 def caption(data: pd.DataFrame) -> str:
     """What the figure shows, in words."""
-    return (
-        f"Number of parameters, final {label(str(data['metric_name'].iloc[0]))} and half-life of the gradient at the "
-        "end of training, with its 95 % interval over sequences; no half-life is quoted where the decay is not a "
+    known = data[np.isfinite(data["half_life"])].sort_values("half_life", ascending=False)
+    each = ", ".join(f"{row.run} {number(row.half_life)} steps" for row in known.head(6).itertuples())
+    metric = metric_words(str(data["metric_name"].iloc[0]))
+    said = (
+        f"Number of parameters, final {metric} and half-life of the gradient at the end "
+        "of training, with its 95 % interval over sequences; no half-life is quoted where the decay is not a "
         "straight line (R² below .95) or the gradient does not fall."
     )
+    longest = [f"Longest half-lives: {each}."] if each else ["No half-life can be quoted."]
+    return " ".join([said, *longest, *select.left_out_words(data)])

@@ -11,12 +11,20 @@ from matplotlib.axes import Axes
 
 from gradscope.diagnostics import DecayCurve
 from gradscope.errors import SettingError
-from gradscope.plots import marks, style
+from gradscope.plots import heatmap, lines, marks, naming, style
 from gradscope.plots.text import label, norm_symbol
 from gradscope.reading import curves, select
+from gradscope.reading.labelled import seeds_together
+from gradscope.schema import QUANTITIES
+from gradscope.words import number
 
 TITLE = "Decay of the gradient with lag"
 NEEDS = "an adjoint of the state, which is recorded by default (quantities=['hidden', 'cell'])"
+
+#: More sites or lines than this are drawn as a map.
+MAX_SITES, MAX_LINES = 6, 12
+#: More rows than this in a map are not named.
+MAX_ROWS = 48
 
 
 def table(
@@ -45,10 +53,11 @@ def table(
     Returns
     -------
     DataFrame
-        run, site, quantity, ``first_step`` and ``step`` (the last), lag; ``norm``: (chained) geometric mean over
-        sequences; ``relative``: the same over that at the first usable lag; ``low``, ``high``, ``relative_low``,
-        ``relative_high``: quantiles over sequences (relative: each over its own start); ``n_sequences`` behind them,
-        and how many were exactly zero, below the smallest normal number, or not finite.
+        run, site, quantity, ``first_step`` and ``step`` (the last), ``line`` (of which the runs are the seeds), lag;
+        ``norm``: (chained) geometric mean over sequences; ``relative``: the same over that at the first usable lag;
+        ``low``, ``high``, ``relative_low``, ``relative_high``: quantiles over sequences (relative: each over its own
+        start); ``n_sequences`` behind them, and how many were exactly zero, below the smallest normal number, or not
+        finite.
 
     Raises
     ------
@@ -57,14 +66,16 @@ def table(
     select.per_lag(quantity)
     if not 0 < coverage < 1:
         raise SettingError(f"coverage must lie between 0 and 1, got {coverage}.")
-    frames = []
+    frames, of_seed = [], seeds_together(runs)
     for name, run, at, shown in select.sites_with(runs, quantity, site):
         found = curves.norms(run, at, shown)
         chosen = found.at(step)
         first, last = found.span(chosen)
-        head = {"run": name, "site": at, "quantity": shown, "first_step": first, "step": last}
+        head = {"run": name, "site": at, "quantity": shown, "first_step": first, "step": last, "line": of_seed[name]}
         frames.append(curve_frame(found.curve(chosen), head, coverage))
-    return pd.concat(frames, ignore_index=True)
+    data = pd.concat(frames, ignore_index=True)
+    data.attrs["left_out"] = select.left_out(runs, set(data["run"]), f"no {quantity or 'curve against lag'} there")
+    return data
 
 
 def curve_frame(curve: DecayCurve, head: dict[str, Any], coverage: float) -> pd.DataFrame:
@@ -119,8 +130,9 @@ def draw(
     horizon: float | None = None,
     lowest: float | None = None,
     legend: bool = True,
+    form: str = "auto",
 ) -> Axes:
-    """One line per run and site on a logarithmic axis, with a band over sequences.
+    """A line per run (seeds together) and site on a logarithmic axis; many of them as a map, a row each.
 
     Parameters
     ----------
@@ -133,71 +145,115 @@ def draw(
     horizon : float, optional
         A fraction; marks the first lag where a curve falls below it.
     lowest : float, optional
-        Where the axis ends; a curve that falls further leaves it.
+        Where the axis ends, as a fraction of where the curves begin; a curve that falls further leaves it.
+    form : {"auto", "lines", "map"}
+        A map from ``MAX_SITES`` sites or ``MAX_LINES`` lines on.
+
+    Raises
+    ------
+    SettingError
 
     Notes
     -----
-    Lags where most sequences read exactly zero, or below the smallest normal number, are marked with triangles on the
-    lower edge; lags with a gradient that is not finite with crosses on the upper edge.
+    Lags where most sequences read exactly zero, or below the smallest normal number, and where a curve leaves the axis
+    are marked with triangles on the edge; lags with a gradient that is not finite with crosses on the upper edge.
     """
-    ax = style.axes(ax, style=style_name)
-    lines = list(data.groupby(["run", "site"], sort=False))
-    names = line_names([key for key, _ in lines])
-    if data["step"].nunique() > 1:
-        names = [f"{name}, step {rows['step'].iloc[0]}" for name, (_, rows) in zip(names, lines, strict=True)]
+    if form not in ("auto", "lines", "map"):
+        raise SettingError(f"form must be auto, lines or map, got {form!r}.")
+    data = naming.with_lines(data).assign(shown=data["relative" if relative else "norm"])
+    if form == "map" or (form == "auto" and is_map(data) and horizon is None):
+        return _map(data, ax, style_name, relative)
+    own, ax = ax is None, style.axes(ax, style=style_name)
+    looks = style.looks(list(dict.fromkeys(data["name"])))
     marks.whole_x(ax, data["lag"])
-    shown = []
-    for i, (_, rows) in enumerate(lines):
-        shown += _line(ax, rows, i, label(names[i], style.name_limit(ax)), relative, len(lines))
-    marks.log_y(ax, shown if lowest is None else [np.maximum(values, lowest) for values in shown])
-    for i, (_, rows) in enumerate(lines):
-        edges(ax, rows, style.look(i)["color"])
+    start = 1.0 if relative else _start(data)
+    floor = lines.FLOOR if lowest is None else lowest
+    lines.limits(ax, [rows["shown"] for _, rows in data.groupby("name", sort=False)], start=start, floor=floor)
+    lines.draw(ax, data, looks, x="lag", y="shown", line="name", band=_seeds(data) > 1)
+    if len(looks) <= style.MAX_BANDS:
+        _bands(ax, data, looks, relative)
+    row = 0
+    for _, rows in data.groupby(["name", "run"], sort=False):
+        row = edges(ax, rows, looks[rows["name"].iloc[0]]["color"], row)
     if horizon is not None:
-        _mark_horizon(ax, [rows for _, rows in lines], horizon, relative)
+        _mark_horizon(ax, data, looks, horizon, relative)
     ax.set_xlabel("lag (recurrent steps back from the last)")
     ax.set_ylabel(y_label(list(dict.fromkeys(data["quantity"])), relative, origin(data)))
-    if not any(np.isfinite(values).any() for values in shown):
+    if not data["shown"].notna().any():
         style.note(ax, "no usable norm")
-    if legend and (len(lines) > 1):
-        style.legend(ax)
+    elif legend and len(looks) > 1:
+        ends = data[data["shown"].notna()].sort_values("lag", kind="stable").groupby(["name", "run"])["shown"].last()
+        lines.name(ax, looks, ends.groupby("name").median().to_dict(), beside=own)
     return ax
 
 
-def _line(ax: Axes, rows: pd.DataFrame, i: int, name: str, relative: bool, n_lines: int) -> list[np.ndarray]:
-    names = ("relative", "relative_low", "relative_high") if relative else ("norm", "low", "high")
-    lag, (y, low, high) = rows["lag"].to_numpy(), (rows[column].to_numpy() for column in names)
-    look = style.look(i)
-    ax.plot(lag, y, label=name, markevery=style.mark_every(lag.size, i), **look)
-    if n_lines > style.MAX_BANDS or rows["n_sequences"].max() < 2:
-        return [y]  # a band of one sequence says nothing; many bands hide each other
-    marks.band(ax, lag, low, high, look["color"])
-    return [y, low, high]
+def is_map(named: pd.DataFrame) -> bool:
+    """Whether these are too many for lines."""
+    return named["site"].nunique() > MAX_SITES or named["name"].nunique() > MAX_LINES
 
 
-def edges(ax: Axes, rows: pd.DataFrame, color: Any) -> None:
-    """Marks at the lags that a log axis cannot show."""
-    lost = rows["n_zero"] + rows["n_below_normal"]
-    marks.at_edge(ax, rows["lag"][lost > rows["n_sequences"]], top=False, color=color, label="zero or below normal")
-    marks.at_edge(ax, rows["lag"][rows["n_nonfinite"] > 0], top=True, color=color, label="not finite")
+def _seeds(data: pd.DataFrame) -> int:
+    return int(data.groupby("name")["run"].nunique().max())
 
 
-def _mark_horizon(ax: Axes, lines: list[pd.DataFrame], fraction: float, relative: bool) -> None:
-    for i, rows in enumerate(lines):
-        below = rows["lag"][rows["relative"] < fraction]
+def _start(data: pd.DataFrame) -> float:
+    """Where the curves begin, in the middle of them."""
+    first = data[data["norm"] > 0].groupby(["name", "run"], sort=False)["norm"].first()
+    return float(first.median()) if len(first) else 1.0
+
+
+def _bands(ax: Axes, data: pd.DataFrame, looks: dict[str, dict[str, Any]], relative: bool) -> None:
+    """Over the sequences, where a line is one run: a band of one sequence says nothing."""
+    low, high = ("relative_low", "relative_high") if relative else ("low", "high")
+    for name, rows in data.groupby("name", sort=False):
+        if rows["run"].nunique() == 1 and rows["n_sequences"].max() > 1:
+            marks.band(ax, rows["lag"], rows[low], rows[high], looks[str(name)]["color"])
+
+
+def _map(data: pd.DataFrame, ax: Axes | None, style_name: str, relative: bool) -> Axes:
+    """A row per line, lag to the right, logarithmic colour; too many rows are sorted by what arrives, and not named."""
+    grid = data.groupby(["name", "lag"], sort=False)["shown"].median().unstack("lag")
+    lost = (data["n_zero"] + data["n_below_normal"] > data["n_sequences"]).groupby([data["name"], data["lag"]]).any()
+    grid = grid.where(grid.notna() | ~lost.unstack("lag").reindex_like(grid).fillna(False).astype(bool), 0.0)
+    named = len(grid) <= MAX_ROWS
+    if not named:
+        grid = grid.loc[grid.ffill(axis=1).iloc[:, -1].sort_values(ascending=False, kind="stable").index]
+    ax = style.axes(ax, style=style_name, aspect=style.fitting(style_name, 0.9 + 0.17 * min(len(grid), MAX_ROWS)))
+    lags = grid.columns.to_numpy()
+    mesh = heatmap.draw(ax, grid.to_numpy(), left=float(lags[0]), top=0)
+    ax.set_ylim(len(grid) - 0.5, -0.5)
+    ax.set_xlim(lags[0] - 0.5, lags[-1] + 0.5)
+    if named:
+        ax.set_yticks(range(len(grid)), [label(name, 24) for name in grid.index])
+    ax.set_ylabel("" if named else f"{len(grid)} lines, by what arrives at the last lag")
+    ax.set_xlabel("lag (recurrent steps back from the last)")
+    heatmap.bar([ax], mesh, y_label(list(dict.fromkeys(data["quantity"])), relative, origin(data)))
+    return ax
+
+
+def edges(ax: Axes, rows: pd.DataFrame, color: Any, row: int = 0) -> int:
+    """Marks at the lags that the axis cannot show, lifted above those of ``row`` curves; returns the next row."""
+    lost = rows["n_zero"] + rows["n_below_normal"] > rows["n_sequences"]
+    bad = rows["n_nonfinite"] > 0
+    marks.at_edge(ax, rows["lag"][lost], top=False, color=color, label="zero or below normal", row=row)
+    marks.at_edge(ax, rows["lag"][bad], top=True, color=color, label="not finite", row=row)
+    if "shown" not in rows:
+        return row + bool(lost.any() or bad.any())
+    usable = rows["shown"].where(~lost & ~bad)
+    return max(row + bool(lost.any() or bad.any()), lines.leaving(ax, rows["lag"], usable, color, row=row))
+
+
+def _mark_horizon(
+    ax: Axes, data: pd.DataFrame, looks: dict[str, dict[str, Any]], fraction: float, relative: bool
+) -> None:
+    for name, rows in data.groupby("name", sort=False):
+        below = rows.groupby("lag")["relative"].median()
+        below = below[below < fraction]
         if len(below):
-            ax.axvline(float(below.iloc[0]), color=style.look(i)["color"], linestyle=":", linewidth=0.9, zorder=1)
+            colour = looks[str(name)]["color"]
+            ax.axvline(float(below.index[0]), color=colour, linestyle=":", linewidth=0.9, zorder=1)
     if relative:
         ax.axhline(fraction, color=style.GREY, linestyle=":", linewidth=0.9, zorder=1)
-
-
-def line_names(keys: Sequence[tuple[str, ...]]) -> list[str]:
-    """Shortest names that tell the lines apart: the run, the site, or both."""
-    runs, sites = {run for run, *_ in keys}, {site for _, site, *_ in keys}
-    if len(keys) == len(runs):  # one site per run
-        return [run for run, *_ in keys]
-    if len(runs) == 1:
-        return [site for _, site, *_ in keys]
-    return [f"{run}: {site}" for run, site, *_ in keys] if sites else []
 
 
 def origin(data: pd.DataFrame) -> str:
@@ -214,23 +270,43 @@ def y_label(quantities: Sequence[str], relative: bool, to: str = "lag 0") -> str
 
 
 def caption(data: pd.DataFrame) -> str:
-    """What the figure shows, in words, with lag range and number of sequences."""
+    """What the figure shows, in words, with lag range, number of sequences, and what arrives at the last lag."""
     quantities = " and ".join(symbol_words(q) for q in dict.fromkeys(data["quantity"]))
     n = data["n_sequences"]
     first, last = data.get("first_step", data["step"]).min(), data["step"].max()
     when = f"step {first}" if first == last else f"steps {first} to {last}"
-    return (
-        f"Norm of the {quantities} against lag, relative to the first usable lag; geometric mean over "
-        f"{_span(n.min(), n.max())} sequences at each lag, band: central 80 % of sequences. "
-        f"Lags {data['lag'].min()} to {data['lag'].max()}, {when}. Triangles on the lower edge: most sequences read "
-        f"zero or below the smallest normal number; crosses on the upper edge: a gradient is not finite."
+    named = naming.with_lines(data)
+    band = "band: lowest to highest seed" if _seeds(named) > 1 else "band: central 80 % of sequences"
+    prefix = naming.common_prefix(sorted(set(data["site"])))
+    sites = f" Sites of {prefix.rstrip('./')}." if prefix else ""
+    over = f"{_span(n.min(), n.max())} sequences at each lag"
+    said = f"Norm of the {quantities} against lag, relative to the first usable lag; geometric mean over {over}"
+    said += "" if is_map(named) else f", {band}"
+    edge = (
+        "Hatched: most sequences read zero or below the smallest normal number."
+        if is_map(named)
+        else "Triangles on the edge: there a curve leaves the axis, or most sequences read zero or below the smallest "
+        "normal number; crosses on the upper edge: a gradient is not finite."
     )
+    spans = f"Lags {data['lag'].min()} to {data['lag'].max()}, {when}.{sites}"
+    return " ".join([f"{said}.", spans, arriving(named), edge, *select.left_out_words(data)])
+
+
+def arriving(named: pd.DataFrame, most: int = 8) -> str:
+    """What is left at the last lag of each line, in words."""
+    usable = named[np.isfinite(named["relative"])].sort_values("lag", kind="stable")
+    ends = usable.groupby(["name", "run"], sort=False)[["lag", "relative"]].last().groupby("name", sort=False).median()
+    if not len(ends):
+        return "No usable norm."
+    ends = ends.sort_values("relative", ascending=False, kind="stable")
+    if len(ends) > most:
+        return f"At the last lag: {number(ends['relative'].max())} at most, {number(ends['relative'].min())} at least."
+    each = ", ".join(f"{name} {number(value)} at lag {lag:g}" for name, lag, value in ends.itertuples())
+    return f"What is left: {each}." if len(ends) > 1 or each else ""
 
 
 def symbol_words(quantity: str) -> str:
     """The quantity in words, from the schema."""
-    from gradscope.schema import QUANTITIES
-
     return f"{QUANTITIES[quantity].description} ({quantity})" if quantity in QUANTITIES else quantity
 
 

@@ -13,13 +13,17 @@ from matplotlib.figure import Figure
 from gradscope.diagnostics import decay_curve
 from gradscope.errors import SettingError
 from gradscope.plots import heatmap, marks, style
-from gradscope.plots.decay import line_names
+from gradscope.plots.naming import line_names
 from gradscope.plots.text import label
 from gradscope.reading import select
+from gradscope.words import number
 
 TITLE = "Gate adjoints against lag"
 NEEDS = "the gate adjoints: quantities=[..., 'gates']"
 
+
+#: More panels than this are not drawn.
+MAX_PANELS = 12
 
 BAR = r"$\Vert \partial L/\partial a_t \Vert$"
 
@@ -36,23 +40,27 @@ def table(
     frames = []
     for name, run, at, _ in select.sites_with(runs, "gates", site):
         found = select.block(run, at, "gates", step)
-        values = np.moveaxis(found.values, 2, 0)
-        values = values.reshape(len(values), -1, values.shape[-1])
+        lags, values = select.laid(found.values, found.after)
+        values = np.moveaxis(values, 2, 0).reshape(values.shape[2], -1, values.shape[-1])
+        starts = np.repeat(found.after, found.lengths.shape[1])
         lengths = found.lengths.reshape(-1)
+        there, reached = lengths > 0, lags < (starts + lengths).max()
         gates = run.site(at).gates or tuple(f"gate {i}" for i in range(len(values)))
         for gate, norms in zip(gates, values, strict=False):
-            kept, longest = norms[lengths > 0], int(lengths.max())
             curve = decay_curve(
-                np.arange(longest),
-                kept[:, :longest],
-                lengths=lengths[lengths > 0],
+                lags[reached],
+                norms[there][:, reached],
+                lengths=(starts + lengths)[there],
+                starts=starts[there],
                 smallest_normal=found.smallest_normal,
             )
             norm = np.where(np.isnan(curve.log10) & (curve.n_zero > 0), 0.0, 10.0**curve.log10)
             norm = np.where(np.isnan(norm) & (curve.n_nonfinite > 0), np.inf, norm)
-            rows = {"lag": np.arange(longest), "norm": norm, "n_sequences": curve.support}
+            rows = {"lag": curve.lags.astype(np.int64), "norm": norm, "n_sequences": curve.support}
             frames.append(pd.DataFrame({"run": name, "site": at, "step": found.step, "gate": gate, **rows}))
-    return pd.concat(frames, ignore_index=True)
+    data = pd.concat(frames, ignore_index=True)
+    data.attrs["left_out"] = select.left_out(runs, set(data["run"]), "no gate adjoints were recorded")
+    return data
 
 
 def draw(
@@ -63,7 +71,7 @@ def draw(
     colorbar: bool = True,
     limits: tuple[float, float] | None = None,
 ) -> Axes:
-    """Heatmap of one run and site: a row per gate, lag to the right, logarithmic colour; grey is exactly zero.
+    """Heatmap of one run and site: a row per gate, lag to the right, logarithmic colour; hatched is exactly zero.
 
     Parameters
     ----------
@@ -84,11 +92,11 @@ def draw(
     one_panel(data)
     gates = list(dict.fromkeys(data["gate"]))
     grid = data.pivot(index="gate", columns="lag", values="norm").loc[gates].to_numpy()
-    mesh = heatmap.draw(ax, grid, left=0, top=0, limits=limits)
+    mesh = heatmap.draw(ax, grid, left=float(data["lag"].min()), top=0, limits=limits)
     ax.set_yticks(range(len(gates)), [label(gate) for gate in gates])
     ax.set_ylim(len(gates) - 0.5, -0.5)
     marks.whole_x(ax, data["lag"])
-    ax.set_xlim(-0.5, data["lag"].max() + 0.5)
+    ax.set_xlim(data["lag"].min() - 0.5, data["lag"].max() + 0.5)
     ax.set_xlabel("lag (recurrent steps back from the last)")
     ax.set_ylabel("gate")
     if colorbar:
@@ -96,21 +104,30 @@ def draw(
     return ax
 
 
-def panels(data: pd.DataFrame, *, style_name: str = "screen", limit: int = 6) -> Figure:
-    """One heatmap per run and site (the first ``limit``), below each other."""
-    groups = list(data.groupby(["run", "site"], sort=False))[:limit]
-    names = line_names([key for key, _ in groups])
-    height = (0.45 + 0.22 * len(groups[0][1]["gate"].unique()) + 0.25 * (len(groups) > 1)) * len(groups) + 0.25
-    aspect = height / style.preset(style_name).width
-    fig, grid = style.figure(style_name, rows=len(groups), aspect=aspect, exact=True)
+def panels(data: pd.DataFrame, *, style_name: str = "screen", limit: int = MAX_PANELS) -> Figure:
+    """One heatmap per run and site; of more than fit on the page (at most ``limit``) the others are named below."""
+    every = list(data.groupby(["run", "site"], sort=False))
+    names = line_names([key for key, _ in every])
+    wide = style.preset(style_name).width > 4.5
+    each = 0.5 + 0.2 * len(every[0][1]["gate"].unique()) + 0.3 * (len(every) > 1)
+    columns = 2 if wide and len(every) > 3 else 1
+    groups = every[: min(limit, columns * int((style.PAGE - 0.5) / each))]
+    rows_of_panels = -(-len(groups) // columns)
+    aspect = style.fitting(style_name, each * rows_of_panels + 0.35)
+    fig, grid = style.figure(style_name, rows=rows_of_panels, columns=columns, aspect=aspect, exact=True)
     flat = list(np.ravel([grid]))
     limits = heatmap.color_limits(pd.concat([rows for _, rows in groups])["norm"].to_numpy())
-    for ax, name, (_, rows) in zip(flat, names, groups, strict=True):
+    for i, (ax, name, (_, rows)) in enumerate(zip(flat, names, groups, strict=False)):
         draw(rows, ax, style_name=style_name, colorbar=False, limits=limits)
         if len(groups) > 1:
             ax.set_title(label(name, style.name_limit(ax)), loc="left")
-            ax.set_xlabel(ax.get_xlabel() if ax is flat[-1] else "")
-    heatmap.bar(flat, flat[0].collections[-1], BAR)
+            ax.set_xlabel(ax.get_xlabel() if i >= len(groups) - columns else "")
+            ax.set_ylabel(ax.get_ylabel() if i % columns == 0 else "")
+    for ax in flat[len(groups) :]:
+        ax.remove()
+    shown = flat[: len(groups)]
+    shown[-1].set_xlabel(shown[-1].get_xlabel() + style.not_drawn(names[len(groups) :]))
+    heatmap.bar(shown, shown[0].collections[-1], BAR)
     return fig
 
 
@@ -130,8 +147,24 @@ def one_panel(data: pd.DataFrame) -> None:
 def caption(data: pd.DataFrame) -> str:
     """What the figure shows, in words."""
     lost = "; white: below the smallest normal number" if data["norm"].isna().any() else ""
-    return (
-        f"Norm of the adjoint of each gate's pre-activation against lag (0 to {data['lag'].max()}), geometric mean "
-        f"over up to {int(data['n_sequences'].max())} sequences, step {data['step'].max()}. Colours span at most "
-        f"12 decades. Grey: exactly zero; red: not finite{lost}."
+    keys = data[["run", "site"]].drop_duplicates()
+    said = (
+        f"Norm of the adjoint of each gate's pre-activation against lag ({data['lag'].min()} to {data['lag'].max()}), "
+        f"geometric mean over up to {int(data['n_sequences'].max())} sequences, step {data['step'].max()}. Colours "
+        f"span at most 12 decades. Hatched: exactly zero (grey) or not finite (red){lost}."
     )
+    more = [_strongest(data)] if len(keys) == 1 else []
+    if len(keys) > MAX_PANELS:
+        more.append(f"Drawn are at most {MAX_PANELS} of {len(keys)} runs and sites; the data hold all.")
+    return " ".join([said, *more, *select.left_out_words(data)])
+
+
+def _strongest(data: pd.DataFrame) -> str:
+    """Through which gate most passes, at both ends."""
+    said = []
+    for lag in (data["lag"].min(), data["lag"].max()):
+        at = data[(data["lag"] == lag) & np.isfinite(data["norm"])]
+        if len(at):
+            top = at.loc[at["norm"].idxmax()]
+            said.append(f"at lag {lag} {top['gate']} ({number(top['norm'])})")
+    return f"Largest: {', '.join(said)}." if said else "No usable norm."

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
+from matplotlib.colors import ListedColormap, LogNorm
 from numpy.typing import NDArray
 
 from gradscope.plots import marks, style
@@ -30,8 +30,9 @@ def draw(
     height: float = 1.0,
     limits: tuple[float, float] | None = None,
 ) -> Any:
-    """Cells of ``values`` (row, column) with logarithmic colour; grey is exactly zero, white nothing, red not finite.
+    """Cells of ``values`` (row, column) with logarithmic colour; white is nothing.
 
+    Hatched cells are exactly zero (grey) or not finite (red).
     ``left`` and ``top`` are the coordinates of the first cell's centre; ``width`` and ``height`` of one cell.
 
     Returns
@@ -65,10 +66,24 @@ def color_limits(values: Floats) -> tuple[float, float]:
 
 
 def _flat(ax: Axes, x: Floats, y: Floats, where: NDArray[np.bool_], colour: str) -> None:
-    from matplotlib.colors import ListedColormap
-
+    """Cells without a place on the scale: hatched, so that grey print does not take them for small ones."""
     flat = np.ma.masked_where(~where, np.ones(where.shape))
     ax.pcolormesh(x, y, flat, cmap=ListedColormap([colour]), rasterized=True, zorder=1)
+    for row, column, width in _stretches(where):
+        ax.fill_between(
+            [x[column], x[column + width]], y[row], y[row + 1], facecolor="none", edgecolor="white", linewidth=0,
+            hatch="////", zorder=1.5,
+        )  # fmt: skip
+
+
+def _stretches(where: NDArray[np.bool_], most: int = 200) -> list[tuple[int, int, int]]:
+    """Row, first column and width of every run of cells; the widest, where there are many."""
+    padded = np.pad(where, ((0, 0), (1, 1)))
+    edges = np.diff(padded.astype(np.int8), axis=1)
+    rows, first = np.nonzero(edges == 1)
+    last = np.nonzero(edges == -1)[1]
+    found = sorted(zip(rows.tolist(), first.tolist(), (last - first).tolist(), strict=True), key=lambda run: -run[2])
+    return found[:most]
 
 
 def _thinned(values: Floats) -> tuple[Floats, int, int]:

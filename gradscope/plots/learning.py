@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from gradscope.plots import marks, style
+from gradscope.plots import lines, marks, style
 from gradscope.plots.norms import running_median, smoothing
 from gradscope.plots.text import label
 
@@ -50,27 +50,19 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
         Loss of who remembers nothing, as a line.
     """
     ax = style.axes(ax, style=style_name)
-    shown = []
-    for i, (model, rows) in enumerate(data.groupby("model", sort=False)):
-        look = style.look(i)
-        name = label(str(model), style.name_limit(ax))
-        for kind, of_kind in rows.groupby("kind", sort=False):
-            by_step = of_kind.groupby("step")["value"].agg(["mean", "min", "max"])
-            steps = by_step.index.to_numpy()
-            if kind == "training":
-                ax.plot(steps, by_step["mean"], color=look["color"], linestyle=":", linewidth=1.1, label=f"_{name}")
-            else:
-                ax.plot(steps, by_step["mean"], color=look["color"], marker=look["marker"], label=name)
-                marks.band(ax, steps, by_step["min"], by_step["max"], look["color"])
-            shown += [by_step["mean"], by_step["min"], by_step["max"]]
+    looks = style.looks(list(dict.fromkeys(data["model"].astype(str))))
+    data = data.assign(model=data["model"].astype(str))
+    marks.log_y(ax, [data["value"], np.array([] if guess is None else [guess])], decades=0.3)
+    held, batches = (data[data["kind"] == kind] for kind in ("held out", "training"))
+    dotted = {name: {**look, "linestyle": (0, (1, 1.6)), "marker": ""} for name, look in looks.items()}
+    lines.draw(ax, batches, dotted, x="step", y="value", line="model", band="mean")
+    lines.draw(ax, held, looks, x="step", y="value", line="model", band="mean and range")
     if guess is not None:
         ax.axhline(guess, color=style.GREY, linewidth=0.9, linestyle=(0, (1, 2)))
-        shown.append(np.array([guess]))
     marks.whole_x(ax, data["step"])
-    marks.log_y(ax, shown, decades=0.3)
     ax.set_xlabel("training step")
     ax.set_ylabel("loss")
-    style.legend(ax)
+    style.legend(ax, lines.handles(looks, {name: label(name, style.name_limit(ax)) for name in looks}))
     return ax
 
 

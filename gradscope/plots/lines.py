@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.transforms import ScaledTranslation
 
 from gradscope.plots import marks, style
+from gradscope.plots.text import label
 
 #: A curve that falls below this fraction of where the curves begin leaves the axis: nothing adds to 1 there in float64.
 FLOOR = 1e-16
@@ -20,6 +22,8 @@ CEILING = 1e6
 MAX_POINTS = 400
 #: More lines than this are not named at their ends.
 MAX_ENDS = 8
+#: Nor are longer names.
+MAX_NAME = 26
 
 # What stands for an exact zero on a logarithmic axis: the line leaves the axis instead of ending in the air.
 _ZERO = 1e-300
@@ -28,7 +32,7 @@ Looks = Mapping[str, Mapping[str, Any]]
 
 
 def draw(
-    ax: Axes, data: pd.DataFrame, looks: Looks, *, x: str, y: str, line: str, band: bool = False, log: bool = True
+    ax: Axes, data: pd.DataFrame, looks: Looks, *, x: str, y: str, line: str, band: bool | str = False, log: bool = True
 ) -> None:
     """One line for each value of a column, in its look; several rows at one ``x`` are their median, with their range.
 
@@ -41,8 +45,8 @@ def draw(
         Value of ``line`` to ``color``, ``linestyle`` and ``marker``, in the order of drawing.
     x, y, line : str
         Columns.
-    band : bool
-        Several rows at one ``x`` are aggregated; else every line has one.
+    band : bool or str
+        Several rows at one ``x`` are aggregated: their median with the range; or "mean", without, or "mean and range".
     log : bool
         Zeros leave the axis downwards; else they are drawn.
     """
@@ -53,8 +57,11 @@ def draw(
     shown = shown.assign(**{y: value.mask(value == 0, _ZERO) if log else value})
     if not shown[y].notna().any():
         return
+    before, labels = len(ax.get_lines()), {"xlabel": ax.get_xlabel(), "ylabel": ax.get_ylabel()}
     per_line = max(1, int(shown.groupby(line, sort=False)[x].nunique().max()))
-    aggregated: dict[str, Any] = {"estimator": "median", "errorbar": ("pi", 100)} if band else {"estimator": None}
+    middle = "mean" if isinstance(band, str) else "median"
+    spread = None if band == "mean" else ("pi", 100)
+    aggregated: dict[str, Any] = {"estimator": middle, "errorbar": spread} if band else {"estimator": None}
     seaborn.lineplot(
         shown, x=x, y=y, hue=line, style=line, hue_order=list(looks), style_order=list(looks),
         palette={name: look["color"] for name, look in looks.items()},
@@ -63,7 +70,13 @@ def draw(
         markevery=max(1, per_line // 7), markeredgewidth=0, markersize=3.2, legend=False, ax=ax,
         err_kws={"alpha": 0.13, "linewidth": 0}, **aggregated,
     )  # fmt: skip
-    ax.set(xlabel=ax.get_xlabel(), ylabel="")
+    ax.set(**labels)
+    there = dict(iter(shown[shown[y].notna()].groupby(line, sort=False)))
+    for artist, name in zip(ax.get_lines()[before:], [name for name in looks if name in there], strict=False):
+        artist.set_label(name)
+        if not band:  # seaborn took the logarithm and back, which costs the last digits
+            rows = there[name].sort_values(x, kind="stable")
+            artist.set_data(rows[x].to_numpy(), rows[y].to_numpy())
 
 
 def thinned(data: pd.DataFrame, x: str, line: str) -> pd.DataFrame:
@@ -125,26 +138,41 @@ def handles(looks: Looks, names: Mapping[str, str] | None = None) -> list[Line2D
     return [Line2D([], [], label=(names or {}).get(name, name), **look) for name, look in looks.items()]
 
 
-def name_ends(ax: Axes, ends: Sequence[tuple[float, str, Any]]) -> None:
-    """Names beside the right end of the lines, apart from each other.
+def name(ax: Axes, looks: Looks, ends: Mapping[str, float], *, beside: bool, title: str | None = None) -> None:
+    """Names beside the ends of the lines where they fit there (``beside``: the figure makes room), else a legend."""
+    longest = max(len(each) for each in looks)
+    taken = 16 + 0.5 * longest * style.small()
+    if not beside or len(looks) > MAX_ENDS or longest > MAX_NAME or taken > 0.28 * 72 * style.width_of(ax):
+        named = {each: label(each, style.name_limit(ax)) for each in looks}
+        style.legend(ax, handles(looks, named), title=title)
+        return
+    name_ends(ax, [(ends.get(each, np.nan), label(each, MAX_NAME), look) for each, look in looks.items()])
+
+
+def name_ends(ax: Axes, ends: Sequence[tuple[float, str, Mapping[str, Any]]]) -> None:
+    """Names beside the right end of the lines, apart from each other, led to by the line's own dash.
 
     Parameters
     ----------
     ax : Axes
         With its final scale and limits.
-    ends : sequence of (y, text, color)
-        Height in data coordinates; not finite: at the lower edge.
+    ends : sequence of (y, text, look)
+        Height in data coordinates; NaN at the lower edge.
     """
     if not ends:
         return
     height = style.size_of(ax)[1] * ax.get_position(original=True).height * 72 * 0.8
     size = style.small()
-    wanted = sorted(((_fraction(ax, y), text, color) for y, text, color in ends), key=lambda end: end[0])
+    wanted = sorted(((_fraction(ax, y), text, look) for y, text, look in ends), key=lambda end: end[0])
     rows = np.array([text.count("\n") + 1 for _, text, _ in wanted]) * size * 1.12 / height
-    for at, (_, text, color) in zip(apart(np.array([y for y, _, _ in wanted]), rows), wanted, strict=True):
+    at = apart(np.array([y for y, _, _ in wanted]), rows)
+    beside = ax.transAxes + ScaledTranslation(12 / 72, 0, ax.figure.dpi_scale_trans)
+    for height_of, (y, text, look) in zip(at, wanted, strict=True):
         ax.annotate(
-            text, (1.0, float(at)), xycoords="axes fraction", xytext=(4, 0), textcoords="offset points",
-            ha="left", va="center", color=color, fontsize=size, linespacing=1.0, annotation_clip=False,
+            text, (1.0, y), xycoords="axes fraction", xytext=(1.0, float(height_of)), textcoords=beside, ha="left",
+            va="center", color=look["color"], fontsize=size, linespacing=1.0, annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": look["color"], "linestyle": look["linestyle"], "linewidth": 1.0,
+                        "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)},
         )  # fmt: skip
 
 

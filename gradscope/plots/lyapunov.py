@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from gradscope.errors import SettingError
-from gradscope.plots import marks, style
-from gradscope.plots.text import label
+from gradscope.plots import lines, marks, style
+from gradscope.words import number
 
 TITLE = "Lyapunov spectrum"
 NEEDS = "the model itself: gradscope.spectrum(model, x), drawn by gradscope.plots.lyapunov"
@@ -49,27 +49,29 @@ def table(spectra: Mapping[str, Any]) -> pd.DataFrame:
 
 def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "screen", legend: bool = True) -> Axes:
     """Exponents in order of size, one line per run; 0 (preserved) dotted, destroyed directions marked below."""
-    ax = style.axes(ax, style=style_name)
-    lines = list(data.groupby("run", sort=False))
-    marks.whole_x(ax, data["index"] + 1)
-    for i, (name, rows) in enumerate(lines):
-        look, every = style.look(i), style.mark_every(len(rows), i, 12)
-        exponent = rows["exponent"].where(np.isfinite(rows["exponent"]))
-        ax.plot(rows["index"] + 1, exponent, label=label(str(name), style.name_limit(ax)), markevery=every, **look)
-        gone = rows["index"][np.isneginf(rows["exponent"])] + 1
-        marks.at_edge(ax, gone, top=False, color=look["color"], label="destroyed")
+    own, ax = ax is None, style.axes(ax, style=style_name)
+    looks = style.looks(list(dict.fromkeys(data["run"])))
+    shown = data.assign(index=data["index"] + 1)
+    marks.whole_x(ax, shown["index"])
+    lines.draw(ax, shown, looks, x="index", y="exponent", line="run", log=False)
+    destroyed = shown[np.isneginf(shown["exponent"])]
+    for row, (name, rows) in enumerate(destroyed.groupby("run", sort=False)):
+        marks.at_edge(ax, rows["index"], top=False, color=looks[str(name)]["color"], label="destroyed", row=row)
     ax.axhline(0.0, color=style.GREY, linewidth=0.8, linestyle=":", label="_preserved", zorder=1)
     ax.yaxis.set_major_locator(MaxNLocator(nbins=6))
     ax.set_xlabel("index of the exponent")
     ax.set_ylabel("exponent (ln per step)")
-    if legend and len(lines) > 1:
-        style.legend(ax)
+    if legend and len(looks) > 1:
+        ends = data[np.isfinite(data["exponent"])].groupby("run")["exponent"].last().to_dict()
+        lines.name(ax, looks, ends, beside=own)
     return ax
 
 
 def caption(data: pd.DataFrame) -> str:
     """What the figure shows, in words."""
+    top = data[data["index"] == 0]
+    each = ", ".join(f"{row.run} {number(row.exponent)}" for row in top.head(6).itertuples())
     return (
         "Lyapunov exponents of the joint state in order of size, natural logarithm per step; at 0 a direction is "
-        "preserved, above it grows. Triangles: directions that are destroyed."
+        f"preserved, above it grows. Largest: {each}. Triangles: directions that are destroyed."
     )

@@ -10,7 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from gradscope.errors import NotRecordedError, SettingError
-from gradscope.plots import marks, style
+from gradscope.plots import lines, marks, style
+from gradscope.plots.story import looks_of_thresholds
 from gradscope.reading import select, sweeps
 from gradscope.reading.norms import raw_norms
 
@@ -44,30 +45,41 @@ def draw(
     data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "screen", bins: int = 36, legend: bool = True
 ) -> Axes:
     """A histogram (share of steps, logarithmic norm) per threshold; dotted: that threshold, in the same colour."""
+    import seaborn
+
     ax = style.axes(ax, style=style_name, aspect=0.5)
     usable = data[np.isfinite(data["norm"]) & (data["norm"] > 0)]
     thresholds = sorted(set(data["threshold"]))
     limits = [t for t in thresholds if np.isfinite(t)]
     low, high = min([usable["norm"].min(), *limits]), max([usable["norm"].max(), *limits])
     edges = np.geomspace(low / 1.4, high * 1.4, bins + 1)
-    for i, threshold in enumerate(thresholds):
-        look = style.look(i)
-        norms = usable["norm"][usable["threshold"] == threshold]
-        total = int((data["threshold"] == threshold).sum())
-        counts, _ = np.histogram(norms, edges)
-        missing = total - len(norms)
-        name = sweeps.name_of(threshold) + (f" ({missing} zero or not finite)" if missing else "")
-        ax.stairs(
-            counts / max(total, 1), edges, color=look["color"], linestyle=look["linestyle"], linewidth=1.3, label=name
-        )
-        if np.isfinite(threshold):
-            ax.axvline(threshold, color=look["color"], linestyle=":", linewidth=1.2)
+    looks = looks_of_thresholds(data.assign(line=[sweeps.line_of(t) for t in data["threshold"]]))
+    fill = len(looks) <= 2
+    total = data.groupby("threshold")["norm"].transform("size").loc[usable.index]
+    shown = usable.assign(line=[sweeps.line_of(t) for t in usable["threshold"]], share=1 / total)
+    seaborn.histplot(
+        shown, x="norm", hue="line", weights="share", hue_order=list(looks)[::-1], log_scale=True,
+        bins=bins, binrange=tuple(np.log10(edges[[0, -1]])), element="step", fill=fill, alpha=0.14,
+        palette={name: look["color"] for name, look in looks.items()}, legend=False, ax=ax,
+    )  # fmt: skip
+    drawn = ax.collections if fill else ax.get_lines()
+    for artist, name in zip(drawn, looks, strict=False):  # seaborn draws the last hue first
+        artist.set(linestyle=looks[name]["linestyle"], linewidth=1.3, **({} if fill else {"alpha": 1.0}))
+    for threshold in limits:
+        colour = looks[sweeps.line_of(threshold)]["color"]
+        ax.axvline(threshold, color=colour, linestyle=":", linewidth=1.2, label="_threshold")
+    missing = data["threshold"][~data.index.isin(usable.index)].value_counts()
+    names = {
+        sweeps.line_of(t): sweeps.line_of(t) + (f" ({missing[t]} zero or not finite)" if t in missing else "")
+        for t in thresholds
+    }
     marks.log_x(ax, edges[0], edges[-1])
     ax.set_ylim(bottom=0)
     ax.set_xlabel("gradient norm before clipping")
     ax.set_ylabel("share of steps")
     if legend:
-        style.legend(ax, list(ax.patches), title="clipping threshold (dotted line)")
+        handles = lines.handles({name: {**look, "marker": ""} for name, look in looks.items()}, names)
+        style.legend(ax, handles, title="dotted: the threshold")
     return ax
 
 

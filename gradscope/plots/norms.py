@@ -10,13 +10,18 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from gradscope.errors import EmptyRunError, NotRecordedError
-from gradscope.plots import marks, style
+from gradscope.plots import lines, marks, style
 from gradscope.plots.text import label
 from gradscope.reading import select
+from gradscope.reading.labelled import seeds_together
 from gradscope.reading.norms import norms_by_step
+from gradscope.words import number
 
 TITLE = "Gradient norm through training"
 NEEDS = "clipping through recorder.clip_grad_norm_ (or torch's own), or recorded parameter gradient norms"
+
+#: A norm below this fraction of the usual one leaves the axis.
+FLOOR = 1e-8
 
 
 def table(runs: Sequence[Any]) -> pd.DataFrame:
@@ -25,8 +30,9 @@ def table(runs: Sequence[Any]) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        run, step; ``norm``: total gradient norm before clipping; ``clipped``: after; ``threshold`` and ``kind`` of the
-        clipping call (NaN and empty without one); ``loss`` (NaN where it was not logged).
+        run, ``line`` (of which the runs are the seeds), step; ``norm``: total gradient norm before clipping;
+        ``clipped``: after; ``threshold`` and ``kind`` of the clipping call (NaN and empty without one); ``loss`` (NaN
+        where it was not logged).
 
     Raises
     ------
@@ -36,13 +42,20 @@ def table(runs: Sequence[Any]) -> pd.DataFrame:
         No run has a step.
     """
     found = [(name, norms_by_step(run)) for name, run in zip(select.run_names(runs), runs, strict=True)]
-    frames = [frame.assign(run=name)[["run", *frame.columns]] for name, frame in found if len(frame)]
+    of_seed = seeds_together(runs)
+    frames = [
+        frame.assign(run=name, line=of_seed[name])[["run", "line", *frame.columns]]
+        for name, frame in found
+        if len(frame)
+    ]
     paths = ", ".join(str(run.path) for run in runs)
     if not frames:
         raise EmptyRunError(f"{paths}: no step yet, so there is nothing to draw.")
     data = pd.concat(frames, ignore_index=True)
     if data["norm"].isna().all() and not (data["norm_state"] == "non-finite").any():
         raise NotRecordedError(f"{paths}: no gradient norm was recorded. It comes from {NEEDS}.")
+    known = set(data["run"][data["norm"].notna() | (data["norm_state"] == "non-finite")])
+    data.attrs["left_out"] = select.left_out(runs, known, "no gradient norm was recorded")
     return data
 
 
@@ -74,32 +87,45 @@ def draw(
         if loss_ax is not None:
             ax.sharex(loss_ax)
             ax.tick_params(labelbottom=False)
-    runs = list(data.groupby("run", sort=False))
+    data = data if "line" in data else data.assign(line=data["run"])
+    if data["line"].nunique() > style.MAX_LEGEND:  # so many lines would hide each other: their median and range
+        data = data.assign(line=f"median and range of {data['run'].nunique()} runs")
+    looks = style.looks(list(dict.fromkeys(data["line"])))
     marks.whole_x(ax, data["step"])
-    for i, (name, rows) in enumerate(runs):
-        _trace(ax, rows, "norm", i, label(str(name), style.name_limit(ax)), len(runs))
-    thresholds = _thresholds(ax, runs)
-    marks.log_y(ax, [data["norm"], thresholds])
-    _non_finite(ax, runs, lambda rows: rows["norm_state"] == "non-finite")
+    thresholds = _thresholds(ax, data, looks)
+    usual = data["norm"][data["norm"] > 0]
+    curves = [rows["norm"] for _, rows in data.groupby("run", sort=False)]
+    lines.limits(ax, [*curves, thresholds], start=float(usual.median()) if len(usual) else 1.0, floor=FLOOR)
+    _traces(ax, data, "norm", looks)
+    _non_finite(ax, data, looks, data["norm_state"] == "non-finite")
     ax.set_ylabel("gradient norm")
     (loss_ax or ax).set_xlabel("training step")
     if loss_ax is not None:
-        _loss(loss_ax, data, runs)
-    if legend and len(runs) > 1:
-        style.legend(ax)
+        _loss(loss_ax, data, looks)
+    if legend and data["run"].nunique() > 1:
+        named = {name: label(name, style.name_limit(ax)) for name in looks}
+        style.legend(ax, lines.handles(looks, named))
     return ax
 
 
-def _trace(ax: Axes, rows: pd.DataFrame, column: str, i: int, name: str, n_lines: int) -> None:
-    """The raw trace faint, its running median strong: single steps scatter over decades."""
-    look = style.look(i)
-    step, y = rows["step"].to_numpy(), rows[column].to_numpy(dtype=float)
-    window = smoothing(np.isfinite(y).sum())
-    if window > 1:
-        if n_lines <= 4:
-            ax.plot(step, y, color=look["color"], linewidth=0.5, alpha=0.35, label="_raw")
-        y = running_median(y, window)
-    ax.plot(step, y, label=name, markevery=style.mark_every(step.size, i), **look)
+def _traces(ax: Axes, data: pd.DataFrame, column: str, looks: dict[str, dict[str, Any]]) -> None:
+    """The raw traces faint, their running medians strong: single steps scatter over decades."""
+    strong = smoothed(data, column)
+    if len(looks) <= 4 and not strong[column].equals(data[column]):
+        for _, rows in data.groupby("run", sort=False):
+            colour = looks[rows["line"].iloc[0]]["color"]
+            ax.plot(rows["step"], rows[column], color=colour, linewidth=0.5, alpha=0.35, label="_raw")
+    several = bool(data.groupby("line")["run"].nunique().max() > 1)
+    lines.draw(ax, strong, looks, x="step", y=column, line="line", band=several, log=ax.get_yscale() == "log")
+
+
+def smoothed(data: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Every run's running median along its steps."""
+    parts = []
+    for _, rows in data.groupby("run", sort=False):
+        value = rows[column].to_numpy(dtype=float)
+        parts.append(rows.assign(**{column: running_median(value, smoothing(int(np.isfinite(value).sum())))}))
+    return pd.concat(parts)
 
 
 def smoothing(n: int) -> int:
@@ -114,13 +140,13 @@ def running_median(y: np.ndarray, window: int) -> np.ndarray:
     return np.where(np.isnan(clean), np.nan, smooth)
 
 
-def _thresholds(ax: Axes, runs: list[tuple[Any, pd.DataFrame]]) -> np.ndarray:
+def _thresholds(ax: Axes, data: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> np.ndarray:
     """A line per norm-clipping threshold; one that changes through training (adaptive) is a curve."""
     drawn: list[float] = []
-    for i, (_, rows) in enumerate(runs):
+    for _, rows in data.groupby("run", sort=False):
         rows = rows[(rows["kind"] == "norm") & np.isfinite(rows["threshold"])]
         values = sorted(set(rows["threshold"]))
-        colour = style.look(i)["color"] if len(runs) > 1 else style.ALERT
+        colour = looks[rows["line"].iloc[0]]["color"] if len(looks) > 1 and len(rows) else style.ALERT
         if len(values) == 1 and values[0] not in drawn:
             ax.axhline(values[0], color=colour, linestyle=":", linewidth=1.1, label=f"_threshold {values[0]:g}")
             ax.annotate(
@@ -134,22 +160,20 @@ def _thresholds(ax: Axes, runs: list[tuple[Any, pd.DataFrame]]) -> np.ndarray:
     return np.array(drawn)
 
 
-def _non_finite(ax: Axes, runs: list[tuple[Any, pd.DataFrame]], where: Any) -> None:
-    for i, (_, rows) in enumerate(runs):
-        marks.at_edge(ax, rows["step"][where(rows)], top=True, color=style.look(i)["color"], label="not finite")
+def _non_finite(ax: Axes, data: pd.DataFrame, looks: dict[str, dict[str, Any]], where: pd.Series) -> None:
+    for row, (name, rows) in enumerate(data[where].groupby("line", sort=False)):
+        marks.at_edge(ax, rows["step"], top=True, color=looks[str(name)]["color"], label="not finite", row=row)
 
 
-def _loss(ax: Axes, data: pd.DataFrame, runs: list[tuple[Any, pd.DataFrame]]) -> None:
+def _loss(ax: Axes, data: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> None:
     marks.whole_x(ax, data["step"])
-    for i, (name, rows) in enumerate(runs):
-        _trace(ax, rows, "loss", i, label(str(name), style.name_limit(ax)), len(runs))
-        logged = rows["loss"].notna()
-        last = rows["step"][logged].max() if logged.any() else -1
-        bad = np.isinf(rows["loss"]) | (rows["loss"].isna() & (rows["step"] > last) & (rows["norm_state"] != ""))
-        marks.at_edge(ax, rows["step"][bad], top=True, color=style.look(i)["color"], label="not finite")
     finite = data["loss"][np.isfinite(data["loss"])]
     if len(finite) and finite.min() > 0 and finite.max() > 50 * finite.min():
-        marks.log_y(ax, [finite])
+        lines.limits(ax, [rows["loss"] for _, rows in data.groupby("run", sort=False)], start=float(finite.median()))
+    _traces(ax, data, "loss", looks)
+    last = data[data["loss"].notna()].groupby("run")["step"].max()
+    behind = data["step"] > data["run"].map(last).fillna(-1)
+    _non_finite(ax, data, looks, np.isinf(data["loss"]) | (data["loss"].isna() & behind & (data["norm_state"] != "")))
     ax.set_ylabel("loss")
 
 
@@ -159,7 +183,10 @@ def caption(data: pd.DataFrame) -> str:
     listed = ", ".join(f"{t:g}" for t in thresholds[:6])
     clipping = f" Dotted: norm-clipping threshold ({listed})." if thresholds else " No norm clipping was recorded."
     smooth = " Strong lines are running medians." if data.groupby("run").size().max() >= 60 else ""
-    return (
+    finite = data["norm"][np.isfinite(data["norm"])]
+    spread = f" Median {number(finite.median())}, largest {number(finite.max())}." if len(finite) else ""
+    said = (
         f"Total 2-norm of the parameter gradients before clipping at each step ({data['step'].min()} to "
-        f"{data['step'].max()}), and the loss.{clipping}{smooth} Crosses on the upper edge: not finite."
+        f"{data['step'].max()}), and the loss.{spread}{clipping}{smooth} Crosses on the upper edge: not finite."
     )
+    return " ".join([said, *select.left_out_words(data)])

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from numpy.typing import ArrayLike, NDArray
 
 from gradscope.errors import SettingError
-from gradscope.plots import marks, style
+from gradscope.plots import lines, marks, style
+from gradscope.words import number
 
 TITLE = "Singular values of the Jacobian against lag"
 NEEDS = "the model itself: gradscope.spectrum(model, x), drawn by gradscope.plots.spectrum"
@@ -90,18 +91,21 @@ def _effective_rank(logs: Floats) -> Floats:
 
 def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "screen", legend: bool = True) -> Axes:
     """Median (line), middle half and full range (bands) of the singular values; 1 is dotted."""
-    ax = style.axes(ax, style=style_name)
+    own, ax = ax is None, style.axes(ax, style=style_name)
     marks.whole_x(ax, data["lag"])
     colour = style.PALETTE[0]
     marks.powers_y(ax, [data[name] for name in LEVELS])
     floor = ax.get_ylim()[0]  # a zero has no place on the axis, the band still reaches down to it
     for low, high in (("smallest", "largest"), ("q25", "q75")):
         marks.band(ax, data["lag"], data[low].clip(lower=floor), data[high].clip(lower=floor), colour)
-    marker = "o" if len(data) <= 24 else ""  # few chosen lags are points; what lies between was not measured
-    lines = {"median": (1.3, "-"), "largest": (0.8, (0, (5, 1.6))), "smallest": (0.8, (0, (1.2, 1.2)))}
-    for name, (width, dash) in lines.items():
-        drawn = data[name].where(np.isfinite(data[name]))
-        ax.plot(data["lag"], drawn, color=colour, linewidth=width, linestyle=dash, label=name, marker=marker)
+    # Few chosen lags are points; what lies between was not measured.
+    marker = "o" if len(data) <= 24 else ""
+    looks = {
+        name: {"color": colour, "linestyle": dash, "marker": marker}
+        for name, dash in zip(("median", "largest", "smallest"), style.DASHES, strict=False)
+    }
+    long = data.melt("lag", list(looks), var_name="level", value_name="log10")
+    lines.draw(ax, long, looks, x="lag", y="log10", line="level", log=False)
     ax.axhline(0.0, color=style.GREY, linewidth=0.8, linestyle=":", label="_preserved")
     marks.at_edge(ax, data["lag"][np.isneginf(data["smallest"])], top=False, color=colour, label="zero")
     lost = data["largest"].isna() | np.isposinf(data["largest"])
@@ -109,7 +113,8 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
     ax.set_xlabel("lag (recurrent steps back from the last)")
     ax.set_ylabel(r"singular values of $\partial s_T/\partial s_{T-\mathrm{lag}}$")
     if legend:
-        style.legend(ax)
+        ends = {name: float(data[name].iloc[-1]) for name in looks}
+        lines.name(ax, looks, {name: y if np.isfinite(y) else np.nan for name, y in ends.items()}, beside=own)
     return ax
 
 
@@ -120,5 +125,13 @@ def caption(data: pd.DataFrame) -> str:
     return (
         f"Singular values of the Jacobian of the last joint state with respect to that at each lag, {lags.min()} to "
         f"{lags.max()}{spaced}: median, middle half (dark band), full range (light band), all sequences together. "
+        f"At lag {lags.max()}: median {_power(data['median'].iloc[-1])}, largest {_power(data['largest'].iloc[-1])}. "
         "Dotted: 1, a direction that is preserved. Triangles: exactly zero."
     )
+
+
+def _power(log10: float) -> str:
+    """A number from its logarithm, also beyond float64's range."""
+    if not np.isfinite(log10):
+        return "0" if log10 == -np.inf else "not finite"
+    return number(10.0**log10) if abs(log10) < 300 else f"1e{log10:.0f}"

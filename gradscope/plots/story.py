@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from gradscope.errors import NotRecordedError, SettingError
 from gradscope.plots import lines, marks, style
 from gradscope.plots.norms import running_median, smoothing
-from gradscope.plots.text import label, norm_symbol, symbol
+from gradscope.plots.text import label, metric_words, norm_symbol, symbol
 from gradscope.reading import select, story
 from gradscope.words import number
 
@@ -170,7 +170,7 @@ def _ends(ax: Axes, looks: dict[str, Any], named: dict[str, tuple[float, str]]) 
     if len(looks) > lines.MAX_ENDS:
         style.legend(ax, lines.handles(looks))
         return
-    lines.name_ends(ax, [(y, text, looks[name]["color"]) for name, (y, text) in named.items()])
+    lines.name_ends(ax, [(y, text, looks[name]) for name, (y, text) in named.items()])
 
 
 def _arriving(ax: Axes) -> None:
@@ -209,8 +209,8 @@ def looks_of_models(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
 def looks_of_thresholds(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """From light (tight) to dark (loose), black without clipping; other lines as they come."""
     names = list(dict.fromkeys(rows.sort_values("threshold", kind="stable")["line"]))
-    if rows["by"].iloc[0] != "threshold":
-        return {name: style.look(i) for i, name in enumerate(names)}
+    if "by" in rows and rows["by"].iloc[0] != "threshold":
+        return style.looks(names)
     limited = [name for name in names if name != "no clip"]
     found = {}
     for i, name in enumerate(names):
@@ -263,8 +263,7 @@ def heading(rows: pd.DataFrame, panel: str) -> str:
     whose = label(str(rows["family"].iloc[0]), 18)
     if panel == "through":
         return f"{whose} by threshold" if rows["by"].iloc[0] == "threshold" else "through training"
-    metric = str(rows["metric"].iloc[0]).replace("_", " ").replace("held out", "held-out")
-    return f"loss; {label(metric, 18)}" if rows["accuracy"].notna().any() else "loss"
+    return f"loss; {metric_words(str(rows['metric'].iloc[0]))}" if rows["accuracy"].notna().any() else "loss"
 
 
 def caption(data: pd.DataFrame) -> str:
@@ -299,6 +298,6 @@ def _course(rows: pd.DataFrame, what: str) -> str:
         f"{name}: {number(value)}" + ("" if np.isnan(reached[name]) else f" ({_metric(float(reached[name]), rows)})")
         for name, value in ends.items()
     )
-    metric = str(rows["metric"].iloc[0]).replace("_", " ")
+    metric = metric_words(str(rows["metric"].iloc[0]))
     dotted = " Dotted: chance." if rows["chance"].notna().any() else ""
     return f"Loss of the same runs, at the end (with {metric or 'nothing held out'}): {each}.{dotted}"

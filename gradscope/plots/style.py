@@ -14,7 +14,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.colors import LinearSegmentedColormap, Normalize, to_hex
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
@@ -40,6 +40,9 @@ ORDERED = LinearSegmentedColormap.from_list(
 )
 #: Sequential map for magnitudes: lightness rises evenly, so it reads in grey and for every kind of colour vision.
 MAGNITUDE = "cividis"
+
+#: No figure is taller, inches: a caption has to fit on the page as well.
+PAGE = 8.2
 
 _OWN = "gradscope-figure"  # marks figures made here: only their size may be changed
 
@@ -169,9 +172,15 @@ def figure(
     chosen = preset(style)
     # A narrow column keeps enough height for its labels.
     height = max(chosen.width * aspect, min(2.1, chosen.width)) if rows == 1 and not exact else chosen.width * aspect
+    height = min(height, PAGE)
     fig = Figure(figsize=(chosen.width, height), layout="constrained")
     fig.set_gid(_OWN)
     return fig, fig.subplots(rows, columns)
+
+
+def fitting(style: str, height: float) -> float:
+    """Aspect of a figure of this height (inches), at most that of the page."""
+    return min(height, PAGE) / preset(style).width
 
 
 def axes(ax: Axes | None, *, style: str = "screen", aspect: float = 0.55) -> Axes:
@@ -188,6 +197,14 @@ def look(index: int) -> dict[str, Any]:
         "linestyle": DASHES[(index + index // len(PALETTE)) % len(DASHES)],
         "marker": MARKERS[(index + index // (len(PALETTE) * len(DASHES))) % len(MARKERS)],
     }
+
+
+def looks(names: list[str]) -> dict[str, dict[str, Any]]:
+    """The look of each line; above ``MAX_LEGEND`` their order is their colour, and they are thin."""
+    if len(names) <= MAX_LEGEND:
+        return {name: look(i) for i, name in enumerate(names)}
+    shades = [to_hex(ORDERED(i / (len(names) - 1))) for i in range(len(names))]
+    return {name: {**look(i), "color": shade} for i, (name, shade) in enumerate(zip(names, shades, strict=True))}
 
 
 def mark_every(n_points: int, index: int, marks: int = 8) -> tuple[int, int]:
@@ -232,7 +249,7 @@ def make_room(ax: Axes, rows: int) -> None:
     fig = ax.get_figure()
     if isinstance(fig, Figure) and fig.get_gid() == _OWN:
         width, height = fig.get_size_inches()
-        fig.set_size_inches(width, height + rows * 1.45 * small() / 72)
+        fig.set_size_inches(width, min(height + rows * 1.45 * small() / 72, PAGE))
 
 
 def small() -> float:
@@ -245,6 +262,11 @@ def _columns(ax: Axes, names: list[str]) -> int:
     """How many entries fit side by side, from the mean width of a character and that of a handle (4.5 em)."""
     entry = (max(len(name) for name in names) * CHARACTER + 4.5) * small()
     return max(1, min(len(names), int(_room(ax) // entry), 4))
+
+
+def width_of(ax: Axes) -> float:
+    """Width that the axes have of their figure, inches."""
+    return size_of(ax)[0] * float(ax.get_position(original=True).width)
 
 
 def _room(ax: Axes) -> float:
@@ -264,6 +286,11 @@ def size_of(ax: Axes) -> tuple[float, float]:
 def name_limit(ax: Axes, most: int = 60) -> int:
     """Longest name (characters) that fits into a legend or title as wide as the axes."""
     return int(min(most, max(12, _room(ax) / small() / CHARACTER - 4.5 / CHARACTER)))
+
+
+def not_drawn(names: list[str]) -> str:
+    """A line below the label of an axis on what a figure has no room for; empty where it shows all."""
+    return f"\n{len(names)} more not drawn: see CSV" if names else ""
 
 
 def note(ax: Axes, text: str) -> None:

@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from gradscope.plots import marks, style
-from gradscope.plots.norms import running_median, smoothing
-from gradscope.plots.text import label
-from gradscope.reading import sweeps
+from gradscope.plots import lines, marks, style
+from gradscope.plots.norms import smoothed
+from gradscope.plots.story import looks_of_thresholds, loss_limits, middle_at
+from gradscope.plots.text import metric_words
+from gradscope.reading import select, sweeps
+from gradscope.words import number
 
 TITLE = "Loss against step for each clipping threshold"
 NEEDS = "a logged loss: recorder.log(loss=loss)"
@@ -21,13 +23,17 @@ NEEDS = "a logged loss: recorder.log(loss=loss)"
 def table(
     runs: Sequence[Any], *, metric: str = "loss", thresholds: Sequence[float | None] | None = None
 ) -> pd.DataFrame:
-    """One row per run and step: ``run, threshold, step, value, diverged, metric``; threshold inf is no clipping.
+    """One row per run and step: ``run, threshold, step, value, diverged, chance, metric``; threshold inf: no clipping.
+
+    ``chance`` is the label ``chance_<metric>`` of the run, NaN without.
 
     Raises
     ------
     NotRecordedError, SettingError
     """
-    return sweeps.traces(runs, metric, thresholds).assign(metric=metric)
+    data = sweeps.traces(runs, metric, thresholds).assign(metric=metric)
+    data.attrs["left_out"] = select.left_out(runs, set(data["run"]), f"{metric!r} was not logged")
+    return data
 
 
 def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "screen", legend: bool = True) -> Axes:
@@ -35,50 +41,61 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
 
     A run that diverged leaves the median there; a cross marks its last finite value.
     """
-    ax = style.axes(ax, style=style_name)
+    own, ax = ax is None, style.axes(ax, style=style_name)
+    data = data.assign(line=[sweeps.line_of(t) for t in data["threshold"]])
+    kept = data.assign(value=data["value"].where(~data["diverged"]))
+    smooth = smoothed(kept, "value")
+    looks = looks_of_thresholds(data)
     marks.whole_x(ax, data["step"])
-    smooth = _smooth(data)
-    for i, threshold in enumerate(sorted(set(data["threshold"]))):
-        _group(ax, smooth[smooth["threshold"] == threshold], threshold, i)
-    finite = smooth["smooth"][np.isfinite(smooth["smooth"])]
-    if len(finite) and finite.min() > 0 and finite.max() > 30 * finite.min():
-        marks.log_y(ax, [finite])
-    if finite.empty:
+    if not np.isfinite(smooth["value"]).any():
         ax.set_yticks([])
         style.note(ax, "no run was finite at any step")
-    ax.set_xlabel("training step")
-    ax.set_ylabel(label(str(data["metric"].iloc[0])))
+        return _labelled(ax, data)
+    top = loss_limits(ax, [rows["value"] for _, rows in smooth.groupby("run")], _chance(data))
+    several = bool(data.groupby("line")["run"].nunique().max() > 1)
+    lines.draw(ax, smooth, looks, x="step", y="value", line="line", band=several, log=False)
+    for chance in _chance(data):
+        ax.axhline(chance, color=style.GREY, linestyle=":", linewidth=0.9, zorder=1, label="_chance")
+    _strayed(ax, smooth, looks, top)
     if legend:
-        style.legend(ax, title="clipping threshold")
+        ends = middle_at(smooth.assign(x=smooth["step"]), "last")
+        named = {name: f"{name}{_gone(data[data['line'] == name])}" for name in looks}
+        renamed = {named[name]: look for name, look in looks.items()}
+        lines.name(ax, renamed, {named[n]: ends.get(n, np.inf) for n in looks}, beside=own)
+    return _labelled(ax, data)
+
+
+def _labelled(ax: Axes, data: pd.DataFrame) -> Axes:
+    ax.set_xlabel("training step")
+    ax.set_ylabel(metric_words(str(data["metric"].iloc[0])))
     return ax
 
 
-def _smooth(data: pd.DataFrame) -> pd.DataFrame:
-    parts = []
-    for _, rows in data.groupby("run", sort=False):
-        value = rows["value"].where(~rows["diverged"]).to_numpy(dtype=float)
-        parts.append(rows.assign(smooth=running_median(value, smoothing(int(np.isfinite(value).sum())))))
-    return pd.concat(parts)
+def _chance(data: pd.DataFrame) -> list[float]:
+    return list(dict.fromkeys(data["chance"].dropna()))[:1] if "chance" in data else []
 
 
-def _group(ax: Axes, rows: pd.DataFrame, threshold: float, i: int) -> None:
-    look = style.look(i)
-    by_step = rows.groupby("step")["smooth"]
-    middle, low, high = by_step.median(), by_step.min(), by_step.max()
+def _gone(rows: pd.DataFrame) -> str:
+    """How many runs of a threshold diverged."""
     n, gone = rows["run"].nunique(), rows[rows["diverged"]]["run"].nunique()
-    name = sweeps.name_of(threshold) + (f" ({gone} of {n} diverged)" if gone else "")
-    ax.plot(middle.index, middle, label=name, markevery=style.mark_every(len(middle), i), **look)
-    if n > 1:
-        marks.band(ax, middle.index, low, high, look["color"])
-    for _, run in rows.groupby("run", sort=False):
-        finite = run[np.isfinite(run["smooth"])]
+    return f" ({gone} of {n} diverged)" if gone else ""
+
+
+def _strayed(ax: Axes, smooth: pd.DataFrame, looks: dict[str, dict[str, Any]], top: float) -> None:
+    """Crosses where runs diverged, triangles where they leave the axis."""
+    for _, run in smooth.groupby("run", sort=False):
+        colour, finite = looks[run["line"].iloc[0]]["color"], run[np.isfinite(run["value"])]
+        over = finite["step"][finite["value"] > top]
+        marks.at_edge(ax, over[:1], top=True, color=colour, label="leaves the axis", marker="^")
         if run["diverged"].any():
-            if finite.empty:
-                marks.at_edge(ax, run["step"].iloc[:1], top=True, color=look["color"], label="diverged")
+            last = finite.iloc[-1] if len(finite) else None
+            if last is None or last["value"] > top:
+                at = run["step"].iloc[:1] if last is None else [last["step"]]
+                marks.at_edge(ax, at, top=True, color=colour, label="diverged")
             else:
                 ax.plot(
-                    finite["step"].iloc[-1], finite["smooth"].iloc[-1], marker="x", markersize=8, markeredgewidth=2,
-                    color=look["color"], linestyle="none", label="_diverged", zorder=5,
+                    last["step"], last["value"], marker="x", markersize=8, markeredgewidth=2, color=colour,
+                    linestyle="none", label="_diverged", zorder=5,
                 )  # fmt: skip
 
 
@@ -92,14 +109,19 @@ def caption(data: pd.DataFrame) -> str:
         else f"{_span(per)} runs each: median over runs of a running median, band from lowest to highest run"
     )
     crosses = f"Crosses: {gone} of {per.sum()} runs diverged there." if gone else "No run diverged."
-    return (
+    at_end = data[~data["diverged"] & np.isfinite(data["value"])].sort_values("step").groupby(["threshold", "run"])
+    ends = at_end["value"].apply(lambda values: values.iloc[-max(1, len(values) // 20) :].mean()).groupby("threshold")
+    each = ", ".join(f"{sweeps.name_of(float(t))} {number(v)}" for t, v in ends.median().items())
+    said = (
         f"{_upper(str(data['metric'].iloc[0]))} against training step for {len(per)} thresholds of norm clipping "
-        f"(none: no clipping), {over}. {crosses}"
+        f"(none: no clipping), {over}. {f'At the end: {each}. ' if each else ''}{crosses} The axis ends a third beyond "
+        "where training starts; triangles: there a run leaves it."
     )
+    return " ".join([said, *select.left_out_words(data)])
 
 
 def _upper(text: str) -> str:
-    return label(text[:1].upper() + text[1:])
+    return metric_words(text[:1].upper() + text[1:])
 
 
 def _span(per: pd.Series) -> str:

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from scipy import stats
 
 from gradscope.plots import style
-from gradscope.plots.text import label
-from gradscope.reading import sweeps
+from gradscope.plots.text import metric_words
+from gradscope.reading import select, sweeps
+from gradscope.words import within
 
 TITLE = "Final metric against clipping threshold"
 NEEDS = "a logged metric: recorder.log(loss=loss), or --metric of another name"
@@ -20,7 +22,7 @@ NEEDS = "a logged metric: recorder.log(loss=loss), or --metric of another name"
 def table(
     runs: Sequence[Any], *, metric: str = "loss", thresholds: Sequence[float | None] | None = None
 ) -> pd.DataFrame:
-    """One row per run: ``run, threshold, value, diverged, metric``.
+    """One row per run: ``run, threshold, value, diverged, chance, metric``.
 
     ``value`` is the mean of the last twentieth of what was logged, NaN for a run that diverged.
 
@@ -29,59 +31,109 @@ def table(
     NotRecordedError, SettingError
     """
     rows = []
-    for (run, threshold), trace in sweeps.traces(runs, metric, thresholds).groupby(["run", "threshold"], sort=False):
+    traces = sweeps.traces(runs, metric, thresholds)
+    for (run, threshold), trace in traces.groupby(["run", "threshold"], sort=False):
         gone = bool(trace["diverged"].any())
         value = trace["value"][np.isfinite(trace["value"])]
         last = value.iloc[-max(1, len(value) // 20) :].mean() if len(value) and not gone else float("nan")
-        rows.append({"run": run, "threshold": threshold, "value": last, "diverged": gone, "metric": metric})
-    return pd.DataFrame(rows)
+        head = {"run": run, "threshold": threshold, "value": last, "diverged": gone}
+        rows.append({**head, "chance": trace["chance"].iloc[0], "metric": metric})
+    data = pd.DataFrame(rows)
+    data.attrs["left_out"] = select.left_out(runs, set(data["run"]), f"{metric!r} was not logged")
+    return data
 
 
 def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "screen") -> Axes:
-    """Points per run, a bar at the median; crosses on the upper edge count the runs that diverged."""
+    """Points per run, the mean over them with its 95 % interval; crosses on the upper edge: runs that diverged.
+
+    The interval is Student's; two runs have a wide one, one has none. Dotted: what guessing comes to.
+    """
+    import seaborn
+
     ax = style.axes(ax, style=style_name)
-    thresholds = sorted(set(data["threshold"]))
-    for x, threshold in enumerate(thresholds):
-        rows = data[data["threshold"] == threshold]
-        kept, gone = rows[~rows["diverged"]], int(rows["diverged"].sum())
-        at = x + _spread(len(kept))
-        ax.plot(at, kept["value"], "o", color=style.PALETTE[0], markersize=4.5, alpha=0.75, label=f"_{threshold}")
-        if len(kept):
-            ax.hlines(kept["value"].median(), x - 0.25, x + 0.25, color=style.PALETTE[2], linewidth=1.6)
-        if gone:
-            ax.plot(
-                x + _spread(gone), np.full(gone, 0.97), "x", color=style.ALERT, markersize=6, markeredgewidth=1.6,
-                transform=ax.get_xaxis_transform(), label="_diverged",
-            )  # fmt: skip
-            ax.annotate(
-                f"{gone} of {len(rows)} diverged", (x, 0.92), xycoords=ax.get_xaxis_transform(), ha="center", va="top",
-                color=style.ALERT, fontsize="small",
-            )  # fmt: skip
-    ax.set_xticks(range(len(thresholds)), [sweeps.name_of(t) for t in thresholds])
-    ax.set_xlim(-0.6, len(thresholds) - 0.4)
-    if data["diverged"].all():
+    names = [sweeps.name_of(t) for t in sorted(set(data["threshold"]))]
+    data = data.assign(name=[sweeps.name_of(t) for t in data["threshold"]])
+    kept = data[~data["diverged"] & np.isfinite(data["value"])]
+    if len(kept):
+        seaborn.stripplot(
+            kept, x="name", y="value", order=names, jitter=0.12, size=3.6, color=style.PALETTE[0], alpha=0.6, ax=ax,
+            legend=False,
+        )  # fmt: skip
+        seaborn.pointplot(
+            kept, x="name", y="value", order=names, errorbar=student, linestyle="none", marker="_", markersize=11,
+            color=style.PALETTE[2], err_kws={"linewidth": 1.3}, capsize=0.12, ax=ax,
+        )  # fmt: skip
+    else:
         ax.set_yticks([])  # a scale without a single value would be made up
-    low, high = ax.get_ylim()
-    ax.set_ylim(low, high + 0.18 * (high - low) if data["diverged"].any() else high)
+        ax.set_xticks(range(len(names)), names)
+    ax.set_xlim(-0.6, len(names) - 0.4)
+    chance = list(dict.fromkeys(data["chance"].dropna()))[:1] if "chance" in data else []
+    for value in chance:
+        ax.axhline(value, color=style.GREY, linestyle=":", linewidth=0.9, zorder=1, label="_chance")
+        ax.annotate(
+            "chance", (0.0, value), xycoords=ax.get_yaxis_transform(), xytext=(2, 1.5), textcoords="offset points",
+            color=style.GREY, fontsize="small",
+        )  # fmt: skip
+    _window(ax, kept["value"], chance)
+    _diverged(ax, data, names)
     ax.set_xlabel("threshold of norm clipping")
-    ax.set_ylabel(f"final {label(str(data['metric'].iloc[0]))}")
+    ax.set_ylabel(f"final {metric_words(str(data['metric'].iloc[0]))}")
     return ax
 
 
-def _spread(n: int) -> np.ndarray:
-    """Offsets that keep equal values of several runs apart."""
-    return (np.arange(n) - (n - 1) / 2) * min(0.08, 0.5 / max(n, 1))
+def student(values: pd.Series) -> tuple[float, float]:
+    """95 % interval of a mean by Student's t; (NaN, NaN) of fewer than two values."""
+    n = len(values)
+    if n < 2:
+        return np.nan, np.nan
+    arm = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+    return float(np.mean(values)) - arm, float(np.mean(values)) + arm
+
+
+def _window(ax: Axes, values: pd.Series, chance: Sequence[float]) -> None:
+    """Around the runs and chance: the interval of two runs may be so wide that it would squeeze them."""
+    seen = np.array([*values, *chance])
+    if seen.size:
+        low, high = float(seen.min()), float(seen.max())
+        pad = 0.35 * (high - low) or 0.1 * abs(high) or 0.1
+        ax.set_ylim(max(low - pad, min(low, 0.0)), high + pad)
+
+
+def _diverged(ax: Axes, data: pd.DataFrame, names: Sequence[str]) -> None:
+    for x, name in enumerate(names):
+        rows = data[data["name"] == name]
+        gone = int(rows["diverged"].sum())
+        if gone:
+            ax.plot(
+                x + (np.arange(gone) - (gone - 1) / 2) * min(0.08, 0.5 / gone), np.full(gone, 0.97), "x",
+                color=style.ALERT, markersize=6, markeredgewidth=1.6, transform=ax.get_xaxis_transform(),
+                label="_diverged",
+            )  # fmt: skip
+            ax.annotate(
+                f"{gone} of {len(rows)}\ndiverged", (x, 0.93), xycoords=ax.get_xaxis_transform(), ha="center",
+                va="top", color=style.ALERT, fontsize="small",
+            )  # fmt: skip
+    if data["diverged"].any():
+        low, high = ax.get_ylim()
+        ax.set_ylim(low, high + 0.15 * (high - low))
 
 
 def caption(data: pd.DataFrame) -> str:
     """What the figure shows, in words."""
     gone = int(data["diverged"].sum())
-    return (
+    kept = data[~data["diverged"] & np.isfinite(data["value"])]
+    each = []
+    for threshold, values in kept.groupby("threshold")["value"]:
+        mean, around = within(float(values.mean()), student(values) if len(values) > 1 else None)
+        each.append(f"{sweeps.name_of(float(threshold))} {mean} {around}".rstrip())
+    said = (
         f"{_upper(str(data['metric'].iloc[0]))} at the end of training (mean of the last twentieth of the steps) "
-        f"against the threshold of norm clipping (none: no clipping), one point per run ({len(data)} runs), bar: "
-        f"median. {f'Crosses: runs that diverged ({gone}).' if gone else 'No run diverged.'}"
+        f"against the threshold of norm clipping (none: no clipping), one point per run ({len(data)} runs); bar: mean "
+        f"with its 95 % interval over the runs that did not diverge: {', '.join(each) or 'none'}. "
+        f"{f'Crosses: runs that diverged ({gone}).' if gone else 'No run diverged.'}"
     )
+    return " ".join([said, *select.left_out_words(data)])
 
 
 def _upper(text: str) -> str:
-    return label(text[:1].upper() + text[1:])
+    return metric_words(text[:1].upper() + text[1:])

@@ -51,6 +51,11 @@ def label(name: str, limit: int = MAX_NAME) -> str:
     return f"\u200a{text}" if text.startswith("_") else text
 
 
+def metric_words(name: str) -> str:
+    """The name of a logged scalar as one reads it: ``held_out_accuracy`` is the held-out accuracy."""
+    return label(name.replace("held_out", "held-out").replace("_", " "))
+
+
 def symbol(quantity: str) -> str:
     """Mathematical symbol of a quantity, in mathtext with its dollar signs; unknown names literally."""
     known = QUANTITIES.get(quantity)

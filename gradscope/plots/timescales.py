@@ -11,10 +11,11 @@ from matplotlib.axes import Axes
 
 from gradscope.diagnostics.gates import timescale_of_log
 from gradscope.errors import NotRecordedError
-from gradscope.plots import marks, style
-from gradscope.plots.decay import line_names
+from gradscope.plots import lines, marks, style
+from gradscope.plots.naming import with_lines
 from gradscope.plots.text import label
 from gradscope.reading import select
+from gradscope.words import number
 
 TITLE = "Timescales of the retaining gate"
 NEEDS = "the gate activations: quantities=[..., 'activations'] of an LSTM or GRU"
@@ -52,7 +53,9 @@ def table(
         raise NotRecordedError(
             "no recorded site has a gate that retains the old state (an LSTM's f, a GRU's z), so it has no timescales."
         )
-    return pd.concat(frames, ignore_index=True)
+    data = pd.concat(frames, ignore_index=True)
+    data.attrs["left_out"] = select.left_out(runs, set(data["run"]), "no gate that retains was recorded")
+    return data
 
 
 def draw(
@@ -62,25 +65,28 @@ def draw(
 
     Units whose timescale is infinite are counted in the last bin.
     """
+    import seaborn
+
     ax = style.axes(ax, style=style_name, aspect=0.5)
-    lines = list(data.groupby(["run", "site"], sort=False))
-    names = line_names([key for key, _ in lines])
+    data = with_lines(data)
+    looks = style.looks(list(dict.fromkeys(data["name"])))
     tau = data["timescale"].to_numpy()
     finite = tau[np.isfinite(tau) & (tau > 0)]
     length = float(data["length"].max())
     ends = [finite.min(), finite.max()] if finite.size else [1.0]
     low, high = min(*ends, length), max(*ends, length)  # a short sequence may lie left of every timescale
     edges = np.geomspace(low / 1.3, high * 1.3, bins + 1)
-    for i, (_, rows) in enumerate(lines):
-        look = style.look(i)
-        counts, _ = np.histogram(np.clip(rows["timescale"], edges[0], edges[-1] * 0.999), edges)
-        fill = len(lines) <= 3
-        ax.stairs(
-            counts, edges, color=look["color"], linestyle=look["linestyle"], linewidth=1.3,
-            label=label(names[i], style.name_limit(ax)),
-        )  # fmt: skip
-        if fill:
-            ax.stairs(counts, edges, color=look["color"], fill=True, alpha=0.14, label="_")
+    shown = data.assign(shown=np.clip(data["timescale"], edges[0], edges[-1] * 0.999))
+    fill = len(looks) <= 3
+    seaborn.histplot(
+        shown, x="shown", hue="name", hue_order=list(looks)[::-1], log_scale=True, bins=bins,
+        binrange=tuple(np.log10(edges[[0, -1]])), element="step", fill=fill, alpha=0.14, legend=False, ax=ax,
+        palette={name: look["color"] for name, look in looks.items()},
+    )  # fmt: skip
+    for artist, name in zip(ax.collections if fill else ax.get_lines(), looks, strict=False):
+        artist.set(
+            linestyle=looks[name]["linestyle"], linewidth=1.3, **({} if fill else {"alpha": 1.0})
+        )  # seaborn draws the last hue first
     ax.axvline(length, color=style.GREY, linestyle=":", linewidth=1.1)
     inwards = 1 if length < np.sqrt(edges[0] * edges[-1]) else -1
     ax.annotate(
@@ -91,16 +97,21 @@ def draw(
     ax.set_ylim(bottom=0)
     ax.set_xlabel(r"timescale $\tau = -1\,/\,$mean$(\ln\,$gate$)$, steps")
     ax.set_ylabel("units")
-    if legend and len(lines) > 1:
-        style.legend(ax, list(ax.patches))
+    if legend and len(looks) > 1:
+        named = {name: label(name, style.name_limit(ax)) for name in looks}
+        style.legend(ax, lines.handles({name: {**look, "marker": ""} for name, look in looks.items()}, named))
     return ax
 
 
 def caption(data: pd.DataFrame) -> str:
     """What the figure shows, in words."""
     longer = float(np.mean(data["timescale"] > data["length"]))
-    return (
+    medians = data.groupby(["run", "site"], sort=False)["timescale"].median()
+    each = ", ".join(f"{run} {number(value)}" for (run, _), value in medians.head(6).items())
+    said = (
         "Number of units by the timescale of their retaining gate (an LSTM's f, a GRU's z), -1 over the mean of ln "
         f"gate over time and the sampled sequences, step {data['step'].max()}; dotted: the longest sequence. "
-        f"{100 * longer:.0f} % of the units retain longer than it. Infinite timescales are in the last bin."
+        f"{100 * longer:.0f} % of the units retain longer than it. Median timescale: {each}. Infinite timescales are "
+        "in the last bin."
     )
+    return " ".join([said, *select.left_out_words(data)])

@@ -9,16 +9,22 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from gradscope.errors import SettingError
-from gradscope.plots import decay, marks, style
+from gradscope.plots import decay, lines, marks, style
+from gradscope.plots.naming import line_names
 from gradscope.plots.text import label
 from gradscope.reading import select
 from gradscope.reading.curves import norms
+from gradscope.words import number
 
 TITLE = "Decay through training"
 NEEDS = "records at two or more steps (every=... smaller than the number of training steps)"
+
+#: More panels than this do not fit on a page.
+MAX_PANELS = 12
 
 
 def table(
@@ -47,7 +53,9 @@ def table(
         for i in np.unique(np.linspace(0, len(steps) - 1, min(curves, len(steps))).round().astype(int)):
             head = {"run": name, "site": at, "quantity": shown, "first_step": steps[i], "step": steps[i]}
             frames.append(decay.curve_frame(found.curve(found.at(steps[i])), head, coverage))
-    return pd.concat(frames, ignore_index=True)
+    data = pd.concat(frames, ignore_index=True)
+    data.attrs["left_out"] = select.left_out(runs, set(data["run"]), f"no {quantity or 'curve against lag'} there")
+    return data
 
 
 def draw(
@@ -88,16 +96,17 @@ def draw(
     scale = style.early_to_late(*(steps or (drawn[0], drawn[-1])))
     colours = [style.EARLY_TO_LATE(scale(step)) for step in drawn]
     marks.whole_x(ax, data["lag"])
-    shown = []
-    for i, (step, colour) in enumerate(zip(drawn, colours, strict=True)):
-        rows = data[data["step"] == step]
-        # The dash alternates too: in grey print neighbours must not merge.
-        dash = style.DASHES[0] if i % 2 == 0 else style.DASHES[1]
-        ax.plot(rows["lag"], rows[column], color=colour, linestyle=dash, label=f"step {step}", zorder=2 + i / 100)
-        shown.append(rows[column].to_numpy())
-    marks.log_y(ax, shown)
-    for step, colour in zip(drawn, colours, strict=True):
-        decay.edges(ax, data[data["step"] == step], colour)
+    shown = [data[column][data["step"] == step].to_numpy() for step in drawn]
+    lines.limits(ax, shown, start=1.0 if relative else float(np.nanmax(data["norm"].fillna(0.0).max()) or 1.0))
+    # The dash alternates too: in grey print neighbours must not merge.
+    looks = {
+        f"step {step}": {"color": to_hex(colour), "linestyle": style.DASHES[i % 2], "marker": ""}
+        for i, (step, colour) in enumerate(zip(drawn, colours, strict=True))
+    }
+    named = data.assign(shown=data[column], name=[f"step {step}" for step in data["step"]])
+    lines.draw(ax, named, looks, x="lag", y="shown", line="name")
+    for name, rows in named.groupby("name", sort=False):
+        decay.edges(ax, rows, looks[str(name)]["color"])
     ax.set_xlabel("lag (recurrent steps back from the last)")
     ax.set_ylabel(decay.y_label(list(dict.fromkeys(data["quantity"])), relative, decay.origin(data)))
     if not any(np.isfinite(values).any() for values in shown):
@@ -127,18 +136,22 @@ def _few(steps: list[int]) -> list[int]:
     return [*kept, steps[-1]]
 
 
-def panels(data: pd.DataFrame, *, style_name: str = "screen", relative: bool = True, limit: int = 6) -> Figure:
-    """One panel per run and site (the first ``limit``), with common scales, to compare how gradient flow opens."""
-    groups = list(data.groupby(["run", "site"], sort=False))[:limit]
+def panels(data: pd.DataFrame, *, style_name: str = "screen", relative: bool = True, limit: int = MAX_PANELS) -> Figure:
+    """One panel per run and site, with common scales, to compare how gradient flow opens.
+
+    Of more than ``limit`` the others are named below.
+    """
+    every = list(data.groupby(["run", "site"], sort=False))
+    groups = every[:limit]
     wide = style.preset(style_name).width > 4.5
-    columns = min(len(groups), (3 if len(groups) != 4 else 2) if wide else 1)
+    columns = min(len(groups), (3 if len(groups) != 4 else 2) if wide else (1 if len(groups) < 4 else 2))
     rows = -(-len(groups) // columns)
-    each = {1: 0.55, 2: 0.4, 3: 0.34}[columns]
+    each = {1: 0.55, 2: 0.4, 3: 0.34}[columns] if wide else {1: 0.55, 2: 0.52}[columns]
     fig, grid = style.figure(style_name, rows=rows, columns=columns, aspect=each * rows)
     flat = list(np.ravel([grid]))
     kept = pd.concat([rows_of for _, rows_of in groups])
     steps = sorted(int(step) for step in set(kept["step"]))
-    names = decay.line_names([key for key, _ in groups])
+    names = line_names([key for key, _ in every])
     for ax, name, (_, rows_of) in zip(flat, names, groups, strict=False):
         draw(rows_of, ax, relative=relative, style_name=style_name, colorbar=False, steps=(steps[0], steps[-1]))
         ax.set_title(label(name, style.name_limit(ax)), loc="left")
@@ -148,7 +161,7 @@ def panels(data: pd.DataFrame, *, style_name: str = "screen", relative: bool = T
     if len(steps) > 1:
         _bar(fig, flat[: len(groups)], steps, style.early_to_late(steps[0], steps[-1]), rows)
     if len(groups) > 1:
-        _once_per_grid(fig, flat[: len(groups)])
+        _once_per_grid(fig, flat[: len(groups)], columns, style.not_drawn(names[limit:]))
     return fig
 
 
@@ -158,24 +171,44 @@ def _share_y(axes: list[Axes]) -> None:
         marks.log_y(ax, [np.array([low, high])])
 
 
-def _once_per_grid(fig: Figure, axes: list[Axes]) -> None:
-    """Common labels instead of one per panel."""
+def _once_per_grid(fig: Figure, axes: list[Axes], columns: int, more: str) -> None:
+    """Common labels instead of one per panel; numbers on the y axis at the left alone, as the scale is one."""
     labels = {ax.get_ylabel() for ax in axes}
-    fig.supxlabel(axes[0].get_xlabel(), fontsize=axes[0].xaxis.label.get_fontsize())
+    fig.supxlabel(axes[0].get_xlabel() + more, fontsize=axes[0].xaxis.label.get_fontsize())
     relative = any("relative" in text for text in labels)
     text = labels.pop() if len(labels) == 1 else decay.y_label(["", ""], relative)
     fig.supylabel(text, fontsize=axes[0].yaxis.label.get_fontsize())
-    for ax in axes:
+    for i, ax in enumerate(axes):
         ax.set_xlabel("")
         ax.set_ylabel("")
+        ax.tick_params(labelleft=i % columns == 0)
 
 
 def caption(data: pd.DataFrame) -> str:
     """What the figure shows, in words."""
     steps = sorted(set(data["step"]))
     quantities = " and ".join(decay.symbol_words(q) for q in dict.fromkeys(data["quantity"]))
-    return (
+    keys = list(data[["run", "site"]].drop_duplicates().itertuples(index=False, name=None))
+    said = (
         f"Norm of the {quantities} against lag, relative to the first usable lag, at {len(steps)} recorded steps from "
         f"{steps[0]} (light) to {steps[-1]} (dark); geometric mean over up to {int(data['n_sequences'].max())} "
         f"sequences, lags {data['lag'].min()} to {data['lag'].max()}."
     )
+    more = [_left_at_the_end(data)] if len(keys) <= 3 else []
+    if len(keys) > MAX_PANELS:
+        more.append(f"Drawn are {MAX_PANELS} of {len(keys)} runs and sites; the data hold all.")
+    return " ".join([said, *more, *select.left_out_words(data)])
+
+
+def _left_at_the_end(data: pd.DataFrame) -> str:
+    """What is left at the last lag, at the first and at the last step."""
+    usable = data[np.isfinite(data["relative"])].sort_values("lag", kind="stable")
+    found = []
+    for key, rows in usable.groupby(["run", "site"], sort=False):
+        ends = rows.groupby("step")[["lag", "relative"]].last()
+        first, last = ends.iloc[0], ends.iloc[-1]
+        found.append(
+            f"{key[0]} {number(first['relative'])} at step {ends.index[0]}, {number(last['relative'])} at step "
+            f"{ends.index[-1]}"
+        )
+    return f"What is left at the last lag: {'; '.join(found)}." if found else "No usable norm."

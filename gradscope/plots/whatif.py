@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from gradscope.diagnostics import decay_curve
 from gradscope.errors import SettingError, UnknownNameError
-from gradscope.plots import decay, marks, style
+from gradscope.plots import decay, lines, marks, style
 
 TITLE = "Decay under per-timestep clipping of the adjoint"
 NEEDS = "the model itself: gradscope.clip_whatif(model, closure, thresholds), drawn by gradscope.plots.whatif"
@@ -75,33 +75,32 @@ def draw(
         ax, share_ax = grid[0], grid[1]
         ax.sharex(share_ax)
         ax.tick_params(labelbottom=False)
-    lines = list(data.groupby("threshold", sort=False))
+    names = {t: "none" if np.isinf(t) else f"{t:.3g}" for t in dict.fromkeys(data["threshold"])}
+    data = data.assign(name=data["threshold"].map(names), run="", shown=data["norm"])
+    looks = {name: style.look(i) for i, name in enumerate(names.values())}
     for each in [one for one in (ax, share_ax) if one is not None]:
         marks.whole_x(each, data["lag"])
-    for i, (threshold, rows) in enumerate(lines):
-        _line(ax, share_ax, rows, i, "none" if np.isinf(threshold) else f"{threshold:.3g}", len(lines))
-    marks.log_y(ax, [data["norm"]])
-    for i, (_, rows) in enumerate(lines):
-        decay.edges(ax, rows, style.look(i)["color"])
+    first = data["norm"][data["norm"] > 0]
+    curves = [rows["norm"] for _, rows in data.groupby("name", sort=False)]
+    lines.limits(ax, curves, start=float(first.iloc[0]) if len(first) else 1.0)
+    lines.draw(ax, data, looks, x="lag", y="norm", line="name")
+    row = 0
+    for name, rows in data.groupby("name", sort=False):
+        if len(looks) <= 3 and rows["n_sequences"].max() > 1:  # the curves lie close: more bands would hide them
+            marks.band(ax, rows["lag"], rows["low"], rows["high"], looks[str(name)]["color"])
+        row = decay.edges(ax, rows, looks[str(name)]["color"], row)
+    if share_ax is not None:
+        clipped = data[data["name"] != "none"]
+        shown = {name: look for name, look in looks.items() if name != "none"}
+        lines.draw(share_ax, clipped, shown, x="lag", y="clipped", line="name", log=False)
     ax.set_ylabel(decay.y_label([str(data["quantity"].iloc[0])], relative=False))
     (share_ax or ax).set_xlabel("lag (recurrent steps back from the last)")
     if share_ax is not None:
         share_ax.set_ylim(-0.03, 1.03)
         share_ax.set_ylabel("share clipped")
     if legend:
-        named = [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")]
-        style.legend(ax, named, title="threshold on each pre-activation adjoint")
+        style.legend(ax, lines.handles(looks), title="threshold on each pre-activation adjoint")
     return ax
-
-
-def _line(ax: Axes, share_ax: Axes | None, rows: pd.DataFrame, i: int, name: str, n_lines: int) -> None:
-    look, lag = style.look(i), rows["lag"].to_numpy()
-    every = style.mark_every(lag.size, i)
-    ax.plot(lag, rows["norm"], label=name, markevery=every, **look)
-    if n_lines <= 3 and rows["n_sequences"].max() > 1:  # the curves lie close: more bands would hide them
-        marks.band(ax, lag, rows["low"], rows["high"], look["color"])
-    if share_ax is not None and name != "none":
-        share_ax.plot(lag, rows["clipped"], markevery=every, **look)
 
 
 def caption(data: pd.DataFrame) -> str:

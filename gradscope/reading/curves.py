@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gradscope.diagnostics import DecayCurve, DecayFit, Entry, decay_curve, find_entry, fit_decay, unknown_entry
 from gradscope.reading.counted import Reading, read
 from gradscope.reading.records import part_of
-from gradscope.reading.select import recorded, recorded_step
+from gradscope.reading.select import laid, recorded, recorded_step
 from gradscope.schema import STATES
 from gradscope.store import Run
 
@@ -125,12 +125,8 @@ class Norms:
 
     def _laid(self, values: Floats, at: Positions) -> tuple[Floats, Floats]:
         """The lags of some records, and their rows (record · sequence, lag) laid along them."""
-        after, block = self.after[at], values[at]
-        low, width = int(after.min()), block.shape[-1]
-        laid = np.full((*block.shape[:2], width + int(after.max()) - low), np.nan)
-        for row, values_of, shift in zip(laid, block, after - low, strict=True):
-            row[:, shift : shift + width] = values_of
-        return np.arange(low, low + laid.shape[-1], dtype=np.float64), laid.reshape(-1, laid.shape[-1])
+        lags, rows = laid(values[at], self.after[at])
+        return lags, rows.reshape(-1, rows.shape[-1])
 
     def _ends(self, at: Positions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First lag of every sequence, and the lag behind its last."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from gradscope.reading.counted import Reading, read_all
 from gradscope.reading.select import run_names
-from gradscope.reading.sweeps import threshold_of
+from gradscope.reading.sweeps import line_of, threshold_of
 from gradscope.store import Run
 
 #: Labels of the course of a training: they have no say in the weights it starts from.
@@ -121,3 +121,19 @@ def family(runs: Sequence[Labelled]) -> list[Labelled]:
         groups.setdefault(key, []).append(one)
     best = max(groups.values(), key=lambda group: (len({one.threshold for one in group}), len(group)), default=[])
     return best if len({one.threshold for one in best}) > 1 else list(runs)
+
+
+def seeds_together(runs: Sequence[Run | Reading]) -> dict[str, str]:
+    """Name of every run to that of its line: runs that differ in their seed alone share one.
+
+    Where there are no seeds to put together, every run keeps its own name.
+    """
+    known = labelled(runs)
+    beside = differing(known, ("clip", "threshold"))
+    clipped = len({one.threshold for one in known}) > 1
+    found = {}
+    for one in known:
+        at = [line_of(one.threshold)] if clipped else []
+        parts = [one.model, *(f"{key} {value}" for key, value in one.among(beside)), *at]
+        found[one.name] = ", ".join(parts) if SEED in one.labels else one.name
+    return found if len(set(found.values())) < len(found) else {one.name: one.name for one in known}

@@ -135,13 +135,16 @@ def _few(names: Sequence[str], most: int = 6) -> str:
 class Block:
     """One dataset at one recorded step: all records of the step (micro-batches, ranks).
 
-    ``values`` has shape (record, \\*DATASETS[dataset]).
+    ``values`` has shape (record, \\*DATASETS[dataset]); ``after`` and ``carried`` count the steps of the same sequence
+    behind the last and before the first of these, per record: lags begin at ``after``, timesteps at ``carried``.
     """
 
     step: int
     values: Floats
     lengths: NDArray[np.int64]
     smallest_normal: float
+    after: NDArray[np.int64]
+    carried: NDArray[np.int64]
 
 
 def block(run: Run | Reading, site: str, dataset: str, step: int | str | None = None) -> Block:
@@ -164,8 +167,28 @@ def block(run: Run | Reading, site: str, dataset: str, step: int | str | None = 
     else:
         chosen = int(steps.min()) if step == "first" else recorded_step(sorted({*map(int, steps)}), int(step or 0))
     at = np.flatnonzero(steps == chosen)
-    smallest = float(reading.records(site)["smallest_normal"].to_numpy()[at].max())
-    return Block(chosen, values[at], np.asarray(reading.lengths(site)[at], dtype=np.int64), smallest)
+    records = reading.records(site).iloc[at]
+    around = [
+        np.maximum(records[name].to_numpy(dtype=np.int64), 0) if name in records else np.zeros(at.size, dtype=np.int64)
+        for name in ("after", "carried")
+    ]
+    smallest, lengths = float(records["smallest_normal"].max()), np.asarray(reading.lengths(site)[at], dtype=np.int64)
+    return Block(chosen, values[at], lengths, smallest, *around)
+
+
+def laid(values: Floats, starts: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """Arrays (record, ..., position) laid along one axis, each from its own start on; NaN where it has nothing.
+
+    Returns
+    -------
+    (positions, values)
+        Of shape (P,) and (record, ..., P).
+    """
+    low, width = int(starts.min()), values.shape[-1]
+    result = np.full((*values.shape[:-1], width + int(starts.max()) - low), np.nan)
+    for row, own, shift in zip(result, values, starts - low, strict=True):
+        row[..., shift : shift + width] = own
+    return np.arange(low, low + result.shape[-1], dtype=np.float64), result
 
 
 def recorded_step(available: list[int], step: int) -> int:

@@ -11,7 +11,7 @@ import pandas as pd
 from gradscope.diagnostics import DecayCurve
 from gradscope.reading import curves, select
 from gradscope.reading.labelled import Labelled, family, labelled, models
-from gradscope.reading.sweeps import diverged_from, name_of
+from gradscope.reading.sweeps import diverged_from, line_of
 
 #: Names under which what was reached on held-out data may have been logged, besides ``held_out_<metric>``.
 METRICS = ("accuracy", "val_accuracy", "test_accuracy", "val_acc", "acc")
@@ -108,8 +108,7 @@ def _lines(shown: Sequence[Labelled], by: str) -> dict[str, list[Labelled]]:
         return models(shown)
     groups: dict[str, list[Labelled]] = {}
     for one in sorted(shown, key=lambda one: one.threshold):
-        name = "no clip" if np.isinf(one.threshold) else f"c = {name_of(one.threshold)}"
-        groups.setdefault(name, []).append(one)
+        groups.setdefault(line_of(one.threshold), []).append(one)
     return groups
 
 

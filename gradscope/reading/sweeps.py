@@ -27,8 +27,23 @@ def name_of(threshold: float) -> str:
     return "none" if np.isinf(threshold) else f"{threshold:g}"
 
 
+def line_of(threshold: float) -> str:
+    """A threshold as the name of a line: ``c = 0.5``, or ``no clip``."""
+    return "no clip" if np.isinf(threshold) else f"c = {name_of(threshold)}"
+
+
+def chance_of(run: Run | Reading, metric: str) -> float:
+    """What guessing comes to: the label ``chance_loss`` or ``chance_accuracy`` for a metric so ending; else NaN."""
+    labels = run.settings.get("labels")
+    for name, value in labels.items() if isinstance(labels, dict) else ():
+        kind = str(name).removeprefix("chance_")
+        if kind != name and metric.endswith(kind) and isinstance(value, int | float):
+            return float(value)
+    return float("nan")
+
+
 def traces(runs: Sequence[Any], metric: str, thresholds: Sequence[float | None] | None = None) -> pd.DataFrame:
-    """One row per run and step: ``run, threshold, step, value, diverged``.
+    """One row per run and step: ``run, threshold, chance, step, value, diverged``.
 
     ``diverged`` is true from the step on from which the metric or the gradient norm was never finite again.
 
@@ -50,6 +65,7 @@ def traces(runs: Sequence[Any], metric: str, thresholds: Sequence[float | None] 
             value = steps[metric].to_numpy(dtype=float)
             at = steps["step"].to_numpy(dtype=np.int64)
             head = {"run": name, "threshold": float("inf") if given is None else float(given)}
+            head |= {"chance": chance_of(run, metric)}
             gone = at >= diverged_from(run, at, value)
             frames.append(pd.DataFrame({**head, "step": at, "value": value, "diverged": gone}))
     if not frames:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 
 from gradscope.plots import decay, norms, style, training
 from gradscope.schema import Record, RunMeta
@@ -38,7 +39,7 @@ def test_there_is_one_line_per_site_and_it_is_the_table(run):
     with style.use("screen"):
         ax = decay.draw(data)
     lines = [line for line in ax.get_lines() if not line.get_label().startswith("_")]
-    assert [line.get_label() for line in lines] == ["lstm/l0", "lstm/l1"]
+    assert [line.get_label() for line in lines] == ["l0", "l1"]  # without what both begin with
     for line, (_, rows) in zip(lines, data.groupby("site"), strict=True):
         np.testing.assert_array_equal(line.get_xdata(), rows["lag"])
         np.testing.assert_array_equal(line.get_ydata(), rows["relative"])
@@ -68,7 +69,7 @@ def test_lags_that_read_zero_are_marked_not_drawn(tmp_path):
         ax = decay.draw(data)
     marked = next(line for line in ax.get_lines() if line.get_label() == "_zero or below normal")
     assert list(marked.get_xdata()) == list(range(20, 30))
-    assert np.isnan(ax.get_lines()[0].get_ydata()[20:]).all()
+    assert ax.get_lines()[0].get_xdata().max() == 19
 
 
 def test_a_diverged_run_shows_its_last_usable_step(tmp_path):
@@ -133,7 +134,7 @@ def test_training_shows_first_and_last_record_and_darkens(tmp_path):
     with style.use("screen"):
         ax = training.draw(data)
     lines = [line for line in ax.get_lines() if line.get_label().startswith("step ")]
-    shades = [sum(line.get_color()[:3]) for line in lines]
+    shades = [sum(to_rgb(line.get_color())) for line in lines]
     assert all(a > b for a, b in pairwise(shades))
 
 
