@@ -42,9 +42,9 @@ def dtype_of(dataset: str) -> np.dtype[Any]:
 
 def encode_record(record: Record) -> bytes:
     """Bytes of a record; its arrays are copied, so the caller may reuse them."""
-    raw: list[bytes] = []
+    raw: list[memoryview] = []
     sites = [_encode_site(site, data, raw) for site, data in record.sites.items()]
-    raw.append(np.fromiter(record.parameters.values(), _FLOAT, len(record.parameters)).tobytes())
+    raw.append(_bytes(np.fromiter(record.parameters.values(), _FLOAT, len(record.parameters))))
     header = {
         "step": int(record.step),
         "micro": int(record.micro),
@@ -58,12 +58,12 @@ def encode_record(record: Record) -> bytes:
     return _join(header, raw)
 
 
-def _encode_site(site: str, data: SiteRecord, raw: list[bytes]) -> list[Any]:
+def _encode_site(site: str, data: SiteRecord, raw: list[memoryview]) -> list[Any]:
     lengths = np.ascontiguousarray(data.lengths, _INT)
     rows = np.ascontiguousarray(data.rows, _INT)
     if lengths.ndim != 1 or lengths.shape != rows.shape:
         raise SettingError(f"site {site!r}: lengths {lengths.shape} and rows {rows.shape} must be equal vectors")
-    raw += (lengths.tobytes(), rows.tobytes())
+    raw += (_bytes(lengths), _bytes(rows))
     arrays = []
     for name, values in data.arrays.items():
         dims = DATASETS.get(name)
@@ -72,7 +72,7 @@ def _encode_site(site: str, data: SiteRecord, raw: list[bytes]) -> list[Any]:
         array = np.asarray(values, dtype_of(name))
         if array.ndim != len(dims) or (dims[0] == "sequence" and array.shape[0] != len(lengths)):
             raise SettingError(f"site {site!r}: {name} has shape {array.shape}, wanted {dims} of {len(lengths)} rows")
-        raw.append(array.tobytes())
+        raw.append(_bytes(np.ascontiguousarray(array)))
         arrays.append([name, array.shape])
     return [
         site,
@@ -102,7 +102,12 @@ def encode_clip(event: ClipEvent) -> bytes:
     )
 
 
-def _join(header: dict[str, Any], raw: list[bytes]) -> bytes:
+def _bytes(array: np.ndarray) -> memoryview:
+    """View a contiguous array as bytes: it is copied once, by `_join`."""
+    return array.reshape(-1).view(np.uint8).data
+
+
+def _join(header: dict[str, Any], raw: list[memoryview]) -> bytes:
     text = _to_json(header).encode("ascii")
     return b"".join((_LENGTH.pack(len(text)), text, *raw))
 

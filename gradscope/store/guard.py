@@ -17,7 +17,7 @@ from pathlib import Path
 import h5py
 
 from gradscope.errors import GradscopeError, RunDamagedError, RunError, RunNotFoundError, UnsafeFileError
-from gradscope.store.journal import STATEMENTS, JournalContent, read_content
+from gradscope.store.journal import BESIDE, STATEMENTS, JournalContent, read_content
 from gradscope.store.part import MAX_ARRAY_BYTES
 
 MAX_OBJECTS = 200_000
@@ -29,6 +29,8 @@ MAX_ROW_BYTES = 1 << 30
 #: Deflate cannot do better than 1032:1; what announces more is made of data that was never written.
 _MAX_RATIO = 1100
 _FREE_BYTES = 64 << 20
+#: Ends a rollback journal that belongs to a transaction over several files.
+_ROLLBACK_MAGIC = bytes.fromhex("d9d505f920a163d7")
 _ALLOWED_FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
 
 
@@ -271,22 +273,47 @@ def _load(path: Path) -> JournalContent:
 
 
 def _load_copy(path: Path, cause: Exception) -> JournalContent:
-    """SQLite must write beside a journal that was left behind by a crash; where it may not, read a copy.
+    """SQLite must undo what a crash left half written, and write beside an old journal; here it does so in a copy.
 
     Only ever after `connect` failed: opening and closing a journal by other means would drop the locks that SQLite
     holds on it in this process.
     """
+    with copied(path, cause) as copy:
+        try:
+            return _load(copy)
+        except (OSError, sqlite3.Error, ValueError, OverflowError, RecursionError):
+            raise damaged(path, cause) from cause
+
+
+@contextmanager
+def copied(path: Path, cause: Exception) -> Iterator[Path]:
+    """A copy of a journal in which the half of a transaction that a crash has left is undone.
+
+    Raises
+    ------
+    RunDamagedError, UnsafeFileError
+    """
     with tempfile.TemporaryDirectory(prefix="gradscope-") as scratch:
         copy = Path(scratch) / path.name
         try:
-            for suffix in ("", "-wal"):
+            for suffix in ("", "-journal", "-wal"):
                 source = path.with_name(path.name + suffix)
                 if source.exists():
                     check_path(source, path.parent)
                     shutil.copyfile(source, copy.with_name(copy.name + suffix))
-            return _load(copy)
-        except (OSError, sqlite3.Error, ValueError, OverflowError, RecursionError):
+            _check_rollback(copy.with_name(copy.name + "-journal"), path)
+            with closing(sqlite3.connect(copy, isolation_level=None)) as connection:
+                connection.execute("PRAGMA trusted_schema=OFF")
+                connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        except (OSError, sqlite3.Error):
             raise damaged(path, cause) from cause
+        yield copy
+
+
+def _check_rollback(journal: Path, path: Path) -> None:
+    """Refuse a rollback journal that names another file: SQLite would open it, and may delete it."""
+    if journal.exists() and journal.read_bytes()[-8:] == _ROLLBACK_MAGIC:
+        raise UnsafeFileError(f"{str(path)!r} has a rollback journal that leads to another file. It was not read.")
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -297,10 +324,10 @@ def connect(path: Path) -> sqlite3.Connection:
     sqlite3.Error
     UnsafeFileError
     """
-    for suffix in ("-wal", "-shm"):
+    for suffix in BESIDE:
         beside = path.with_name(path.name + suffix)
-        if beside.is_symlink():
-            raise UnsafeFileError(f"{str(beside)!r} is a link; the journal was not opened.")
+        if beside.is_symlink() or (beside.exists() and not beside.is_file()):
+            raise UnsafeFileError(f"{str(beside)!r} is not an ordinary file; the journal was not opened.")
     connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=10)
     try:
         for pragma in ("trusted_schema=OFF", "query_only=ON", "cell_size_check=ON", "mmap_size=0"):

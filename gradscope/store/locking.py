@@ -17,6 +17,11 @@ class DirectoryLock:
     def __init__(self, descriptor: int | None) -> None:
         self._descriptor = descriptor
 
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """What a process must inherit to hold the lock too."""
+        return () if self._descriptor is None else (self._descriptor,)
+
     def close(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,14 +13,14 @@ from gradscope.errors import RunDamagedError, RunError, RunNotFoundError, Unsafe
 from gradscope.store import guard
 from gradscope.store.codec import RECORD, CorruptEntryError, decode
 from gradscope.store.header import parse_header
-from gradscope.store.journal import Row, remove_journal
+from gradscope.store.journal import BESIDE, Row, remove_journal
 from gradscope.store.layout import RankDirectory, rank_directories
 from gradscope.store.locking import is_being_written, lock_directory
 from gradscope.store.part import Header
 from gradscope.store.sealed import SealedPart
+from gradscope.store.sealing import seal_rows
 from gradscope.store.segment import build, checksum_path, sync_directory, write_segment
 from gradscope.store.validation import checksum_problems, segment_problems
-from gradscope.store.writer import seal_rows
 
 _DAMAGED = ".damaged"
 
@@ -155,7 +155,7 @@ def _seal_journal(rank: RankDirectory, root: Path, last: Header, report: RepairR
         remove_journal(rank.journal)
     else:
         report.lost.append(f"what could not be read of {str(rank.journal)!r}.")
-        for suffix in ("-wal", "-shm", ""):
+        for suffix in (*BESIDE, ""):
             beside = rank.journal.with_name(rank.journal.name + suffix)
             if beside.exists():
                 os.replace(beside, beside.with_name(beside.name + _DAMAGED))
@@ -166,17 +166,19 @@ def _salvage(path: Path) -> tuple[list[Row], Header, bool]:
     try:
         content = guard.load_journal(path)
         return content.rows, content.header, True
-    except RunDamagedError:
-        pass
+    except RunDamagedError as error:
+        damage = error
     rows: dict[int, Row] = {}
     header = Header()
-    try:
-        with closing(guard.connect(path)) as connection:
+    with ExitStack() as stack:
+        try:  # a transaction that a crash has left half done is undone there
+            source = stack.enter_context(guard.copied(path, damage))
+        except RunDamagedError:
+            source = path
+        with suppress(sqlite3.Error, UnsafeFileError), closing(guard.connect(source)) as connection:
             header = _salvage_header(connection)
             for order in ("ASC", "DESC"):  # from both ends, up to the damage
                 _take_rows(connection, order, rows)
-    except (sqlite3.Error, UnsafeFileError):
-        pass
     return [rows[row_id] for row_id in sorted(rows)], header, False
 
 

@@ -5,39 +5,33 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-import threading
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gradscope.errors import RunExistsError, SettingError
+from gradscope.errors import RunError, RunExistsError, SettingError, UsageError
 from gradscope.schema import ClipEvent, Coverage, Record, RunMeta, SiteInfo, StepRow
 from gradscope.store import codec
-from gradscope.store.journal import Journal, Row, remove_journal
+from gradscope.store.journal import Journal
 from gradscope.store.layout import RankDirectory, attempts
 from gradscope.store.locking import lock_directory
-from gradscope.store.part import BLOCK_BYTES, Block, Header, blocks
-from gradscope.store.segment import build, sync_directory, write_segment
+from gradscope.store.segment import sync_directory
+from gradscope.store.worker import Worker
 
-FLUSH_ENTRIES = 64
-FLUSH_SECONDS = 2.0
-FLUSH_BYTES = 8 << 20
-#: What may wait in memory while the disk refuses writes; beyond it new entries are dropped and counted.
-MAX_WAITING_BYTES = 64 << 20
-MAX_WAITING_ENTRIES = 10_000
 #: SQLite takes no larger row.
 MAX_ENTRY_BYTES = 900 << 20
 
-DROPPED = "the disk refused the journal"
+#: Writers of this process, for a forked child that has to leave them alone.
+_writers: weakref.WeakSet[RunWriter] = weakref.WeakSet()
 
 
 class RunWriter:
-    """Writes what one process records in one attempt.
+    """Writes what one process records in one attempt, beside the training.
 
-    Entries are buffered, written to the journal every 64 entries, 2 seconds or 8 MiB (checked when one is added),
-    and sealed into an HDF5 segment when the journal passes ``seal_bytes``. Memory does not grow with the run.
+    What is added is encoded and handed to a thread, which commits it every 64 entries, 2 seconds or 8 MiB and has the
+    journal sealed into an HDF5 segment, by a process of its own, when it passes ``seal_bytes``. Adding never waits for
+    the disk, and memory does not grow with the run.
 
     Parameters
     ----------
@@ -54,16 +48,27 @@ class RunWriter:
     seal_bytes : int
         Size of the journal at which a segment is sealed.
 
+    Attributes
+    ----------
+    run_dir : Path
+        Absolute: the script may change its directory.
+    path : Path
+        Directory of this attempt and rank.
+
     Raises
     ------
     RunExistsError
     SettingError
         ``durability``, ``rank`` or ``seal_bytes`` is out of range.
+    RunError
+        The disk refuses. Nothing is left behind.
 
     Notes
     -----
-    Every method may raise ``OSError`` or ``sqlite3.Error``. What was added stays buffered (up to 64 MiB) and is
-    written by a later flush that succeeds; what had to be dropped is counted in the run's ``lost``.
+    What the disk refuses is kept, up to 256 MiB, and written once it takes it; what has to be dropped is counted in
+    the run's ``lost``. `flush` and `close` may be called from any thread and any signal handler. In a forked child
+    nothing happens: the run is its parent's. A writer that is dropped, or whose interpreter ends, commits what it has
+    and leaves the journal, which reads as a run.
     """
 
     def __init__(
@@ -83,28 +88,21 @@ class RunWriter:
             raise SettingError(f"rank must be in 0..{world_size - 1}, not {rank}")
         if seal_bytes < 1:
             raise SettingError(f"seal_bytes must be positive, not {seal_bytes}")
-        self.run_dir = Path(run_dir)
-        self._directory = _begin(self.run_dir, restart, rank, world_size)
-        self.path = self._directory.path
-        self.meta = replace(meta, attempt=self._directory.attempt, rank=rank, world_size=world_size)
-        self._lock = threading.RLock()
-        self._held = lock_directory(self.path)
+        self.run_dir = Path(os.path.abspath(run_dir))
         self._process = os.getpid()
-        self._journal: Journal | None = Journal.create(self._directory.journal, self.meta, durability)
-        if durability == "full":  # a power cut takes names that were never synced, and the journal with them
-            for folder in (self.path, self.path.parent, self.run_dir, self.run_dir.absolute().parent):
-                sync_directory(folder)
-        self._seal_bytes = seal_bytes
-        self._sites: dict[str, SiteInfo] = {}
-        self._coverage: list[Coverage] = []
-        self._lost: dict[str, int] = {}
-        self._changed = False  # sites, coverage or lost, since the last commit
-        self._waiting: list[Row] = []
-        self._waiting_bytes = 0
-        self._journal_bytes = 0
-        self._last_id = self._sealed_id = 0
-        self._flushed_at = time.monotonic()
-        self._failing = False
+        with _Beginning(self.run_dir) as beginning:
+            directory = beginning.rank_directory(restart, rank, world_size)
+            self.path = directory.path
+            self.meta = replace(meta, attempt=directory.attempt, rank=rank, world_size=world_size)
+            held = lock_directory(self.path)
+            beginning.undo.callback(held.close)
+            journal = Journal.create(directory.journal, self.meta, durability)
+            beginning.undo.callback(journal.discard)
+            if durability == "full":  # a power cut takes names that were never synced, and the journal with them
+                beginning.sync()
+            self._worker = Worker(directory, journal, held, self.meta, seal_bytes)
+        _writers.add(self)
+        weakref.finalize(self, self._worker.end, "leave").atexit = False
 
     # --- adding ------------------------------------------------------------------------------------------------------
 
@@ -122,165 +120,184 @@ class RunWriter:
 
     def set_sites(self, sites: dict[str, SiteInfo]) -> None:
         """Replace what is known of the sites."""
-        with self._lock:
-            self._sites, self._changed = dict(sites), True
+        if self._mine:
+            with self._worker.change() as description:
+                description.sites = dict(sites)
 
     def set_coverage(self, coverage: list[Coverage]) -> None:
         """Replace which sites were seen, and why one was not."""
-        with self._lock:
-            self._coverage, self._changed = list(coverage), True
+        if self._mine:
+            with self._worker.change() as description:
+                description.coverage = list(coverage)
 
     def set_settings(self, settings: dict[str, Any]) -> None:
         """Replace the settings: some are known only once the training runs."""
-        with self._lock:
-            self.meta, self._changed = replace(self.meta, settings=dict(settings)), True
+        if self._mine:
+            self.meta = replace(self.meta, settings=dict(settings))
+            with self._worker.change() as description:
+                description.meta = self.meta
 
     def add_lost(self, reason: str, count: int = 1) -> None:
         """Count what could not be recorded."""
-        with self._lock:
-            self._lost[reason] = self._lost.get(reason, 0) + count
-            self._changed = True
+        if self._mine:
+            self._worker.count_lost(reason, count)
 
     def _add(self, kind: int, payload: bytes) -> None:
-        if os.getpid() != self._process:
-            return  # a forked worker (a data loader's) shares this object, not the run
-        with self._lock:
-            if self._journal is None:
-                raise ValueError(f"the run {str(self.run_dir)!r} is closed")
-            if len(payload) > MAX_ENTRY_BYTES:
-                raise SettingError(f"one record of {len(payload) >> 20} MiB is too large; record fewer samples")
-            if (
-                self._waiting_bytes + len(payload) > MAX_WAITING_BYTES + FLUSH_BYTES
-                or len(self._waiting) >= MAX_WAITING_ENTRIES
-            ):
-                self.add_lost(DROPPED)
-            else:
-                self._last_id += 1
-                self._waiting.append((self._last_id, kind, payload))
-                self._waiting_bytes += len(payload)
-            full = len(self._waiting) >= FLUSH_ENTRIES or self._waiting_bytes >= FLUSH_BYTES
-            if time.monotonic() - self._flushed_at >= FLUSH_SECONDS or (full and not self._failing):
-                self.flush()
+        if not self._mine:
+            return
+        if self._worker.ending:
+            raise UsageError(f"the run {str(self.run_dir)!r} is closed")
+        if len(payload) > MAX_ENTRY_BYTES:
+            raise SettingError(f"one record of {len(payload) >> 20} MiB is too large; record fewer samples")
+        self._worker.put(kind, payload)
+
+    @property
+    def _mine(self) -> bool:
+        """False in a forked worker (a data loader's), which shares this object, not the run."""
+        return os.getpid() == self._process
 
     # --- making durable ----------------------------------------------------------------------------------------------
 
+    @property
+    def error(self) -> RunError | None:
+        """Why the disk does not take what was added, with what to do; None while it does."""
+        error = self._worker.error
+        return None if error is None else RunError(f"cannot write {str(self.path)!r}: {said(error)}")
+
     def flush(self) -> None:
-        """Commit everything added so far to the journal; seal a segment when the journal has grown large."""
-        if os.getpid() != self._process:
-            return
-        with self._lock:
-            if self._journal is None:
-                return
-            # A disk that refuses is asked again every FLUSH_SECONDS, not at every entry.
-            self._flushed_at, self._failing = time.monotonic(), True
-            if self._waiting or self._changed:
-                self._journal.append(self._waiting, self._info() if self._changed else {})
-                self._journal_bytes += self._waiting_bytes
-                self._waiting, self._waiting_bytes, self._changed = [], 0, False
-            if self._journal_bytes >= self._seal_bytes:
-                self._seal(closing=False)
-            self._failing = False
+        """Wait until everything added so far is in the journal.
+
+        Raises
+        ------
+        RunError
+            The disk refuses; what was added is kept.
+        """
+        if self._mine:
+            self._worker.flush()
+            self._raise()
 
     def close(self) -> None:
-        """Seal what is left and remove the journal. On an error the journal stays, and the run stays readable."""
-        if os.getpid() != self._process:
+        """Wait until what is left is sealed and the journal gone; a second call does nothing.
+
+        Raises
+        ------
+        RunError
+            The disk refuses. The journal stays, and the run stays readable.
+        """
+        if not self._mine or self._worker.ended:
             return
-        with self._lock:
-            if self._journal is None:
-                return
-            try:
-                self.flush()
-                self._seal(closing=True)
-            except BaseException:
-                self._count_waiting()
-                self._release(remove=False)
-                raise
-            self._release(remove=True)
+        self._worker.end("seal")
+        self._worker.join()
+        if (error := self.error) is not None and not self._worker.dropped:
+            remedy = f"Everything recorded is in its journal: `gradscope repair {self.run_dir}` seals it."
+            raise RunError(f"{error} {remedy}") from self._worker.error
+        self._raise()
 
-    def _count_waiting(self) -> None:
-        """Say in the run what never reached it; that much may fit where the entries did not."""
-        if self._journal is not None and self._waiting:
-            self.add_lost(DROPPED, len(self._waiting))
-            with contextlib.suppress(OSError, sqlite3.Error):
-                self._journal.append([], self._info())
-
-    def _release(self, *, remove: bool) -> None:
-        assert self._journal is not None
-        journal, self._journal = self._journal, None
-        self._waiting, self._waiting_bytes = [], 0
-        try:
-            journal.close()
-            if remove:
-                remove_journal(journal.path)
-                sync_directory(self.path)
-        finally:
-            self._held.close()
-
-    def _info(self) -> dict[str, Any]:
-        return {
-            "metas": [asdict(self.meta)],
-            "sites": [info.to_json() for info in self._sites.values()],
-            "coverage": [entry.to_json() for entry in self._coverage],
-            "lost": self._lost,
-        }
-
-    def _seal(self, *, closing: bool) -> None:
-        assert self._journal is not None
-        header = Header((self.meta,), self._sites, tuple(self._coverage), self._lost, closing=closing)
-        # The journal is the one source: a row that never reached it is not sealed either.
-        rows = [row for row in self._journal.rows() if row[0] > self._sealed_id]
-        seal_rows(self._directory, rows, header, self._sealed_id)
-        self._sealed_id = rows[-1][0] if rows else self._sealed_id
-        self._journal_bytes = 0
-        if not closing:
-            self._journal.forget(self._sealed_id)
+    def _raise(self) -> None:
+        if (error := self.error) is not None:
+            raise error from self._worker.error
 
 
-def seal_rows(directory: RankDirectory, rows: Sequence[Row], header: Header, sealed_id: int) -> list[Path]:
-    """Write journal rows as segments, the last of which is the run's last if ``header.closing``."""
-    entries = [codec.decode(kind, payload) for _, kind, payload in rows]
-    gates = {site: info.gates for site, info in header.sites.items()}
-    written = []
-    for start, stop in blocks(entries, BLOCK_BYTES):
-        last_id = rows[stop - 1][0] if rows else sealed_id
-        block = Block(entries[start:stop], directory.attempt, directory.rank, gates)
-        last = header.closing and stop == len(entries)
-        described = replace(header, first_id=sealed_id + 1, last_id=last_id, closing=last)
-        # A training waits for a segment sealed on the way; `pack` compresses those too.
-        content = build([block], described, compress=header.closing)
-        written.append(directory.next_segment())
-        write_segment(written[-1], content)
-        sealed_id = last_id
-    return written
+def said(error: Exception) -> str:
+    """What a disk's refusal means, and what to do about it."""
+    code = getattr(error, "errno", None)
+    text = (os.strerror(code) if code else str(error)).rstrip(".")
+    for wanted, remedy in _REMEDIES.items():
+        if any(word in text.lower() for word in wanted):
+            return f"{text}. {remedy}"
+    return f"{text}. Training goes on; see that the disk can be written."
+
+
+_REMEDIES = {
+    ("no space", "is full", "quota", "file too large"): "Make room there, or record fewer steps, samples or tensors.",
+    ("locked",): "Another process has been reading it for long; end that one.",
+    ("read-only", "readonly", "permission"): "Make it writable, and leave it in place while it is written.",
+    ("no such file", "moved", "unable to open"): "Leave it in place while it is written.",
+    ("too many open files",): "Raise the limit with `ulimit -n`.",
+    ("i/o error", "input/output", "malformed", "corrupt"): (
+        "Check the disk, its free space and quota; `gradscope repair` keeps what can be read."
+    ),
+}
+
+
+def _disown_all() -> None:
+    for writer in list(_writers):
+        writer._worker.disown()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disown_all)
 
 
 # --- whose directory -------------------------------------------------------------------------------------------------
 
 
-def _begin(run_dir: Path, restart: bool, rank: int, world_size: int) -> RankDirectory:
-    """Create this rank's directory, exclusively."""
-    shared = world_size > 1
-    try:
-        run_dir.mkdir(parents=True)
-    except FileExistsError:
-        if not run_dir.is_dir():
-            raise RunExistsError(f"{str(run_dir)!r} is a file; give the name of a new run directory.") from None
-        if not restart and not shared:
-            raise _exists(run_dir) from None
-    latest = max(attempts(run_dir), default=0)
-    joins = shared and latest > 0 and _may_join(run_dir / f"attempt-{latest}", rank, world_size)
-    attempt = latest if joins else latest + 1
-    if attempt > 1 and not restart:
-        raise _exists(run_dir)
-    path = run_dir / f"attempt-{attempt}" / f"rank-{rank}"
-    try:
-        path.parent.mkdir(exist_ok=shared)
+class _Beginning:
+    """Creates a rank's directory, exclusively; what fails inside is undone and told as gradscope's own error.
+
+    Raises
+    ------
+    RunExistsError, RunError
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir, self._made = run_dir, list[Path]()
+        self.undo = contextlib.ExitStack()
+
+    def __enter__(self) -> _Beginning:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None:
+            self.undo.pop_all()
+            return
+        self.undo.close()
+        if isinstance(error, OSError | sqlite3.Error | RuntimeError):  # RuntimeError: no more threads
+            raise RunError(f"cannot begin the run {str(self._run_dir)!r}: {said(error)}") from error
+
+    def rank_directory(self, restart: bool, rank: int, world_size: int) -> RankDirectory:
+        """Create it."""
+        run_dir, shared = self._run_dir, world_size > 1
+        if not self._make(run_dir):
+            if not run_dir.is_dir():
+                raise RunExistsError(f"{str(run_dir)!r} is a file; give the name of a new run directory.")
+            if not restart and not shared:
+                raise _exists(run_dir)
+        latest = max(attempts(run_dir), default=0)
+        joins = shared and latest > 0 and _may_join(run_dir / f"attempt-{latest}", rank, world_size)
+        attempt = latest if joins else latest + 1
+        if attempt > 1 and not restart:
+            raise _exists(run_dir)
+        path = run_dir / f"attempt-{attempt}" / f"rank-{rank}"
+        if not self._make(path.parent) and not shared:
+            raise _exists(run_dir)
         if shared:
             (path.parent / f"world-{world_size}").touch()
-        path.mkdir()
-    except FileExistsError:
-        raise _exists(run_dir) from None
-    return RankDirectory(attempt, rank, path)
+        if not self._make(path):
+            raise _exists(run_dir)
+        return RankDirectory(attempt, rank, path)
+
+    def _make(self, path: Path) -> bool:
+        """Create a directory and those above it; False where there is something of this name."""
+        if not path.parent.exists():
+            self._make(path.parent)
+        try:
+            path.mkdir()
+        except FileExistsError:
+            return False
+        self._made.append(path)
+        self.undo.callback(_remove_empty, path)
+        return True
+
+    def sync(self) -> None:
+        """Sync every directory that has a new name in it."""
+        for folder in {self._made[-1], *(path.parent for path in self._made)}:
+            sync_directory(folder)
+
+
+def _remove_empty(directory: Path) -> None:
+    with contextlib.suppress(OSError):  # another rank is in it
+        directory.rmdir()
 
 
 def _may_join(attempt: Path, rank: int, world_size: int) -> bool:

@@ -5,12 +5,12 @@ from click.testing import CliRunner
 from gradscope import open_run
 from gradscope.cli import main
 from tests.cli.runs import write_run
+from tests.store.conftest import die
 
 
 def test_a_dead_runs_journal_is_sealed(tmp_path):
     writer = write_run(tmp_path / "run", close=False)
-    writer._journal.close()  # as if the process had died
-    writer._held.close()
+    die(writer)
     result = CliRunner().invoke(main, ["repair", str(tmp_path / "run"), "--json"])
     assert result.exit_code == 0
     assert json.loads(result.stdout)["recovered"] == 2

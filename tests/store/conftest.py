@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
 from gradscope.schema import ClipEvent, Coverage, Record, RunMeta, SiteInfo, SiteRecord, StepRow
-from gradscope.store import RunWriter
+from gradscope.store import RunWriter, guard
 
 META = RunMeta(
     created_at="2026-01-02T03:04:05+00:00",
@@ -57,6 +59,24 @@ def write_run(path, records=3, close=True, **options):
     if close:
         writer.close()
     return writer
+
+
+def die(writer):
+    """Leave a run as a process that died: what was committed is in the journal, nobody writes."""
+    writer._worker.end("leave")
+    writer._worker.join()
+
+
+def wait_until(true, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def wait_until_sealed(writer):
+    """Wait until every row that was committed is in a segment and gone from the journal."""
+    wait_until(lambda: not guard.load_journal(writer.path / "journal.sqlite").rows)
 
 
 @pytest.fixture

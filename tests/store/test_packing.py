@@ -3,15 +3,16 @@ import xarray as xr
 
 from gradscope import open_run
 from gradscope.errors import RunError, RunExistsError, RunNotFoundError
-from gradscope.store import RunWriter, pack, validate
+from gradscope.store import RunWriter, pack, sealing, validate
 from tests.store.conftest import META, SITES, record, site_record, write_run
 
 
 @pytest.mark.parametrize("growing", [False, True])
-def test_a_packed_run_reads_as_the_directory_does(tmp_path, growing):
+def test_a_packed_run_reads_as_the_directory_does(tmp_path, growing, monkeypatch):
+    monkeypatch.setattr(sealing, "STRETCH_BYTES", 1000)
     for attempt in (1, 2):
         for rank in (0, 1):
-            writer = RunWriter(tmp_path / "run", META, rank=rank, world_size=2, restart=attempt > 1, seal_bytes=1000)
+            writer = RunWriter(tmp_path / "run", META, rank=rank, world_size=2, restart=attempt > 1)
             writer.set_sites(SITES)
             writer.add_lost("a bug", 2)
             for step in range(attempt + rank):

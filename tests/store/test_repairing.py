@@ -7,7 +7,7 @@ from gradscope import open_run
 from gradscope.errors import RunDamagedError, RunError, RunNotFoundError
 from gradscope.schema import Coverage
 from gradscope.store import RunWriter, pack, repair, validate
-from tests.store.conftest import META, SITES, record, write_run
+from tests.store.conftest import META, SITES, die, record, wait_until_sealed, write_run
 
 
 @pytest.fixture
@@ -19,12 +19,12 @@ def dead(tmp_path):
     for step in range(5):
         writer.add_record(record(step))
     writer.flush()
-    writer._seal_bytes = 1 << 30
+    wait_until_sealed(writer)
+    writer._worker._seal_bytes = 1 << 30
     for step in range(5, 9):
         writer.add_record(record(step))
     writer.flush()
-    writer._journal.close()
-    writer._held.close()
+    die(writer)
     return tmp_path / "dead"
 
 
@@ -80,11 +80,8 @@ def test_entries_that_cannot_be_read_are_left_behind_in_the_old_journal(dead):
 
 def test_a_torn_database_keeps_what_lies_before_the_tear(tmp_path):
     writer = write_run(tmp_path / "run", records=300, close=False)
-    writer._journal.close()
-    writer._held.close()
+    die(writer)
     journal = tmp_path / "run/attempt-1/rank-0/journal.sqlite"
-    with closing(sqlite3.connect(journal)) as connection:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     content = bytearray(journal.read_bytes())
     middle = len(content) // 2 // 16384 * 16384
     content[middle : middle + 16384] = b"\xff" * 16384
@@ -120,6 +117,7 @@ def test_a_run_without_an_end_is_closed(tmp_path):
     writer = RunWriter(tmp_path / "run", META, seal_bytes=1)
     writer.add_record(record(0))
     writer.flush()
+    wait_until_sealed(writer)
     writer.close()
     (tmp_path / "run/attempt-1/rank-0/segment-00002.h5").unlink()
     assert not open_run(tmp_path / "run").sealed

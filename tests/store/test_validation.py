@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from gradscope.errors import RunNotFoundError
-from gradscope.store import RunWriter, pack, validate
+from gradscope.store import RunWriter, pack, sealing, validate
 from tests.store.conftest import META, record, write_run
 
 
@@ -41,11 +41,11 @@ def test_a_changed_number_in_a_file_without_checksum_is_found(tmp_path):
     assert any("packed.h5" in problem for problem in validate(packed))
 
 
-def test_a_missing_segment_and_a_missing_end_are_named(tmp_path):
-    writer = RunWriter(tmp_path / "run", META, seal_bytes=1)
-    for step in range(3):
+def test_a_missing_segment_and_a_missing_end_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(sealing, "STRETCH_BYTES", 1)
+    writer = RunWriter(tmp_path / "run", META)
+    for step in range(4):
         writer.add_record(record(step))
-        writer.flush()
     writer.close()
     folder = tmp_path / "run/attempt-1/rank-0"
     (folder / "segment-00002.h5").unlink()

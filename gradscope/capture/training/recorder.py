@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import os
 import sys
 import time
 import warnings
@@ -35,7 +36,7 @@ from gradscope.capture.training.ledger import StepLedger
 from gradscope.capture.training.pace import Pace
 from gradscope.capture.training.settings import Settings
 from gradscope.capture.training.uses import Opened, Uses
-from gradscope.errors import RunExistsError
+from gradscope.errors import RunError
 from gradscope.schema import Record, SiteInfo, SiteRecord
 from gradscope.store import RunWriter
 
@@ -110,7 +111,7 @@ class Recorder:
         self.keeps_quiet = False
         self.wanted = settings.sites
         self._watcher = Watcher(targets, self, names_in(self.model))
-        self.run_dir = Path(settings.run_dir)
+        self.run_dir = Path(os.path.abspath(settings.run_dir))
         self._writer = self._open_run()
         self.records_written = 0
         self._changed_unseen = True  # not known before the first recorded step
@@ -119,26 +120,21 @@ class Recorder:
         self._begin_step()
 
     def _open_run(self) -> RunWriter:
-        settings, existed = self.settings, self.run_dir.exists()
+        settings = self.settings
         for other in list(_open):
             if other.run_dir.resolve() == self.run_dir.resolve() and settings.restart:
                 self.say("other", f"the recorder that was still writing to {str(self.run_dir)!r} was closed")
                 other.close()
             elif other.model is self.model and other.run_dir.resolve() != self.run_dir.resolve():
                 self.say("other", f"this model is also being recorded to {str(other.run_dir)!r}: close that recorder")
-        try:
-            return RunWriter(
-                settings.run_dir,
-                run_meta(describe_model(self.model), settings),
-                durability=settings.durability,
-                restart=settings.restart,
-                rank=settings.rank,
-                world_size=settings.world_size,
-            )
-        except BaseException as error:
-            if not existed and not isinstance(error, RunExistsError):
-                _remove_empty(self.run_dir)
-            raise
+        return RunWriter(
+            self.run_dir,
+            run_meta(describe_model(self.model), settings),
+            durability=settings.durability,
+            restart=settings.restart,
+            rank=settings.rank,
+            world_size=settings.world_size,
+        )
 
     # -- life ------------------------------------------------------------------------------------------------
 
@@ -502,6 +498,8 @@ class Recorder:
     def _store(self, write: Callable[[], object]) -> None:
         with self._unharmed("writing the run"):
             write()
+            if (error := self._writer.error) is not None:
+                raise error
 
     def unharmed(self, doing: str) -> _Unharmed:
         """Keep an error of gradscope's out of the training."""
@@ -518,6 +516,9 @@ class Recorder:
         return _Unharmed(self, doing)
 
     def _lost(self, doing: str, error: Exception) -> None:
+        if isinstance(error, RunError):  # the disk: the run's writer counts what it drops
+            self.say("disk", f"{error} Training goes on; what the disk does not take is kept as long as it is not much")
+            return
         with contextlib.suppress(Exception):
             self._writer.add_lost(f"{doing}: {type(error).__name__}: {error}", 1)
         if doing in self._warned:
@@ -531,15 +532,6 @@ def _warn(message: str) -> None:
         warnings.warn(message, GradscopeWarning, stacklevel=4)
     except GradscopeWarning:  # warnings turned into errors must not stop the training either
         print(message, file=sys.stderr)
-
-
-def _remove_empty(directory: Path) -> None:
-    """Remove what a refused run has left: directories with nothing in them."""
-    for inner in sorted(directory.rglob("*"), reverse=True):
-        with contextlib.suppress(OSError):
-            inner.rmdir()
-    with contextlib.suppress(OSError):
-        directory.rmdir()
 
 
 def record(
