@@ -48,8 +48,10 @@ def stretched_interval(estimate: float, draws: Floats, n: int, confidence: float
 MAX_CHANCE = 0.8
 
 
-def drift_factor(values: Floats, confidence: float, chance: float = 0.0) -> float:
+def drift_factor(values: Floats, confidence: float, chance: float = 0.0) -> tuple[float, float]:
     """What the arms of an interval over steps are to be multiplied with where neighbouring steps resemble each other.
+
+    Beside it how many independent steps these are worth.
 
     Parameters
     ----------
@@ -70,7 +72,7 @@ def drift_factor(values: Floats, confidence: float, chance: float = 0.0) -> floa
     deviations = values - values.mean()
     squares = float(deviations @ deviations)
     if n < MIN_DRIFT_STEPS or squares == 0:
-        return 1.0
+        return 1.0, float(n)
     raw = float(deviations[1:] @ deviations[:-1]) / squares
     drifts = raw > 0.5 / np.sqrt(n)
     if drifts:
@@ -81,4 +83,5 @@ def drift_factor(values: Floats, confidence: float, chance: float = 0.0) -> floa
     phi = min(phi, 0.99)
     effective = max(n * (1 - phi) / (1 + phi), 2.0)
     tail = 0.5 + confidence / 2
-    return float(np.sqrt((1 + phi) / (1 - phi)) * stdtrit(effective - 1, tail) / stdtrit(n - 1, tail))
+    factor = float(np.sqrt((1 + phi) / (1 - phi)) * stdtrit(effective - 1, tail) / stdtrit(n - 1, tail))
+    return factor, n * (1 - phi) / (1 + phi)

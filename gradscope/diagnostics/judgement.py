@@ -96,10 +96,12 @@ def _agreeing(line: Line, sign: float) -> int:
     """How many recorded steps change by the factor on their own, where all of them do; else 0.
 
     Of steps that differ widely the mean has a wide interval, though none of them is in doubt. That all of five lie
-    beyond the factor has a probability of 1/32 where half of all steps do (the sign test).
+    beyond the factor has a probability of 1/32 where half of all steps do (the sign test). Steps that resemble their
+    neighbours are worth fewer: of those each has to change by the factor twice over.
     """
     changes = np.array(line.step_changes)
-    if changes.size < MIN_STEPS or np.min(sign * changes) < _DECADES:
+    least = _DECADES if line.n_effective >= MIN_STEPS else 2 * _DECADES
+    if changes.size < MIN_STEPS or np.min(sign * changes) < least:
         return 0
     return int(changes.size)
 

@@ -33,7 +33,8 @@ class Line:
     decades over the range; ``span`` is the range's length in lags. ``bounds`` are what a verdict asks about: the
     interval, or where that is refused (``interval_reason``) a wide one from the course of the curve itself.
     ``local`` are the slopes of the first and the second half of the range, ``middle`` the lag where they meet;
-    ``step_changes`` what each recorded step's own line changes over the range, in decades, where there are several.
+    ``step_changes`` what each recorded step's own line changes over the range, in decades, where there are several;
+    ``n_effective`` is how many independent steps those are worth.
     """
 
     rate: float = float("nan")
@@ -53,6 +54,7 @@ class Line:
     local: tuple[float, float] = (float("nan"), float("nan"))
     middle: int = 0
     step_changes: tuple[float, ...] = ()
+    n_effective: float = 0.0
 
 
 def default_range(curve: DecayCurve) -> tuple[float, float]:
@@ -104,9 +106,11 @@ def fit_line(
     rate = float(weights @ (y - y.mean()))
     intercept = float(y.mean() - rate * x.mean())
     arm = course_arm(x, y, confidence)
-    interval, refused = None, reasons.single(unit)
+    interval, n_effective, refused = None, 0.0, reasons.single(unit)
     if n_sequences > 1:
-        interval = _interval(curve, used, weights, rate, taking_part, clusters, confidence, resamples, seed)
+        interval, n_effective = _interval(
+            curve, used, weights, rate, taking_part, clusters, confidence, resamples, seed
+        )
         refused = "" if interval is not None else reasons.none_reaches(unit)
     r2 = _r2(y, intercept + rate * x)
     if interval is not None and n_steps > 1:
@@ -134,6 +138,7 @@ def fit_line(
         swing=float(y.max() - y.min()),
         local=(_slope(x[: half + 1], y[: half + 1]), _slope(x[half:], y[half:])),
         middle=int(x[half]),
+        n_effective=n_effective,
         step_changes=_step_changes(curve.sequences[taking_part][:, used], x, clusters) if n_steps > 1 else (),
     )
 
@@ -191,8 +196,8 @@ def _interval(
     confidence: float,
     resamples: int,
     seed: int,
-) -> tuple[float, float] | None:
-    """Bootstrap interval over steps, or over the sequences of a single one.
+) -> tuple[tuple[float, float] | None, float]:
+    """Bootstrap interval over steps, or over the sequences of a single one; and how many independent steps it is of.
 
     The slope is linear in the curve, and the curve in its steps from lag to lag, so one matrix product serves all
     resamples: slope = sum over lags of (mean difference) times (sum of the weights of all later lags).
@@ -215,17 +220,17 @@ def _interval(
     # A resample without any sequence at some lag has no curve there, hence no slope.
     whole = (drawn > 0).all(axis=1)
     if not whole.any():
-        return None
+        return None, 0.0
     low, high = stretched_interval(rate, (total[whole] / drawn[whole]) @ leverage, n, confidence)
     if not clusters.any():
-        return low, high
+        return (low, high), 1.0
     # What each sequence, and so each step, adds to the slope, to first order: its own where every lag is there.
     weight = present.sum(axis=0)
     typical = np.where(both, sums.sum(axis=0) / weight, 0.0)
     added = (np.where(both, differences, 0.0) - typical) @ (leverage / weight)
     sums_of, chance = _by_step(added, clusters)
-    factor = drift_factor(sums_of, confidence, chance)
-    return rate - factor * (rate - low), rate + factor * (high - rate)
+    factor, effective = drift_factor(sums_of, confidence, chance)
+    return (rate - factor * (rate - low), rate + factor * (high - rate)), effective
 
 
 def _by_step(added: Floats, clusters: Steps) -> tuple[Floats, float]:
