@@ -60,7 +60,10 @@ class Entry:
         """What the curve shows instead of the recurrence."""
         if not self.known:
             return reasons.ENTRY_NOT_RECORDED
-        return reasons.enters_up_to(self.lag) if self.lag > self.lags[0] else reasons.ENTERS_AT_MOST_STEPS
+        first, last = self.lags
+        # Close to the end most of the total is carried all the same.
+        mostly = self.lag > first and self.lag - first >= 0.5 * (last - first)
+        return reasons.enters_up_to(self.lag) if mostly else reasons.ENTERS_AT_MOST_STEPS
 
 
 def unknown_entry(lags: ArrayLike, source: str = "loss") -> Entry:
