@@ -110,7 +110,7 @@ class Run(store.Run):
 
         Returns
         -------
-        Axes or Figure
+        Figure, which a notebook shows; or the Axes that was given
         """
         from gradscope.plots.figures import plot_runs
 
@@ -157,11 +157,11 @@ class Run(store.Run):
 
     def _said(self) -> list[str]:
         from gradscope.reading.answers import advice_of, clipping_now_of_run
-        from gradscope.words import clip_sentence
+        from gradscope.words import NO_CURVE, clip_sentence, verdict_first
 
         try:
             found = self.answers()
-            said = [one.sentence for one in found] or ["no site has a curve against lag"]
+            said = [verdict_first(one.late.verdict, one.sentence) for one in found] or [NO_CURVE]
             said += [clip_sentence(clip) for clip in self.clipping()]
             return [*said, *advice_of(found), *(f"what now (clipping): {line}" for line in clipping_now_of_run(self))]
         except GradscopeError as error:  # a run without records is printed all the same

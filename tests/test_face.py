@@ -5,7 +5,6 @@ from html import escape
 import matplotlib
 import numpy as np
 import pytest
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import gradscope
@@ -40,7 +39,10 @@ def test_one_of_several_sites_is_to_be_named(tmp_path):
 def test_printing_a_run_answers_the_question(run):
     said = str(run)
     assert said.startswith("Run 'lstm': 20 records at 1 sites, sealed")
-    assert "lstm/l0 (cell), steps 180–190: the gradient reaching 39 steps back is" in said
+    assert (
+        f"  {run.decay().verdict.upper()}  lstm/l0 (cell), steps 180–190: the gradient reaching 39 steps back is"
+        in said
+    )
     assert "norm clipping at 1 changed" in said
     assert "<script>" not in run._repr_html_()
     assert run.answers()[0].sentence.split(": ", 1)[1].split(" [")[0] == str(run.decay())
@@ -70,12 +72,20 @@ def test_a_run_is_drawn_into_an_axes_or_a_figure_of_its_own(run):
     ax = figure.add_subplot()
     assert run.plot("decay", ax=ax, relative=False) is ax
     np.testing.assert_allclose(ax.lines[0].get_ydata(), 10 ** run.decay().curve.log10)
-    assert isinstance(run.plot("decay", step="first"), Axes)
+    assert isinstance(run.plot("decay", step="first"), Figure)
     assert isinstance(run.plot("training"), Figure)
     with pytest.raises(UnknownNameError, match="Did you mean 'quantity'"):
         run.plot("decay", quantty="cell")
     with pytest.raises(SettingError, match="not drawn from a recording"):
         run.plot("spectrum")
+
+
+def test_a_figure_of_a_run_shows_itself_once_in_a_notebook(run):
+    from matplotlib import pyplot
+
+    figure = run.plot("decay")
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    assert pyplot.get_fignums() == []  # what pyplot knows is shown once more at the end of a cell
 
 
 def test_xarray_holds_what_was_recorded(run):

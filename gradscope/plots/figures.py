@@ -45,7 +45,7 @@ def plot_runs(kind: str, runs: Sequence[Any], *, ax: Any = None, **options: Any)
 
     Returns
     -------
-    Axes or Figure
+    Figure, or what the kind draws into ``ax`` where that was given
 
     Raises
     ------
@@ -64,7 +64,11 @@ def plot_runs(kind: str, runs: Sequence[Any], *, ax: Any = None, **options: Any)
             raise UnknownNameError("option", name, (gathers | looks) - {"runs", "data", "ax", "style_name"})
     data = module.table(runs, **{name: value for name, value in options.items() if name in gathers})
     look = {name: value for name, value in options.items() if name in looks}
-    return draw(data, ax, **look) if ax is not None else draw(data, **look)
+    if ax is not None:
+        return draw(data, ax, **look)
+    drawn = draw(data, **look)
+    # A notebook shows a figure; an Axes is a line of text there.
+    return drawn if isinstance(drawn, Figure) else drawn.figure
 
 
 def provenance(runs: Sequence[Any]) -> dict[str, Any]:

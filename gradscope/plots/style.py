@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import count
 from typing import Any
 
@@ -155,6 +156,15 @@ def _settings(chosen: Preset) -> dict[str, Any]:
     }
 
 
+class ShownFigure(Figure):
+    """A figure that a notebook shows where it is returned: once, for pyplot, which shows its own, does not hold it."""
+
+    def _repr_png_(self) -> bytes:
+        content = BytesIO()
+        self.savefig(content, format="png", bbox_inches="tight")
+        return content.getvalue()
+
+
 def figure(
     style: str = "screen", *, aspect: float = 0.55, rows: int = 1, columns: int = 1, exact: bool = False
 ) -> tuple[Figure, Any]:
@@ -173,7 +183,7 @@ def figure(
     # A narrow column keeps enough height for its labels.
     height = max(chosen.width * aspect, min(2.1, chosen.width)) if rows == 1 and not exact else chosen.width * aspect
     height = min(height, PAGE)
-    fig = Figure(figsize=(chosen.width, height), layout="constrained")
+    fig = ShownFigure(figsize=(chosen.width, height), layout="constrained")
     fig.set_gid(_OWN)
     return fig, fig.subplots(rows, columns)
 

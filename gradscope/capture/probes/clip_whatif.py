@@ -19,7 +19,7 @@ from gradscope.schema import CLIP_KINDS, SiteInfo
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ClipWhatIf:
     """Adjoint norms against lag at one site for each clipping threshold.
 
@@ -48,6 +48,9 @@ class ClipWhatIf:
     def curves(self) -> Floats:
         """The curves of the quantity that describes the site, (K, B, L): ``cell`` for an LSTM, else ``hidden``."""
         return self.norms[self.info.curve]
+
+    def __repr__(self) -> str:
+        return f"<ClipWhatIf of {self.info.site}: thresholds {', '.join(f'{c:g}' for c in self.thresholds)}>"
 
 
 def clip_whatif(

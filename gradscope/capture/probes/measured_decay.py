@@ -10,7 +10,7 @@ import torch
 from gradscope.capture.calls.reduction import TENSORS, site_record
 from gradscope.errors import NotRecordedError, SettingError, UnknownNameError
 from gradscope.schema import DATASETS, QUANTITIES
-from gradscope.words import sentence
+from gradscope.words import sentence, verdict_first
 
 if TYPE_CHECKING:
     from gradscope.capture.probes.snapshot import SiteSnapshot, Snapshot
@@ -78,9 +78,11 @@ def said(snapshot: Snapshot) -> list[str]:
     lines = []
     for name, site in snapshot.items():
         has = quantities_of(site)
-        lines.append(
-            sentence(decay(snapshot, name), f"{name} ({has[0]})") if has else f"{name}: no gradient with a curve"
-        )
+        if not has:
+            lines.append(f"{name}: no gradient with a curve")
+            continue
+        fit = decay(snapshot, name)
+        lines.append(verdict_first(fit.verdict, sentence(fit, f"{name} ({has[0]})")))
     missing = [line for line in snapshot.coverage if line.status == "missing"]
     return lines + [f"{line.site}: not measured: {line.reason}" for line in missing]
 

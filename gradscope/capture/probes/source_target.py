@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 _BYTES_AT_ONCE = 256 << 20
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SourceTarget:
     """Norms ‖∂L_t/∂h_s‖ at one site, in input time order: row = target t, column = source s.
 
@@ -49,6 +49,9 @@ class SourceTarget:
     cell_per_sequence: Floats | None
     rows: NDArray[np.int64]
     per_step: bool
+
+    def __repr__(self) -> str:
+        return f"<SourceTarget of {self.info.site}: {self.hidden.shape[0]} targets, {self.hidden.shape[1]} sources>"
 
 
 def source_target(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from gradscope.capture.layers.rows import sampled_rows
 from gradscope.capture.probes.catching import Caught, catching, choose_site
 from gradscope.errors import SettingError
 from gradscope.schema import SiteInfo
+from gradscope.words import spectrum_sentence
 
 Floats = NDArray[np.float64]
 
@@ -28,7 +30,7 @@ MAX_LAGS = 128
 WARMUP_SHARE = 0.2
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Spectrum:
     """How one site stretches and shrinks small changes of its joint state s = h, or (h, c) for an LSTM.
 
@@ -67,6 +69,21 @@ class Spectrum:
     def state(self) -> tuple[str, ...]:
         """What the joint state is made of."""
         return ("hidden", "cell") if self.info.curve == "cell" else ("hidden",)
+
+    def __str__(self) -> str:
+        at = int(np.argmax(self.lags))
+        known = self.log_singular_values[at] / np.log(10)
+        with np.errstate(invalid="ignore"):
+            largest, median = np.nanmean(known[:, 0]), np.nanmean(np.nanmedian(known, axis=1))
+        exponents, sequences = self.exponents.tolist(), len(self.lengths)
+        end = (int(self.lags[at]), float(largest), float(median))
+        return spectrum_sentence(self.info.site, self.state, exponents, sequences, self.warmup, end)
+
+    def __repr__(self) -> str:
+        return f"<Spectrum of {self.info.site}: {len(self.lags)} lags, {len(self.exponents)} exponents>"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(str(self))}</p>"
 
 
 def spectrum(

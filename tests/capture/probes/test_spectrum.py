@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import gradscope
 from gradscope.errors import NothingToRecordError, SettingError, UnknownNameError
+from gradscope.words import number
 from tests.adjoint.linearized import jacobian_files
 from tests.golden_files import Golden
 
@@ -206,3 +207,17 @@ def test_bad_arguments_are_clear_errors(
 ) -> None:
     with pytest.raises(error, match=message):
         gradscope.spectrum(model, X, **arguments)  # type: ignore[arg-type]
+
+
+def test_it_is_printed_in_a_sentence_with_its_own_numbers() -> None:
+    gru = nn.GRU(2, 4).double()
+    found = gradscope.spectrum(gru, torch.randn(30, 3, 2, dtype=torch.float64))
+    said = str(found)
+    top = found.exponents[0]
+    assert f"largest Lyapunov exponent {number(top)} per step, mean over 3 sequences after 6 steps of warm-up" in said
+    assert f"small changes halve every {number(np.log(2) / -top)} steps" in said
+    logs = np.log10(found.singular_values[-1])
+    ends = (10 ** logs[:, 0].mean(), 10 ** np.median(logs, axis=1).mean())
+    assert said.endswith("at lag 29 the largest singular value is {}, the median {}".format(*map(number, ends)))
+    assert repr(found) == "<Spectrum of model/l0: 30 lags, 4 exponents>"
+    assert "largest Lyapunov exponent" in found._repr_html_()
