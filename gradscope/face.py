@@ -96,6 +96,10 @@ class Run(store.Run):
 
         return suggestion_of_run(self)
 
+    def what_now(self) -> list[str]:
+        """What to try at the sites, with their sequences' length filled in, and what to do about the threshold."""
+        return self._advice(self.answers())
+
     def plot(self, kind: str = "decay", *, ax: Any = None, **options: Any) -> Any:
         """Draw one figure of this run.
 
@@ -155,15 +159,19 @@ class Run(store.Run):
         items = "".join(f"<li>{escape(line)}</li>" for line in self._said())
         return f"<div><b>{escape(repr(self).strip('<>'))}</b><ul>{items}</ul></div>"
 
-    def _said(self) -> list[str]:
+    def _advice(self, found: list[SiteAnswer]) -> list[str]:
         from gradscope.reading.answers import advice_of, clipping_now_of_run
+
+        return [*advice_of(found), *(f"what now (clipping): {line}" for line in clipping_now_of_run(self))]
+
+    def _said(self) -> list[str]:
         from gradscope.words import NO_CURVE, clip_sentence, verdict_first
 
         try:
             found = self.answers()
             said = [verdict_first(one.late.verdict, one.sentence) for one in found] or [NO_CURVE]
             said += [clip_sentence(clip) for clip in self.clipping()]
-            return [*said, *advice_of(found), *(f"what now (clipping): {line}" for line in clipping_now_of_run(self))]
+            return [*said, *self._advice(found)]
         except GradscopeError as error:  # a run without records is printed all the same
             return [str(error)]
 

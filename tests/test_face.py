@@ -44,6 +44,8 @@ def test_printing_a_run_answers_the_question(run):
         in said
     )
     assert "norm clipping at 1 changed" in said
+    assert run.what_now()
+    assert all(f"  {line}" in said for line in run.what_now())
     assert "<script>" not in run._repr_html_()
     assert run.answers()[0].sentence.split(": ", 1)[1].split(" [")[0] == str(run.decay())
     assert escape(str(run.decay())) in run.decay()._repr_html_()

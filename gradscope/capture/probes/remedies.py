@@ -107,7 +107,8 @@ def remedies(
             else:
                 here.append(found)
         rows += sorted(filter(None, here), key=_distance)
-    return Remedies(tuple(rows), tuple(left_out), lengths)
+    own = {name: int(before[name].lengths.max()) for name in shown}
+    return Remedies(tuple(rows), tuple(left_out), lengths, own)
 
 
 class _Bench:

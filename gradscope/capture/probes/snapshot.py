@@ -262,6 +262,13 @@ class _Collector:
     def loss_scale(self) -> float:
         return 1.0
 
+    def in_order(self, targets: list[Target]) -> dict[str, SiteSnapshot]:
+        """Return the sites as the model defines them, then what was found; a backward pass meets the last one first."""
+        known = [info.site for target in targets for info in target.sites]
+        place = {site: i for i, site in enumerate(known)}
+        names = sorted(self.sites, key=lambda name: place.get(name.partition("#")[0], len(known)))
+        return {name: self.sites[name] for name in names}
+
     def coverage(self, targets: list[Target]) -> list[Coverage]:
         """Return a line for every site, and for everything that is no site but might be expected to be one."""
         lines, told = [], set()
@@ -331,7 +338,7 @@ def snapshot(model: nn.Module, closure: Callable[[], Tensor], *, sites: Sequence
         ) from collector.errors[0]
     if collector.no_recurrence and not collector.sites:
         raise NothingToRecordError(f"{type(model).__name__}: {collector.no_recurrence}")
-    return Snapshot(float(loss.detach()), collector.sites, collector.coverage(targets))
+    return Snapshot(float(loss.detach()), collector.in_order(targets), collector.coverage(targets))
 
 
 def _run_backward(loss: Tensor, model: nn.Module) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gradscope import reasons
 from gradscope.capture.probes.initialisations import NotTried
 from gradscope.diagnostics import DecayFit
 from gradscope.errors import SettingError
@@ -58,9 +59,9 @@ class Tried:
 
     @property
     def verdict(self) -> str:
-        """Verdict of all draws, or ``differs``."""
+        """Verdict of all draws, or ``differs by draw``."""
         found = {fit.verdict for fit in self.fits}
-        return found.pop() if len(found) == 1 else "differs"
+        return found.pop() if len(found) == 1 else "differs by draw"
 
     def row(self) -> dict[str, Any]:
         """Return the numbers as a row of :attr:`Remedies.table`."""
@@ -95,12 +96,16 @@ class Remedies:
     not_tried : tuple of NotTried
         What does not fit a site, and why.
     lengths : dict of str to int
-        Steps of the longest sequence of each site: the T of the chrono initialisation.
+        Steps of the longest sequence that runs through each site, other calls included: the T of the chrono
+        initialisation.
+    steps : dict of str to int
+        Those of them that are the site's own.
     """
 
     tried: tuple[Tried, ...]
     not_tried: tuple[NotTried, ...]
     lengths: dict[str, int]
+    steps: dict[str, int]
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -165,13 +170,22 @@ class Remedies:
         here = [one for one in self.tried if one.site == site]
         before = next(one for one in here if one.name == AS_IT_IS)
         best = self._best(site)
-        where = f"{site} ({before.quantity}), {self.lengths[site]} steps"
+        own, whole = self.steps[site], self.lengths[site]
+        where = f"{site} ({before.quantity}), {f'{own} steps' if own == whole else f'{own} of {whole} steps'}"
+        if self._alone(before):
+            return f"{where}: no initialisation can be compared here: {before.fits[0].reason}"
         reached = None if best is None else (best.name, best.reach)
         return tried_sentence(where, before.reach, before.input_reach, reached, len(here) - 1)
 
     def _best(self, site: str) -> Tried | None:
-        first = next((one for one in self.tried if one.site == site), None)
-        return None if first is None or first.name == AS_IT_IS else first
+        here = [one for one in self.tried if one.site == site]
+        before = next(one for one in here if one.name == AS_IT_IS)
+        return None if here[0] is before or self._alone(before) else here[0]
+
+    @staticmethod
+    def _alone(before: Tried) -> bool:
+        """Whether what reaches the first step says nothing of the recurrence: it enters everywhere, or there alone."""
+        return before.fits[0].cause in (reasons.ONE_STEP, reasons.ENTERS)
 
     def _left_out(self) -> list[str]:
         lines = [f"  {one.site}: {one.name}: {one.reason}" for one in self.not_tried]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import gradscope
 from gradscope.errors import SettingError, UnknownNameError
+from gradscope.words import number
 from tests.unrolled import unroll
 
 DOUBLE = torch.float64
@@ -389,7 +390,10 @@ def test_it_is_printed_as_a_table_with_its_sentence_and_the_code_of_the_best() -
     found = gradscope.remedies(model, lambda: model(x)[0][-1].square().sum(), draws=1)
     said = str(found)
     assert said.startswith("0/l0 (cell), 24 steps: as it is, the gradient at the first step is ")
-    assert "nearest to level of 4 initialisations is chrono(24)" in said
+    of = {one.name: one for one in found.tried}
+    before, best = of["as it is"], of["chrono(24)"]
+    assert f"is {number(before.reach)} of that where it enters (∂L/∂x_t: {number(before.input_reach)})" in said
+    assert f"nearest to level of 4 initialisations is chrono(24), with {number(best.reach)}" in said
     assert 'model.get_submodule("0").bias_ih_l0[6:12]' in said
     rows = [line.split("  ")[1] for line in said.splitlines() if line.startswith("  ") and "vanishing" in line]
     assert "as it is" in rows
@@ -398,6 +402,32 @@ def test_it_is_printed_as_a_table_with_its_sentence_and_the_code_of_the_best() -
     assert repr(found) == "<Remedies: 5 measured at 0/l0>"
     with pytest.raises(SettingError, match=r"'chrono' was not tried: chrono\(24\), "):
         found.code("chrono")
+
+
+def test_where_what_arrives_is_not_the_recurrences_own_nothing_is_recommended() -> None:
+    model, x = nn.LSTM(3, 6, num_layers=2, bidirectional=True), _data().float()
+    found = gradscope.remedies(model, lambda: model(x)[0][-1].square().sum(), draws=1)
+    for site, reason in (("model/l1_reverse", "only one step"), ("model/l0_reverse", "a gradient enters from above")):
+        said = found.sentence(site)
+        assert said.startswith(f"{site} (cell), 24 steps: no initialisation can be compared here: ")
+        assert reason in said
+    assert "nearest to level" in found.sentence("model/l0")
+
+
+def test_a_decoder_goes_on_with_the_encoders_sequence() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.decoder = nn.GRU(3, 6), nn.GRU(3, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.decoder(x[18:], self.encoder(x[:18])[1])[0][-1]
+
+    model, x = Both(), _data().float()
+    found = gradscope.remedies(model, lambda: model(x).square().sum(), draws=1)
+    assert found.sites == ("encoder/l0", "decoder/l0")
+    assert "encoder/l0 (hidden), 18 of 24 steps: " in str(found)
+    assert {one.name for one in found.tried} >= {"chrono(24)"}
 
 
 def test_it_is_drawn_as_what_was_measured() -> None:
