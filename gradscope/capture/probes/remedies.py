@@ -16,7 +16,7 @@ from gradscope.capture.probes.copies import on_copies, refuse_wrapped
 from gradscope.capture.probes.initialisations import Initialisation, NotTried, fitting
 from gradscope.capture.probes.snapshot import SiteSnapshot, Snapshot, snapshot
 from gradscope.capture.probes.tried import AS_IT_IS, Remedies, Tried
-from gradscope.errors import SettingError
+from gradscope.errors import SettingError, UnknownNameError
 
 #: A closure whose loss differs by more than this from one call to the next draws new data.
 SAME_LOSS = 1e-5
@@ -84,9 +84,7 @@ def remedies(
     bench = _Bench(model, closure)
     before = bench.measure({})
     bench.require_same(before.loss)
-    shown = [name for name in before if _wanted(before[name], sites) and measured_decay.quantities_of(before[name])]
-    if not shown:
-        raise SettingError(f"none of the sites {', '.join(before.sites)} has a curve against lag to compare.")
+    shown = _shown(before, sites)
     lengths = {name: _length(before[name]) for name in shown}
     options, left_out = _options(model, before, lengths, length)
     tried = {AS_IT_IS: [before]}
@@ -102,7 +100,9 @@ def remedies(
                 continue
             found = _tried(tried[name], site, one)
             if found is None or _unmoved(here[0], found):
-                reason = "the closure gives the same gradient with it: it does not run these weights"
+                reason = (
+                    "the gradient is the same with it: the closure does not run these weights, or for one step only"
+                )
                 left_out.append(NotTried(site, name, reason if found is not None else "no gradient arrived there"))
             else:
                 here.append(found)
@@ -196,8 +196,18 @@ def _unmoved(before: Tried, after: Tried) -> bool:
     )
 
 
-def _wanted(site: SiteSnapshot, sites: Sequence[str] | str | None) -> bool:
-    return sites is None or matches(site.info, (sites,) if isinstance(sites, str) else tuple(sites))
+def _shown(before: Snapshot, sites: Sequence[str] | str | None) -> list[str]:
+    """Return the sites to change and show: those asked for that have a curve against lag."""
+    wanted = None if sites is None else (sites,) if isinstance(sites, str) else tuple(sites)
+    for name in wanted or ():
+        if not any(matches(site.info, (name,)) for site in before.values()):
+            raise UnknownNameError("site", name, before.sites)
+    here = [name for name, site in before.items() if wanted is None or matches(site.info, wanted)]
+    found = [name for name in here if measured_decay.quantities_of(before[name])]
+    if not found:
+        why = "; ".join(f"{line.site}: {line.reason}" for line in before.coverage if line.reason)
+        raise SettingError(f"no site has a gradient against lag to compare{f' ({why})' if why else ''}.")
+    return found
 
 
 def _length(site: SiteSnapshot) -> int:

@@ -355,7 +355,7 @@ def test_parameters_that_the_closure_does_not_run_are_not_credited_with_anything
 
     found = gradscope.remedies(whole, closure, draws=1)
     assert [one.name for one in found.tried] == ["as it is"]
-    assert all("does not run these weights" in one.reason for one in found.not_tried)
+    assert all("the closure does not run these weights" in one.reason for one in found.not_tried)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), frozen.parameters(), strict=True))
 
 
@@ -444,6 +444,16 @@ def test_it_is_drawn_as_what_was_measured() -> None:
             assert lines[one.name].get_ydata()[-1] == pytest.approx(one.reach, rel=1e-6)
     with pytest.raises(UnknownNameError):
         found.plot(site="model/l2")
+
+
+def test_what_cannot_be_compared_at_all_says_why() -> None:
+    frozen, x = nn.GRU(3, 4), _data().float()
+    with pytest.raises(UnknownNameError, match="Did you mean 'model/l0'"):
+        gradscope.remedies(frozen, lambda: frozen(x)[0].sum(), sites="modle/l0")
+    for parameter in frozen.parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(SettingError, match="no site has a gradient against lag to compare \\(model/l0: "):
+        gradscope.remedies(frozen, lambda: frozen(x)[0].sum())
 
 
 @pytest.mark.parametrize("options", [{"draws": 0}, {"length": 0}])
