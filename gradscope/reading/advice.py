@@ -61,12 +61,12 @@ def together(said: Sequence[tuple[str, Sequence[str]]]) -> list[tuple[tuple[str,
 
 def _opening(info: SiteInfo, length: int) -> str:
     """Initialisations that let more through, by what the site is."""
-    if info.cell == "lstm":
-        chrono = f"b_f ~ log U[1, {length - 1}], b_i = −b_f; Tallec & Ollivier 2018"
-        bias = "forget bias 1 in b_ih + b_hh (Jozefowicz et al. 2015)"
-        return _gated(length, chrono, bias, "f")
-    if info.cell == "gru":
-        chrono = f"b_z ~ log U[1, {length - 1}]: PyTorch's z keeps the old state; Tallec & Ollivier 2018"
+    if "f" in info.gates:
+        chrono = f"b_f ~ log U[1, {length - 1}]{', b_i = −b_f' if 'i' in info.gates else ''}; Tallec & Ollivier 2018"
+        return _gated(length, chrono, "forget bias 1 in b_ih + b_hh (Jozefowicz et al. 2015)", "f")
+    if "z" in info.gates:
+        whose = ": PyTorch's z keeps the old state" if info.cell == "gru" else ""
+        chrono = f"b_z ~ log U[1, {length - 1}]{whose}; Tallec & Ollivier 2018"
         return _gated(length, chrono, "a bias of +1 for the update gate z", "z")
     if info.cell == "rnn_relu":
         return "the identity as recurrent weight and no bias (IRNN, Le et al. 2015), or an orthogonal one"

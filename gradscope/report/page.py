@@ -108,7 +108,8 @@ def answers(facts: Sequence[RunFacts]) -> str:
 
 def _answer(found: RunFacts, said: SiteAnswer) -> str:
     fit = said.late
-    more = [f"Measured on {text(said.quantity)} at {_steps(said.late_steps)}, {fit.n_sequences} sequences."]
+    counted = int(fit.curve.active.any(axis=1).sum())
+    more = [f"Measured on {text(said.quantity)} at {_steps(said.late_steps)}, {counted} sequences."]
     if said.early_steps != said.late_steps:
         more.append(f"At {_steps(said.early_steps)}: {prose(sentence(said.early))}.")
     if said.caveat:

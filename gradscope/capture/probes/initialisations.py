@@ -22,6 +22,8 @@ SAXE = "Saxe et al. 2014"
 
 GATES_UNKNOWN = "which of its parameters are gates cannot be told from data flow"
 
+#: Names of gates that keep the state, of every cell with gates.
+KEEPING = ("f", "z")
 #: A shorter sequence has no range of timescales for the chrono initialisation to spread over.
 MIN_CHRONO = 3
 
@@ -98,26 +100,20 @@ def fitting(
         return [], [NotTried(info.site, "any", reason)]
     weights = _of_layer(model, target, info) if target is not None else _of_found(model, info)
     made = _Made(info, weights, length)
-    if info.cell == "lstm":
-        made.forget_gate("forget bias 1", JOZEFOWICZ)
-        made.chrono(TALLEC)
-        made.orthogonal()
-        made.both("forget bias 1", "orthogonal")
-    elif info.cell == "gru":
+    if made.keep:
         # In PyTorch's GRU, h' = (1 - z) n + z h: z keeps the old state, so a positive bias preserves.
-        made.forget_gate("update bias 1", JOZEFOWICZ)
-        made.chrono(WESTHUIZEN)
+        name = "forget bias 1" if made.keep == "f" else "update bias 1"
+        made.forget_gate(name)
+        made.chrono()
         made.orthogonal()
-        made.both("update bias 1", "orthogonal")
+        made.both(name, "orthogonal")
     else:
         made.orthogonal()
         made.unit_radius()
         if info.cell in ("rnn_tanh", "rnn_relu"):
             made.identity()
         else:
-            made.leave_out(
-                "forget bias, chrono, identity", "which of its parameters are gates cannot be told from data flow"
-            )
+            made.leave_out("forget bias, chrono, identity", GATES_UNKNOWN)
     return made.fitting, made.left_out
 
 
@@ -126,6 +122,8 @@ class _Made:
 
     def __init__(self, info: SiteInfo, weights: Weights, length: int) -> None:
         self._info, self._weights, self._length = info, weights, length
+        #: The gate that keeps the state, empty where none is known to.
+        self.keep = next((gate for gate in KEEPING if gate in info.gates), "")
         self.fitting: list[Initialisation] = []
         self.left_out: list[NotTried] = []
 
@@ -136,21 +134,21 @@ class _Made:
         text = "\n".join(["with torch.no_grad():", *(f"    {line}" for line in code)])
         self.fitting.append(Initialisation(name, self._info.site, source, values, text, random))
 
-    def forget_gate(self, name: str, source: str) -> None:
+    def forget_gate(self, name: str) -> None:
         """Set the bias of the gate that keeps the state to 1 in all."""
         if not self._weights.biases:
             return self.leave_out(name, "it has no bias vectors that are parameters of its own")
         of_input, of_state = self._weights.biases
-        gate, at = self._gate(1)
+        gate, at = self._gate(self.keep)
 
         def values(_: torch.Generator) -> dict[nn.Parameter, Tensor]:
             return {of_input: _filled(of_input, gate, 1.0), of_state: _filled(of_state, gate, 0.0)}
 
         names = self._weights.names
         code = [f"{names[of_input]}[{at}] = 1.0", f"{names[of_state]}[{at}] = 0.0  # PyTorch adds the two"]
-        return self._add(name, source, values, code)
+        return self._add(name, JOZEFOWICZ, values, code)
 
-    def chrono(self, source: str) -> None:
+    def chrono(self) -> None:
         """Spread the timescales up to T: b_f ~ log U[1, T − 1], and b_i = −b_f where the input gate is its own."""
         name = f"chrono({self._length})"
         if not self._weights.biases:
@@ -158,13 +156,14 @@ class _Made:
         if self._length < MIN_CHRONO:
             return self.leave_out(name, f"a sequence of {self._length} steps has no range of timescales")
         of_input, of_state = self._weights.biases
-        (keep, at), lstm, high = self._gate(1), self._info.cell == "lstm", self._length - 1.0
-        write, at_write = self._gate(0)
+        (keep, at), high = self._gate(self.keep), self._length - 1.0
+        writes = "i" in self._info.gates
+        write, at_write = self._gate("i") if writes else (slice(0), "")
 
         def values(generator: torch.Generator) -> dict[nn.Parameter, Tensor]:
             drawn = torch.empty(keep.stop - keep.start).uniform_(1.0, high, generator=generator).log()
             new = {of_input: _filled(of_input, keep, drawn), of_state: _filled(of_state, keep, 0.0)}
-            if lstm:
+            if writes:
                 new[of_input][write] = -drawn.to(of_input)
                 new[of_state][write] = 0.0
             return new
@@ -174,9 +173,9 @@ class _Made:
             f"spread = torch.empty({keep.stop - keep.start}).uniform_(1.0, {high}).log()",
             f"{names[of_input]}[{at}], {names[of_state]}[{at}] = spread, 0.0",
         ]
-        if lstm:
+        if writes:
             code.append(f"{names[of_input]}[{at_write}], {names[of_state]}[{at_write}] = -spread, 0.0")
-        return self._add(name, source, values, code, random=True)
+        return self._add(name, TALLEC if writes else WESTHUIZEN, values, code, random=True)
 
     def orthogonal(self) -> None:
         """Make every H × H block of the recurrent weights orthogonal."""
@@ -237,9 +236,9 @@ class _Made:
         lines = [line.removeprefix("    ") for one in parts for line in one.code.splitlines()[1:]]
         self._add(f"{first} + {second}", "; ".join(one.source for one in parts), values, lines, random=True)
 
-    def _gate(self, number: int) -> tuple[slice, str]:
-        """The rows of a gate in PyTorch's order (i, f, g, o; r, z, n), and how they are written."""
-        size = self._info.hidden_size
+    def _gate(self, gate: str) -> tuple[slice, str]:
+        """The rows of a gate in the cell's order (i, f, g, o; r, z, n), and how they are written."""
+        number, size = self._info.gates.index(gate), self._info.hidden_size
         rows = slice(number * size, (number + 1) * size)
         return rows, f"{rows.start or ''}:{rows.stop}"
 
