@@ -170,8 +170,9 @@ def hook(graph: Graph, found: Recurrence, sequence: FoundSequence) -> None:
             by_node.setdefault(place[0], []).append((place[1], ("initial", which, 0), None))
             sequence.initial_states = (*sequence.initial_states, which)
     if found.entries and _alike(graph, found.entries, sequence):
+        tensors = tensors_of(graph, found.entries)
         for step, places in enumerate(found.entries[begins:ends]):
-            for which, place in zip(tensors_of(graph, places), places, strict=True):
+            for which, place in dict.fromkeys((tensors[at], place) for at, place in places.items()):
                 by_node.setdefault(place[0], []).append((place[1], ("entry", which, step), None))
     for index, hooked in by_node.items():
         if index < graph.first_inner:
@@ -195,24 +196,24 @@ def _same_shape(graph: Graph, place: Place, found: Recurrence, which: int) -> bo
     return first is not None and not graph.is_call(place[0]) and graph.shape(place) == graph.shape(first)
 
 
-def _alike(graph: Graph, entries: list[list[Place]], sequence: FoundSequence) -> bool:
-    """Find the batch axis of what enters each step; False where it has none like the state's."""
-    batch = None
-    for step, places in enumerate(entries):
-        for place in places:
+def _alike(graph: Graph, entries: list[dict[int, Place]], sequence: FoundSequence) -> bool:
+    """Find the batch axis of what enters each step; False where it has none like the state's, or changes its shape."""
+    tensors = tensors_of(graph, entries)
+    axes: dict[int, int] = {}
+    rest: dict[int, tuple[int, ...]] = {}
+    for places in entries:
+        for at, place in places.items():
             if graph.is_call(place[0]):
                 return False
             shape = graph.shape(place)
-            axis = max(sequence.axes[0], 0)
-            if step == len(entries) - 1 and not sequence.entry_axes:
-                batch = shape
-            if sequence.axes[0] != UNBATCHED and (not shape or len(shape) <= axis):
+            if sequence.axes[0] != UNBATCHED and len(shape) <= max(sequence.axes[0], 0):
                 return False
-    if batch is None:
-        return False
-    last = dict(zip(tensors_of(graph, entries[-1]), entries[-1], strict=True))
-    sequence.entry_axes = [_entry_axis(graph.shape(place), sequence) for place in last.values()]
-    return all(axis is not None for axis in sequence.entry_axes)
+            axis = axes.setdefault(tensors[at], _entry_axis(shape, sequence))
+            alone = shape if axis == UNBATCHED else shape[:axis] + shape[axis + 1 :]
+            if rest.setdefault(tensors[at], alone) != alone:
+                return False
+    sequence.entry_axes = [axes[number] for number in sorted(axes)]
+    return bool(axes)
 
 
 def _entry_axis(shape: tuple[int, ...], sequence: FoundSequence) -> int:

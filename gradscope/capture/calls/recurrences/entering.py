@@ -39,8 +39,11 @@ def _something_leaves(steps: Steps) -> bool:
     )
 
 
-def entries_of(steps: Steps, states: list[list[Place | None]]) -> list[list[Place]]:
-    """Return what enters each step from outside the loop and belongs to it alone: ∂L/∂x_t is taken there."""
+def entries_of(steps: Steps, states: list[list[Place | None]]) -> list[dict[int, Place]]:
+    """Return what enters each step from outside the loop and belongs to it alone: ∂L/∂x_t is taken there.
+
+    By numbers that are the same at every step; the first may lack what only a state before it would have met.
+    """
     graph, level, first = steps.graph, steps.level, steps.graph.first_inner
     after = _after_states(steps, states)
     owner = [0] * len(graph.nodes)
@@ -76,18 +79,26 @@ def entries_of(steps: Steps, states: list[list[Place | None]]) -> list[list[Plac
     # The same tensor in every step: as many of a kind.
     kinds = [{(way, len(places)) for way, places in every.get(step, {}).items()} for step in range(2, steps.last + 1)]
     common = {way for way, _ in set.intersection(*kinds)} if kinds else set()
+    if not common:
+        return []
     entries = []
+    in_order = sorted(common, key=lambda way: every[2][way])
+    size = {way: len(every[2][way]) for way in in_order}
     for step in range(1, steps.last + 1):
-        ways = every.get(step, {})
-        chosen = sorted(common & ways.keys(), key=lambda way: every[2][way])
-        entries.append(list(dict.fromkeys(place for way in chosen for place in ways[way])))
-    return entries if common else []
+        ways, here, number = every.get(step, {}), dict[int, Place](), 0
+        for way in in_order:
+            places = ways.get(way, [])
+            here.update(enumerate(places if len(places) == size[way] else (), start=number))
+            number += size[way]
+        entries.append(here)
+    return entries
 
 
-def tensors_of(graph: Graph, places: list[Place]) -> list[int]:
+def tensors_of(graph: Graph, entries: list[dict[int, Place]]) -> dict[int, int]:
     """Number the tensors among what enters a step: a timestep that is cut out several times is one of them."""
     known: dict[tuple[object, ...], int] = {}
-    return [known.setdefault(_cut_from(graph, place), len(known)) for place in places]
+    whole = max(entries, key=len)
+    return {at: known.setdefault(_cut_from(graph, place), len(known)) for at, place in whole.items()}
 
 
 def _cut_from(graph: Graph, place: Place) -> tuple[object, ...]:

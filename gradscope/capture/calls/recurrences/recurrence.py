@@ -24,8 +24,8 @@ class Recurrence:
         Of each state, the tensor at every step; None where the graph has none.
     roles : tuple of str
         ``hidden``, ``cell``, or ``state_1`` ... where that cannot be told.
-    entries : list of list of (int, int)
-        Of each step, the tensors that enter from outside the loop, in the same order; empty where there are none.
+    entries : list of dict of int to (int, int)
+        Of each step, the tensors that enter from outside the loop, by the same numbers; empty where there are none.
     initial : list of (int, int) or None
         Of each state, the tensor that stands in its place before the first step.
     direct : list of list of (int, int)
@@ -45,7 +45,7 @@ class Recurrence:
     steps: int
     states: list[list[Place | None]]
     roles: tuple[str, ...]
-    entries: list[list[Place]] = field(default_factory=list)
+    entries: list[dict[int, Place]] = field(default_factory=list)
     initial: list[Place | None] = field(default_factory=list)
     direct: list[list[Place]] | None = None
     by_depth: bool = False

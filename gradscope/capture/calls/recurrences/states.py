@@ -44,7 +44,7 @@ def recurrence_of(steps: Steps) -> Recurrence | str | None:
     states = sorted(followed, key=lambda state: next(place for place in state if place is not None))
     found = Recurrence(tuple(a.index for a in steps.anchors), steps.last, states, _roles(steps, middle, states))
     entries = entries_of(steps, states)
-    entering = {place for places in entries[:1] for place in places}
+    entering = {place for places in entries[:1] for place in places.values()}
     return replace(
         found,
         entries=entries,
