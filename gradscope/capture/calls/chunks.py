@@ -1,4 +1,4 @@
-"""Put the chunks of a checkpoint in a row: each is run again for a backward pass of its own inside the user's."""
+"""Put parts of a sequence in a row: chunks of a checkpoint, each with a pass of its own, and detached windows."""
 
 from __future__ import annotations
 
@@ -56,13 +56,28 @@ def _may_begin(line: Line) -> bool:
     return not line.marked if isinstance(line, FoundSequence) else line.carried == 0
 
 
+def rows_of_windows(windows: Sequence[tuple[Piece, int]]) -> list[tuple[list[Piece], int]]:
+    """Return the windows of each sequence in the order in which they start from each other, with their pass."""
+    after = {id(line.before): piece for piece, _ in windows if isinstance(line := piece.line, FoundSequence)}
+    here = {id(piece.line) for piece, _ in windows}
+    rows = []
+    for piece, task in windows:
+        if isinstance(piece.line, FoundSequence) and id(piece.line.before) not in here:
+            row = [piece]
+            while id(row[-1].line) in after:
+                row.append(after[id(row[-1].line)])
+            rows.append((row, task))
+    return rows
+
+
 def whole(row: Sequence[Piece], use: int) -> Piece:
-    """Return the sequence that the chunks of a row make together."""
+    """Return the sequence that the parts of a row make together."""
     parts = {site: joined([chunk.parts[site] for chunk in row]) for site in row[0].parts}
     made = replace(row[0], parts=parts, use=use)
     if len(row) > 1 and isinstance(made.line, FoundSequence):
         steps = sum(chunk.line.steps for chunk in row)
-        info = replace(made.line.info, how=f"found by data flow, {steps} steps in {len(row)} chunks")
+        parted = "windows" if made.line.goes_on else "chunks"
+        info = replace(made.line.info, how=f"found by data flow, {steps} steps in {len(row)} {parted}")
         made = replace(made, target=replace(made.target, sites=(info,)))
     return made
 

@@ -35,6 +35,10 @@ class FoundSequence(Line):
         Steps at the beginning and at the end whose states no graph shows.
     marked : bool
         Whether the user named the state: what it starts from is not known then.
+    before : FoundSequence or None
+        The window of the same loop whose last state, without its graph, is what this one starts from.
+    goes_on : bool
+        Whether it is such a window of another.
     """
 
     info: SiteInfo
@@ -53,6 +57,8 @@ class FoundSequence(Line):
     skipped: int = 0
     beyond: int = 0
     marked: bool = False
+    before: FoundSequence | None = None
+    goes_on: bool = False
 
     @property
     def steps(self) -> int:
@@ -61,6 +67,19 @@ class FoundSequence(Line):
     def after(self, task: int) -> int:
         """Return how many steps of the sequence follow."""
         return self.beyond + super().after(task)
+
+    def follow(self, before: FoundSequence) -> bool:
+        """Take another sequence as the window before this one, where they are alike and no step lies between."""
+        alike = (
+            (self.roles, self.shapes, self.entry_axes, self.has_direct)
+            == (before.roles, before.shapes, before.entry_axes, before.has_direct)
+            and self.lengths is before.lengths is None
+            and torch.equal(self.rows, before.rows)
+        )
+        if not alike or before.beyond or self.skipped:
+            return False
+        self.before, before.goes_on, self.use = before, True, before.use
+        return True
 
     def take(self, task: int, name: tuple[Any, ...], gradient: Tensor) -> None:
         """Keep the sampled rows of what arrived at a state, an entry, or an initial state."""

@@ -1,7 +1,7 @@
 """Which call came before: calls that hand their state on are one sequence, however the state got there.
 
 With a graph the state is followed to the call that made it, through any number of operations. A detached state shares
-its storage with the one it came from. A state that was copied has an unknown past.
+its storage with the one it came from; a copy is known by its values, and else has an unknown past.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
@@ -124,7 +125,14 @@ class Lineage:
         for finals, steps in ordered:
             if any(final.untyped_storage().data_ptr() == pointer for final in finals):
                 return steps
-        return UNKNOWN if any(bool(state.any()) for state in states) else 0
+        if not any(bool(state.any()) for state in states):
+            return 0
+        # A copy is known by its values.
+        return next((steps for finals, steps in ordered if any(_equal(final, states[0]) for final in finals)), UNKNOWN)
+
+
+def _equal(value: Tensor, other: Tensor) -> bool:
+    return (value.shape, value.device) == (other.shape, other.device) and torch.equal(value, other)
 
 
 def tupled(states: Any) -> tuple[Tensor, ...]:

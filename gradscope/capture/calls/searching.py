@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gradscope.adjoint import Adjoints
 from gradscope.capture.calls.between_calls import check_known
-from gradscope.capture.calls.chunks import NOT_CHAINED, Piece, by_module, in_rows, whole
+from gradscope.capture.calls.chunks import NOT_CHAINED, Piece, by_module, in_rows, rows_of_windows, whole
 from gradscope.capture.calls.found import FoundSequence
 from gradscope.capture.calls.graph import Graph, walk
 from gradscope.capture.calls.lineage import Lineage
@@ -39,6 +39,8 @@ class _Hooked:
 
     sequences: list[FoundSequence] = field(default_factory=list)
     pieces: list[Piece] = field(default_factory=list)
+    #: Windows of a loop that start from each other's detached states, with the pass they arrived in.
+    windows: list[tuple[Piece, int]] = field(default_factory=list)
     nothing: str = ""
 
 
@@ -133,6 +135,7 @@ class Search:
 
     def _search(self, graph: Graph, hooked: _Hooked, called: Mapping[int, int]) -> list[str]:
         """Set the hooks of what recurs in a graph; return why some could not be."""
+        self._windows.begin()
         found, misses = self._find(graph)
         found = self._without_scripted(graph, found)
         marked = self._marked.recurrences(graph)
@@ -189,6 +192,7 @@ class Search:
             if isinstance(sequence, str):
                 said.append(f"{name!r} recurs {one.steps} times, but {sequence}")
             elif sequence is not None:
+                uses[name] -= sequence.before is not None
                 hooked.sequences.append(sequence)
                 ends.update({place[0]: sequence for state in one.states if (place := state[-1]) is not None})
                 begins.append((one, sequence))
@@ -217,7 +221,7 @@ class Search:
         carried = self._windows.carried(graph, found, name, sequence, seen=not self.saving_is_hooked)
         sequence.carried = carried + sequence.skipped if carried >= 0 else -1
         if not self.saving_is_hooked and found.anchors:
-            self._windows.note_left(graph, found, name, carried)
+            self._windows.note_left(graph, found, name, sequence, carried)
         return sequence
 
     # -- a pass ends -----------------------------------------------------------------------------------------
@@ -235,6 +239,9 @@ class Search:
         for of, hooked in reversed(self._under_way):
             if of.task == task or (of.task == -1 and of.running()):
                 if of.outer is None:
+                    if isinstance(line, FoundSequence) and (line.before is not None or line.goes_on):
+                        hooked.windows.append((piece, task))
+                        return
                     break
                 first = next((h for p, h in self._under_way if p is of.outermost()), hooked)
                 given = tuple(g.detach() for g in of.root_gradients if isinstance(g, Tensor) and g.dim())
@@ -243,9 +250,9 @@ class Search:
                 return
         self._hand_over(piece, task)
 
-    def _hand_over(self, piece: Piece, task: int) -> None:
+    def _hand_over(self, piece: Piece, task: int, last: Line | None = None) -> None:
         for site, adjoints in piece.parts.items():
-            after = piece.line.after(task)
+            after = (last or piece.line).after(task)
             self._listener.measured(piece.target, piece.use, site, adjoints, piece.rows, piece.line.carried, after)
 
     def end(self, ended: Pass) -> None:
@@ -255,6 +262,8 @@ class Search:
                 del self._under_way[position]
                 _release(hooked)
                 self._join(hooked.pieces)
+                for row, task in rows_of_windows(hooked.windows):
+                    self._hand_over(whole(row, row[0].use), task, row[-1].line)
                 if hooked.nothing and not hooked.pieces:
                     self._listener.nothing(hooked.nothing)
                 return

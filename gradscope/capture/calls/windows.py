@@ -24,6 +24,12 @@ class Windows:
         self._names, self._lineage = names, lineage
         self._left: dict[str, tuple[Tensor, int]] = {}
         self._quiet: dict[int, tuple[int, tuple[Tensor, ...]]] = {}
+        # Windows of the pass that begins, by name: the last of each, and the state it ends with.
+        self._opened: dict[str, tuple[Tensor, FoundSequence]] = {}
+
+    def begin(self) -> None:
+        """Drop what belongs to another pass."""
+        self._opened.clear()
 
     def close(self) -> None:
         """Drop every tensor."""
@@ -33,6 +39,7 @@ class Windows:
     def forget(self) -> None:
         """Drop what belongs to the step that ended."""
         self._quiet.clear()
+        self._opened.clear()
 
     def quietly_called(self, module: nn.Module, output: Any) -> None:
         """Note what a module of the user's own returned without a graph: burn-in before the recorded steps."""
@@ -59,20 +66,28 @@ class Windows:
             return 0 if found.by_depth else -1
         if not bool(before.any()):
             return 0
+        if name in self._opened and _same(self._opened[name][0], before):
+            sequence.follow(self._opened[name][1])
         steps, quiet = self._quiet.get(id(self._names.modules.get(name)), (0, ()))
         for value, count in (*[(value, steps) for value in quiet], *([self._left[name]] if name in self._left else [])):
-            if value.shape == before.shape and torch.equal(value, before):
+            if _same(value, before):
                 return count
         return -1
 
-    def note_left(self, graph: Graph, found: Recurrence, name: str, carried: int) -> None:
+    def note_left(self, graph: Graph, found: Recurrence, name: str, sequence: FoundSequence, carried: int) -> None:
         """Keep the state that a recurrence ends with, to know it again where the next window starts from it."""
         which = initial_state(found)
         value = None if which is None else value_of(graph, found.states[which][-1])
         if value is None:
             self._left.pop(name, None)
+            self._opened.pop(name, None)
         else:
             self._left[name] = value, carried + found.steps if carried >= 0 else -1
+            self._opened[name] = value, sequence
+
+
+def _same(value: Tensor, other: Tensor) -> bool:
+    return value.shape == other.shape and torch.equal(value, other)
 
 
 def follow_on(graph: Graph, found: Recurrence, sequence: FoundSequence, ends: Mapping[int, FoundSequence]) -> None:
