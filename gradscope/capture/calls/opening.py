@@ -59,7 +59,7 @@ def open_found(
         return followed
     if len({one.counts[0] for one in laid}) > 1:
         return "its states disagree about the size of the batch"
-    rows, whole, lengths = _rows(laid[0].counts, samples)
+    rows, whole, lengths = _rows(max((one.counts for one in laid), key=len), samples)
     return FoundSequence(
         info=info,
         use=use,
@@ -108,6 +108,8 @@ def _rows(counts: list[int], samples: int | None) -> tuple[Tensor, bool, Tensor 
 def _without_incomplete(found: Recurrence) -> tuple[Recurrence, tuple[str, ...]]:
     """Leave out states that the graph does not show at every step, where it shows others: their lags would be wrong."""
     whole = [i for i, state in enumerate(found.states) if None not in state]
+    if whole:
+        whole = [i for i, s in enumerate(found.states) if None not in (s[:-1] if i in found.unread else s)]
     if not whole or len(whole) == len(found.states):
         return found, ()
     left_out = tuple(role for i, role in enumerate(found.roles) if i not in whole)
@@ -116,6 +118,7 @@ def _without_incomplete(found: Recurrence) -> tuple[Recurrence, tuple[str, ...]]
         states=[found.states[i] for i in whole],
         roles=("hidden",) if len(whole) == 1 else tuple(found.roles[i] for i in whole),
         initial=[found.initial[i] for i in whole],
+        unread=frozenset(whole.index(i) for i in found.unread if i in whole),
         direct=found.direct if found.roles and "hidden" in [found.roles[i] for i in whole] else None,
     )
     return kept, left_out
@@ -123,7 +126,8 @@ def _without_incomplete(found: Recurrence) -> tuple[Recurrence, tuple[str, ...]]
 
 def _complete(found: Recurrence) -> tuple[int, int]:
     """Return the steps in which every state is there: those at the ends may leave none that the loss depends on."""
-    there = [all(state[step] is not None for state in found.states) for step in range(found.steps)]
+    needed = [state for i, state in enumerate(found.states) if i not in found.unread] or found.states
+    there = [all(state[step] is not None for state in needed) for step in range(found.steps)]
     if True not in there:
         return 0, 0
     first = there.index(True)

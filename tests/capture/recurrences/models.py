@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.capture.recurrences import cells, decoders, kernels, loops, neurons
+from tests.capture.recurrences import cells, decoders, kernels, loops, neurons, published
 from tests.capture.recurrences.cases import CASES
 
-FILES = (loops, cells, neurons, decoders, kernels)
+FILES = (loops, cells, neurons, decoders, kernels, published)
 __all__ = ["CASES", "FILES"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -15,11 +15,31 @@ from gradscope.capture.calls.recurrences.recurrence import MIN_STEPS
 
 @dataclass(frozen=True, eq=False)
 class Anchor:
-    """Something that is used several times, and where."""
+    """Something that is used several times, and where.
+
+    Attributes
+    ----------
+    index : int
+    uses : frozenset of int
+        Where it meets something else.
+    parts : int
+        Of a source, how many slices are cut from it.
+    every : frozenset of int
+        The uses, and those that depend on no other but meet the chain: where the truth is fed at times.
+    order : dict of int to int
+        Numbers of the uses, where several are one: a timestep that is cut out twice.
+    """
 
     index: int
     uses: frozenset[int]
     parts: int = 0
+    every: frozenset[int] = frozenset()
+    order: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def in_order(self) -> dict[int, int]:
+        """Return the uses with their numbers, from 1, in the order in which they were made."""
+        return self.order or {use: number for number, use in enumerate(sorted(self.uses), start=1)}
 
 
 def weights_in(graph: Graph) -> list[Anchor]:
@@ -56,6 +76,15 @@ def _one_use_a_slice(graph: Graph, index: int) -> Anchor:
     uses = frozenset(use for use in _effective_uses(graph, index) if not graph.names[use].startswith("Stack"))
     level = levels(graph, [dict.fromkeys(uses, 1)], add=True)[:, 0]
     return Anchor(index, uses if int(level.max()) <= len(slices) + 1 else frozenset(), len(slices))
+
+
+def slices_of(graph: Graph, anchor: Anchor) -> Anchor:
+    """Return a tensor that is cut into timesteps with the slices themselves as uses, in the order of their first."""
+    numbers: dict[tuple[object, ...], int] = {}
+    order = {}
+    for user, at in sorted(graph.users[anchor.index]):
+        order[user] = numbers.setdefault(_which_slice(graph, anchor.index, user, at), len(numbers) + 1)
+    return replace(anchor, uses=frozenset(order), parts=len(numbers), order=order)
 
 
 def _which_slice(graph: Graph, index: int, user: int, at: int) -> tuple[object, ...]:

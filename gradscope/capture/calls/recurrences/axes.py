@@ -6,6 +6,8 @@ the state. Where none is met (elementwise recurrences), the first axis is the ba
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from gradscope.capture.calls.graph import Graph, from_zero
 from gradscope.capture.calls.recurrences.recurrence import Place
 
@@ -100,60 +102,67 @@ def batch_axis(graph: Graph, place: Place, way: list[tuple[int, int]] | None) ->
         if _tells(graph, last, at) and key in _VECTORS:
             return UNBATCHED
         if _tells(graph, last, at):
-            axis: int | None = _ROWS[key]
+            rows = frozenset((_ROWS[key],))
             for index, entered in reversed(way[:-1]):
-                axis = _before(graph, index, entered, axis)
-                if axis is None:
-                    break
-            if axis is None and len(shape) == 1:
+                rows = frozenset().union(*(_before(graph, index, entered, axis) for axis in rows))
+            if not rows and len(shape) == 1:
                 return UNBATCHED
-            if axis is not None and axis < len(shape):
-                return axis
+            if rows and min(rows) < len(shape):
+                # Rows may be made of two axes: of timesteps as well, as in attention. The batch is first by custom.
+                return min(rows)
     # A first axis of size 1 may be one sequence, or one layer of a stack.
     return None if len(shape) == 1 or (len(shape) > 2 and shape[0] == 1) else 0
 
 
-def _before(graph: Graph, index: int, at: int, axis: int | None) -> int | None:
-    """Return the axis that an axis of a node's output was in its operand; None where it was none."""
+def _before(graph: Graph, index: int, at: int, axis: int) -> frozenset[int]:
+    """Return the axes that an axis of a node's output was in its operand; none where it was none."""
     node, kind = graph.nodes[index], _kind(graph.names[index])
-    if axis is None:
-        return None
     try:
         made, taken = graph.shape((index, 0)), graph.shape(graph.inputs[index][at])
         if kind == "TBackward":
-            return 1 - axis
+            return frozenset((1 - axis,))
         if kind == "TransposeBackward":
             swapped = {from_zero(node._saved_dim0, len(made)): from_zero(node._saved_dim1, len(made))}
             swapped |= {b: a for a, b in swapped.items()}
-            return swapped.get(axis, axis)
+            return frozenset((swapped.get(axis, axis),))
         if kind == "PermuteBackward":
-            return from_zero(node._saved_dims[axis], len(made))
+            return frozenset((from_zero(node._saved_dims[axis], len(made)),))
         if kind == "SelectBackward":
-            return axis + (axis >= from_zero(node._saved_dim, len(taken)))
-        if kind == "UnsqueezeBackward":
+            return frozenset((axis + (axis >= from_zero(node._saved_dim, len(taken))),))
+        if kind in ("UnsqueezeBackward", "StackBackward"):
             added = from_zero(node._saved_dim, len(made))
-            return None if axis == added else axis - (axis > added)
-        if kind == "StackBackward":
-            added = from_zero(node._saved_dim, len(made))
-            return None if axis == added else axis - (axis > added)
+            return frozenset() if axis == added else frozenset((axis - (axis > added),))
     except (AttributeError, IndexError, TypeError):
-        return None
+        return frozenset()
     return _by_size(made, taken, axis)
 
 
-def _by_size(made: tuple[int, ...], taken: tuple[int, ...], axis: int) -> int | None:
-    """Follow an axis through a reshape: the same number of elements stands before it."""
+def _by_size(made: tuple[int, ...], taken: tuple[int, ...], axis: int) -> frozenset[int]:
+    """Follow an axis through a reshape: the same number of elements stands before it; it may be made of several."""
     if len(made) == len(taken) and made[axis] == taken[axis]:
-        return axis
+        return frozenset((axis,))
     before = 1
     for size in made[:axis]:
         before *= size
     passed = 1
     for candidate, size in enumerate(taken):
         if passed == before and (size > 1 or made[axis] == 1) and made[axis] % size == 0:
-            return candidate
+            return frozenset(_merged(taken, candidate, made[axis]))
         passed *= size
-    return None
+    return frozenset()
+
+
+def _merged(taken: tuple[int, ...], first: int, size: int) -> Iterator[int]:
+    """Yield the axes, from the first on, that make up one of a size."""
+    whole = 1
+    for axis in range(first, len(taken)):
+        if whole == size:
+            return
+        if size % (whole * taken[axis]):
+            return
+        whole *= taken[axis]
+        if taken[axis] > 1 or axis == first:
+            yield axis
 
 
 def changes_rows(graph: Graph, way: list[tuple[int, int]], axis: int) -> str:

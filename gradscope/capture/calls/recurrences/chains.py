@@ -13,30 +13,39 @@ from gradscope.capture.calls.recurrences.anchors import Anchor, levels
 from gradscope.capture.calls.recurrences.joins import accumulators
 from gradscope.capture.calls.recurrences.operations import ADDS
 from gradscope.capture.calls.recurrences.recurrence import MIN_STEPS
+from gradscope.capture.calls.recurrences.steps import is_tree
 
 
-def chained(graph: Graph, anchors: list[Anchor]) -> tuple[list[tuple[Anchor, np.ndarray]], list[Anchor]]:
-    """Separate anchors whose uses depend on each other, each with its levels, from those used side by side."""
+def chained(graph: Graph, anchors: list[Anchor]) -> tuple[list[tuple[Anchor, np.ndarray]], list[Anchor], list[Anchor]]:
+    """Separate anchors whose uses depend on each other, each with its levels, from those used side by side.
+
+    The last are anchors of both: some of their uses depend on others.
+    """
     level = levels(graph, [dict.fromkeys(anchor.uses, 1) for anchor in anchors], add=True)
     deepest = level.max(axis=0)
     chains: list[tuple[Anchor, np.ndarray]] = []
     beside: list[Anchor] = []
     split: list[Anchor] = []
+    mixed: list[Anchor] = []
     for column, anchor in enumerate(anchors):
         if deepest[column] < MIN_STEPS:
             beside.append(anchor)
         elif _only_adds_up(graph, anchor, level[:, column]):
             continue
+        elif is_tree(np.bincount(level[list(anchor.uses), column])[1:].tolist()):
+            chains.append((anchor, level[:, column]))
         elif sum(level[use, column] == 1 for use in anchor.uses) >= MIN_STEPS:
-            split += [replace(a, uses=_in_chain(graph, a)) for a in separate(graph, anchor)]
+            mixed.append(anchor)
+            split += [replace(a, uses=_in_chain(graph, a), every=a.every) for a in _sequences(graph, anchor)]
         elif len(anchor.uses) > deepest[column]:
-            split.extend(separate(graph, anchor))
+            mixed.append(anchor)
+            split.extend(_sequences(graph, anchor))
         else:
             chains.append((anchor, level[:, column]))
     if split:
         level = levels(graph, [dict.fromkeys(anchor.uses, 1) for anchor in split], add=True)
         chains += [(a, level[:, column]) for column, a in enumerate(split) if level[:, column].max() >= MIN_STEPS]
-    return chains, beside
+    return chains, beside, mixed
 
 
 def separate(graph: Graph, anchor: Anchor) -> Iterator[Anchor]:
@@ -64,6 +73,28 @@ def separate(graph: Graph, anchor: Anchor) -> Iterator[Anchor]:
         sequences[root(use)].add(use)
     for uses in sequences.values():
         yield replace(anchor, uses=frozenset(uses))
+
+
+def _sequences(graph: Graph, anchor: Anchor) -> Iterator[Anchor]:
+    """Separate independent sequences; a use that stands alone and meets one of them may be a step of it."""
+    apart = list(separate(graph, anchor))
+    alone = {use for sequence in apart if len(sequence.uses) == 1 for use in sequence.uses}
+    for sequence in apart:
+        if len(sequence.uses) > 1:
+            below = levels(graph, [dict.fromkeys(sequence.uses, 1)], add=True)[:, 0] > 0
+            meeting = {use for use in alone if any(below[user] for user in _next(graph, use))}
+            yield replace(sequence, every=sequence.uses | meeting)
+
+
+def _next(graph: Graph, start: int) -> Iterator[int]:
+    """Yield what is made of a tensor, the nearest first."""
+    todo, seen = [start], {start}
+    for index in todo:
+        for user, _ in graph.users[index]:
+            if user not in seen and len(seen) < 64:
+                seen.add(user)
+                todo.append(user)
+                yield user
 
 
 def _only_adds_up(graph: Graph, anchor: Anchor, level: np.ndarray) -> bool:

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gradscope.capture.calls.graph import Graph
-from gradscope.capture.calls.recurrences.anchors import Anchor, levels, sources_in, weights_in
+from gradscope.capture.calls.recurrences.anchors import Anchor, levels, slices_of, sources_in, weights_in
 from gradscope.capture.calls.recurrences.chains import chained, separate
 from gradscope.capture.calls.recurrences.joins import numbered_by_input
-from gradscope.capture.calls.recurrences.recurrence import UNMATCHED, NearMiss, Place, Recurrence
+from gradscope.capture.calls.recurrences.recurrence import MIN_STEPS, UNMATCHED, NearMiss, Place, Recurrence
 from gradscope.capture.calls.recurrences.states import recurrence_of
 from gradscope.capture.calls.recurrences.steps import Steps, groups
 
@@ -23,14 +23,19 @@ def find(graph: Graph) -> tuple[list[Recurrence], list[NearMiss]]:
     found: list[Recurrence] = []
     misses: list[NearMiss] = []
     taken: set[int] = set()
-    chains, beside = chained(graph, weights_in(graph))
-    for steps in groups(graph, chains, beside):
+    chains, beside, mixed = chained(graph, weights_in(graph))
+    for steps in groups(graph, chains, beside, mixed):
         _settle(steps, found, misses, taken)
     for steps in numbered_by_input(graph, [a for a in beside if a.index < graph.first_inner], taken):
         _settle(steps, found, misses, taken)
     sources = [anchor for anchor in sources_in(graph) if not anchor.uses & taken]
-    chains, beside = chained(graph, sources) if sources else ([], [])
-    for steps in (*groups(graph, chains, []), *numbered_by_input(graph, beside, taken)):
+    for steps in numbered_by_input(graph, [slices_of(graph, anchor) for anchor in sources], taken):
+        every = max(anchor.parts for anchor in steps.anchors) == steps.last
+        if every and not steps.marks & taken and _shows_all(recurrence_of(steps), MIN_STEPS):
+            _settle(steps, found, [], taken)
+    sources = [anchor for anchor in sources if not anchor.uses & taken]
+    chains, beside, _ = chained(graph, sources)
+    for steps in (*groups(graph, chains), *numbered_by_input(graph, beside, taken)):
         # The parts of one tensor are no timesteps where they do not lead to a state at each.
         if not steps.marks & taken and _shows_all(recurrence_of(steps)):
             if max(anchor.parts for anchor in steps.anchors) > steps.last:
@@ -59,8 +64,11 @@ def _settle(steps: Steps, found: list[Recurrence], misses: list[NearMiss], taken
         taken.update(_below_last(steps, result))
 
 
-def _shows_all(found: Recurrence | str | None) -> bool:
-    return isinstance(found, Recurrence) and all(None not in state[:-1] for state in found.states)
+def _shows_all(found: Recurrence | str | None, least: int = 1) -> bool:
+    """Whether every state is there at all steps but the last, and at so many at least."""
+    if not isinstance(found, Recurrence):
+        return False
+    return all(None not in state[:-1] and len(state) - state.count(None) >= least for state in found.states)
 
 
 def taken_by(found: list[Recurrence], graph: Graph) -> set[int]:

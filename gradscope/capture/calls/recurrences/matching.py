@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gradscope.capture.calls.recurrences.kinds import kind_of
 from gradscope.capture.calls.recurrences.operations import PRODUCTS, REARRANGES
 from gradscope.capture.calls.recurrences.recurrence import Place
 from gradscope.capture.calls.recurrences.steps import Steps
@@ -56,11 +57,14 @@ class _Match:
         names = steps.graph.names
         self._window = names[self._from : place[0] + 1]
         self._path = self._way(step)
+        self._made_with = kind_of(steps.graph, place[0], steps.level)
 
     def at(self, step: int) -> Place | None:
         """Return the tensor of a step that stands in the place of the one looked for; None if that cannot be told."""
         marks, graph = self._steps.marked(step), self._steps.graph
         if step == self._steps.last and (unlike := self._unlike(step)):
+            if (alike := self._by_weights(step)) is not None:
+                return alike
             # Of fewer, it may be another that is missing; of more, the last steps cannot be told apart.
             self.confused = unlike > 0
             return None
@@ -69,17 +73,35 @@ class _Match:
             end = start + len(self._window)
             if graph.names[start:end] == self._window and self._fits(end - 1, step):
                 return end - 1, self._place[1]
-        found = {end for mark in marks for end in self._up(mark)}
-        fitting = [end for end in found if self._fits(end, step)]
-        return (fitting[0], self._place[1]) if len(fitting) == 1 else None
+        for begun in range(len(self._path) + 1):
+            found = {end for mark in marks for end in self._up(mark, begun)}
+            fitting = [end for end in found if self._fits(end, step)]
+            if fitting:
+                return (fitting[0], self._place[1]) if len(fitting) == 1 else self._by_weights(step)
+        return self._by_weights(step)
+
+    def _by_weights(self, step: int) -> Place | None:
+        """Return the tensor of a step that is made with the same weights, as many as there are of those in both."""
+        graph, level, index, wanted = self._steps.graph, self._steps.level, self._place[0], self._made_with
+        if not wanted[2]:
+            return None
+
+        def alike(at: int) -> list[int]:
+            named = [i for i in self._steps.at.get(at, ()) if graph.names[i] == wanted[0]]
+            return [i for i in named if kind_of(graph, i, level) == wanted]
+
+        here, there = alike(level[index]), alike(step)
+        return (there[here.index(index)], self._place[1]) if len(here) == len(there) else None
 
     def _unlike(self, step: int) -> int:
         """Return how many more nodes of this kind a step has than the one that is known."""
         return len(self._alike(step)) - len(self._alike(self._steps.level[self._place[0]]))
 
     def _alike(self, step: int) -> list[int]:
-        kind = self._kind(self._place[0])
-        return [index for index in self._steps.at.get(step, ()) if self._kind(index) == kind]
+        kind, wanted = self._kind(self._place[0]), self._made_with
+        alike = [index for index in self._steps.at.get(step, ()) if self._kind(index) == kind]
+        # Whatever stands above the loop is in its last step.
+        return [index for index in alike if kind_of(self._steps.graph, index, self._steps.level) == wanted]
 
     def _fits(self, index: int, step: int) -> bool:
         """Whether a node makes of its step what the one that is looked for makes; the first step has no past."""
@@ -122,16 +144,12 @@ class _Match:
                     todo.append(child)
         return []
 
-    def _up(self, mark: int) -> list[int]:
+    def _up(self, mark: int, begun: int) -> list[int]:
         """Follow the way up from a mark; in the first step, where nothing comes before, it may begin further up."""
         graph = self._steps.graph
-        for begun in range(len(self._path) + 1):
-            begins = graph.names[self._from] if begun == 0 else self._path[begun - 1][0]
-            if graph.names[mark] != begins:
-                continue
-            ends = [mark]
-            for name, place in self._path[begun:]:
-                ends = [u for end in ends for u, at in graph.users[end] if at == place and graph.names[u] == name]
-            if ends:
-                return ends
-        return []
+        if graph.names[mark] != (graph.names[self._from] if begun == 0 else self._path[begun - 1][0]):
+            return []
+        ends = [mark]
+        for name, place in self._path[begun:]:
+            ends = [u for end in ends for u, at in graph.users[end] if at == place and graph.names[u] == name]
+        return ends

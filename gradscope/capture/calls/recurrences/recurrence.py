@@ -37,6 +37,8 @@ class Recurrence:
         The step of every node of the graph; 0 for those beside the recurrence.
     rare : tuple of int
         Weights that take part in some of the steps only: what they alone make is not followed.
+    unread : frozenset of int
+        States that nothing but the next step reads: the last one, which has none, is in no graph, and its adjoint is 0.
     ways : dict
         Of states, the way to the next step; found once for all graphs of the same shape.
     """
@@ -51,6 +53,7 @@ class Recurrence:
     by_depth: bool = False
     level: list[int] = field(default_factory=list, repr=False)
     rare: tuple[int, ...] = ()
+    unread: frozenset[int] = frozenset()
     ways: dict[Place, list[tuple[int, int]] | None] = field(default_factory=dict, repr=False)
 
 

@@ -2,34 +2,68 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
+from itertools import count
 
 from gradscope.capture.calls.graph import Graph
+from gradscope.capture.calls.recurrences.anchors import levels
 from gradscope.capture.calls.recurrences.cut import smallest_cut
 from gradscope.capture.calls.recurrences.entering import direct_of, entries_of, initials_of, only_in_depth
+from gradscope.capture.calls.recurrences.kinds import kind_of
 from gradscope.capture.calls.recurrences.matching import below_rearrangements, follow
-from gradscope.capture.calls.recurrences.operations import PRODUCTS
+from gradscope.capture.calls.recurrences.operations import PRODUCTS, REARRANGES
 from gradscope.capture.calls.recurrences.recurrence import BRANCHED, DISTINCT, MIN_STEPS, UNMATCHED, Place, Recurrence
-from gradscope.capture.calls.recurrences.steps import Steps, grouped
+from gradscope.capture.calls.recurrences.steps import Steps, grouped, in_order, is_tree
 
 
 def recurrence_of(steps: Steps) -> Recurrence | str | None:
     """Find the states of numbered steps; a reason where they cannot be followed, None where there is nothing."""
     if _has_own_weights(steps):
         return DISTINCT
-    if _branches(steps):
+    if is_tree([len(steps.marked(step)) for step in range(1, steps.last + 1)]):
         return BRANCHED
-    steps_as_given = steps
-    template = _template(steps)
-    for uses in range(2, 7) if template is None and not steps.starts else ():
-        # The weight may be used several times a step, one upon the other.
+    for candidate in in_order(steps):
+        states = _states_of(candidate)
+        if isinstance(states, tuple) and _is_chain(candidate, states[1]):
+            return _described(candidate, *states)
+    failed: str | None = UNMATCHED
+    for candidate in _candidates(steps):
+        states = _states_of(candidate)
+        if isinstance(states, tuple):
+            return _described(candidate, *states)
+        failed = states if candidate is steps else failed
+    return failed
+
+
+def _candidates(steps: Steps) -> Iterator[Steps]:
+    """Yield the steps as they are numbered, then several at once: a weight may be used upon what it made in a step."""
+    yield steps
+    for uses in range(2, 7) if not steps.starts else ():
         if steps.last % uses == 0 and steps.last // uses >= MIN_STEPS:
-            steps = grouped(steps, uses)
-            template = _template(steps)
-            if template is not None:
-                break
-            steps = steps_as_given
+            yield grouped(steps, uses)
+
+
+def _is_there(state: list[Place | None]) -> bool:
+    """Whether a state is seen at every step but for the first or the last, and often enough."""
+    return None not in state[1:-1] and (state[0] is not None or len(state) - state.count(None) >= MIN_STEPS)
+
+
+def _is_chain(steps: Steps, states: list[list[Place | None]]) -> bool:
+    """Whether a state is there at every step and follows from the one before."""
+    for state in states:
+        nodes = [place[0] for place in state if place is not None]
+        if len(nodes) == steps.last == int(levels(steps.graph, [dict.fromkeys(nodes, 1)], add=True).max()):
+            return True
+    return False
+
+
+def _states_of(steps: Steps) -> tuple[int, list[list[Place | None]]] | str | None:
+    """Return a step in the middle and the states of every step.
+
+    A reason where they cannot be followed, None where a known layer carries them.
+    """
+    template = _template(steps)
     if template is None:
         return UNMATCHED
     middle, places = template
@@ -39,9 +73,13 @@ def recurrence_of(steps: Steps) -> Recurrence | str | None:
     if not places:
         return None
     followed = [state for place in places if (state := follow(steps, middle, place)) is not None]
-    if len(followed) < len(places):
+    if len(followed) < len(places) or not any(_is_there(state) for state in followed):
         return UNMATCHED
-    states = sorted(followed, key=lambda state: next(place for place in state if place is not None))
+    return middle, sorted(followed, key=lambda state: next(place for place in state if place is not None))
+
+
+def _described(steps: Steps, middle: int, states: list[list[Place | None]]) -> Recurrence:
+    """Tell the roles of states, and what enters and leaves."""
     found = Recurrence(tuple(a.index for a in steps.anchors), steps.last, states, _roles(steps, middle, states))
     entries = entries_of(steps, states)
     entering = {place for places in entries[:1] for place in places.values()}
@@ -53,7 +91,20 @@ def recurrence_of(steps: Steps) -> Recurrence | str | None:
         by_depth=only_in_depth(steps),
         level=steps.level,
         rare=steps.rare,
+        unread=frozenset(
+            i for i, state in enumerate(states) if state[-1] is None and _is_unread(steps, middle, i, states)
+        ),
     )
+
+
+def _is_unread(steps: Steps, middle: int, which: int, states: list[list[Place | None]]) -> bool:
+    """Whether nothing but the next step reads a state: no output, and no other state of the same step."""
+    graph, place = steps.graph, states[which][middle - 1]
+    others = [state[middle - 1] for i, state in enumerate(states) if i != which]
+    if place is None or any(_makes(steps, place, other) or _makes(steps, other, place) for other in others):
+        return False
+    users = [user for user, at in graph.users[place[0]] if graph.inputs[user][at][1] == place[1]]
+    return all(steps.lives(user) or user in steps.marks or steps.level[user] > middle for user in users)
 
 
 def _has_own_weights(steps: Steps) -> bool:
@@ -98,13 +149,6 @@ def _serves_one_step(steps: Steps, leaf: int) -> bool:
     return True
 
 
-def _branches(steps: Steps) -> bool:
-    """Whether fewer and fewer uses meet, as in a tree."""
-    counts = [len(steps.marked(step)) for step in range(1, steps.last + 1)]
-    shrinks = all(later <= earlier for earlier, later in pairwise(counts))
-    return shrinks and counts[0] >= 2 * counts[-1] and len(set(counts)) > 2
-
-
 def _template(steps: Steps) -> tuple[int, list[Place]] | None:
     """Return a step in the middle and the tensors that cross from it to the next, where the step after agrees."""
     names = steps.graph.names
@@ -130,7 +174,8 @@ def _template(steps: Steps) -> tuple[int, list[Place]] | None:
         for other in (step - 1, step + 1):
             if other in cuts and operations == sorted(names[index] for index, _ in cuts[other]):
                 return step, cut
-    return None
+    # An output may be fed back at times: what crosses anyway is what the fewest tensors do.
+    return min(cuts.items(), key=lambda of: len(of[1])) if len(cuts) > 1 else None
 
 
 def _roles(steps: Steps, middle: int, states: list[list[Place | None]]) -> tuple[str, ...]:
@@ -139,16 +184,62 @@ def _roles(steps: Steps, middle: int, states: list[list[Place | None]]) -> tuple
         return ("hidden",)
     here = [state[middle - 1] for state in states]
     entering = [_enters_weight(steps, place, middle, here) for place in here]
-    if sum(entering) == 1 and len(states) == 2:
-        return tuple("hidden" if enters else "cell" for enters in entering)
-    roles, number = [], 0
-    for enters in entering:
-        if enters and sum(entering) == 1:
-            roles.append("hidden")
-        else:
-            number += 1
-            roles.append(f"state_{number}")
-    return tuple(roles)
+    entered = [i for i, enters in enumerate(entering) if enters]
+    past = [i for i, enters in enumerate(entering) if not enters and _is_carried(steps, here[i], middle)]
+    if len(entered) > 1 and len(past) == 1:
+        # An output that is fed back enters a weight as well, but is not made of the cell state as h = o · tanh(c) is.
+        entered = [i for i in entered if _carries(steps, here[past[0]], middle, states[i])]
+    named: dict[int, str] = {}
+    for own in entered if len(entered) == 1 else ():
+        named[own] = "hidden"
+        for i in range(len(states)):
+            only = not entering[i] and (len(states) == 2 or past == [i])
+            if only and (
+                _carries(steps, here[i], middle, states[own]) or (i in past and _makes(steps, here[i], here[own]))
+            ):
+                named[i] = "cell"
+    numbers = count(1)
+    return tuple(named.get(i) or f"state_{next(numbers)}" for i in range(len(states)))
+
+
+def _makes(steps: Steps, place: Place | None, other: Place | None) -> bool:
+    """Whether one tensor of a step is made of another of the same step."""
+    if place is None or other is None:
+        return False
+    todo, seen = [place[0]], {place[0]}
+    for index in todo:
+        above = {user for user, _ in steps.graph.users[index] if steps.level[user] == steps.level[place[0]]} - seen
+        seen |= above
+        todo.extend(above)
+    return other[0] in seen
+
+
+def _carries(steps: Steps, place: Place | None, step: int, hidden: list[Place | None]) -> bool:
+    """Whether the hidden state is made of another by no product with a weight: as in h = o · tanh(c)."""
+    if place is None:
+        return False
+    wanted = {state[0] for state in hidden[step - 1 : step + 1] if state is not None}
+    return any(index in wanted for index in _past_products(steps, place, step))
+
+
+def _past_products(steps: Steps, place: Place, step: int) -> Iterator[int]:
+    """Yield what is made of a state in its step and the next by no product with a weight."""
+    graph, todo, seen = steps.graph, [place[0]], {place[0]}
+    for index in todo:
+        for user, _ in graph.users[index]:
+            if user not in seen and steps.level[user] <= step + 1 and not graph.names[user].startswith(PRODUCTS):
+                seen.add(user)
+                todo.append(user)
+                yield user
+
+
+def _is_carried(steps: Steps, place: Place | None, step: int) -> bool:
+    """Whether a state reaches the next one of its own by no product with a weight: as in c' = f · c + i · g."""
+    if place is None:
+        return False
+    kind = kind_of(steps.graph, place[0], steps.level)
+    above = _past_products(steps, place, step)
+    return any(steps.level[i] == step + 1 and kind_of(steps.graph, i, steps.level) == kind for i in above)
 
 
 def _enters_weight(steps: Steps, place: Place | None, step: int, states: list[Place | None]) -> bool:
@@ -164,7 +255,9 @@ def _enters_weight(steps: Steps, place: Place | None, step: int, states: list[Pl
             if user in steps.marks and steps.level[user] > step:
                 if graph.names[user].startswith(PRODUCTS) or graph.is_call(user):
                     return True
-            elif steps.level[user] == step:
+            elif steps.level[user] == step or (
+                steps.level[user] == step + 1 and graph.names[user].startswith(REARRANGES)
+            ):
                 made = {(user, graph.inputs[other][place][1]) for other, place in graph.users[user]} - seen
                 made -= {state for state in states if state is not None}
                 seen |= made

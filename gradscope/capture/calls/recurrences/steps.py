@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -59,7 +59,12 @@ class Steps:
         return [index for index in self.at.get(step, ()) if index in starts]
 
 
-def groups(graph: Graph, chains: list[tuple[Anchor, np.ndarray]], beside: list[Anchor]) -> Iterator[Steps]:
+def groups(
+    graph: Graph,
+    chains: list[tuple[Anchor, np.ndarray]],
+    beside: Sequence[Anchor] = (),
+    mixed: Sequence[Anchor] = (),
+) -> Iterator[Steps]:
     """Join anchors whose uses alternate: they belong to the same step of one recurrence."""
     waiting = list(range(len(chains)))
     uses = [np.fromiter(anchor.uses, dtype=np.int64) for anchor, _ in chains]
@@ -74,16 +79,20 @@ def groups(graph: Graph, chains: list[tuple[Anchor, np.ndarray]], beside: list[A
             joined = [other for other in waiting if alternate(member, other)]
             waiting = [other for other in waiting if other not in joined]
             group += joined
-        yield _number(graph, [chains[member] for member in group], beside)
+        yield _number(graph, [chains[member] for member in group], beside, mixed)
 
 
-def _number(graph: Graph, group: list[tuple[Anchor, np.ndarray]], beside: list[Anchor]) -> Steps:
+def _number(
+    graph: Graph, group: list[tuple[Anchor, np.ndarray]], beside: Sequence[Anchor], mixed: Sequence[Anchor]
+) -> Steps:
     """Number the steps of a group of anchors, as often as something enters from outside, where that is seen."""
     longest = {id(anchor): int(level.max()) for anchor, level in group}
     steps, orders = _how_many(graph, group, beside)
     # Several applications may make up one step: those of a solver between two inputs.
     chosen = [(anchor, level) for anchor, level in group if longest[id(anchor)] % steps == 0]
     numbered = [-(-level // (longest[id(anchor)] // steps)) for anchor, level in chosen]
+    finest = next((level for anchor, level in chosen if longest[id(anchor)] == steps), None)
+    orders += [] if finest is None else [o for a in mixed if (o := _fed_at_times(a, finest, steps)) is not None]
     numbered += _of_inputs(graph, [order for order in orders if len(order) == steps])
     # What does not depend on the chain is no part of a step, however it is numbered by what enters.
     own = np.max(numbered[: len(chosen)], axis=0)
@@ -93,12 +102,13 @@ def _number(graph: Graph, group: list[tuple[Anchor, np.ndarray]], beside: list[A
     anchors = tuple(exact or [anchor for anchor, _ in chosen])
     uses = {use for anchor in anchors for use in anchor.uses}
     starts = frozenset(_first_of_each_step(uses, level)) if not exact else frozenset()
-    rare = tuple(a.index for a, _ in group if a not in [c for c, _ in chosen] and len(a.uses) < steps - 1)
+    left_out = [anchor for anchor, _ in group if anchor not in [c for c, _ in chosen]]
+    rare = tuple(a.index for a in left_out if max(len(a.uses), len(a.every)) < steps - 1)
     return Steps(graph, anchors, level.tolist(), frozenset(uses), steps, starts, rare)
 
 
 def _how_many(
-    graph: Graph, group: list[tuple[Anchor, np.ndarray]], beside: list[Anchor]
+    graph: Graph, group: list[tuple[Anchor, np.ndarray]], beside: Sequence[Anchor]
 ) -> tuple[int, list[dict[int, int]]]:
     """Return how many steps a group of anchors makes, and the orders of what enters them one by one."""
     chains = [(anchor, level, int(level.max())) for anchor, level in group]
@@ -120,6 +130,25 @@ def grouped(steps: Steps, uses: int) -> Steps:
     level = [-(-number // uses) for number in steps.level]
     starts = frozenset(_first_of_each_step(set(steps.marks), np.array(level)))
     return Steps(steps.graph, steps.anchors, level, steps.marks, steps.last // uses, starts)
+
+
+def in_order(steps: Steps) -> Iterator[Steps]:
+    """Number uses in the order in which they were made, where more follow each other than depend on each other.
+
+    A decoder is given the truth at times: what enters then depends on no step before.
+    """
+    for count in sorted({len(a.every) for a in steps.anchors if len(a.every) > steps.last}, reverse=True):
+        chosen = tuple(anchor for anchor in steps.anchors if len(anchor.every) == count)
+        numbers = [dict(zip(sorted(anchor.every), range(1, count + 1), strict=True)) for anchor in chosen]
+        level = levels(steps.graph, numbers, add=False).max(axis=1)
+        marks = frozenset(use for anchor in chosen for use in anchor.every)
+        yield Steps(steps.graph, chosen, level.tolist(), marks, count)
+
+
+def is_tree(uses: Sequence[int]) -> bool:
+    """Whether fewer and fewer uses meet from level to level."""
+    shrinks = all(later <= earlier for earlier, later in pairwise(uses))
+    return shrinks and uses[0] >= 2 * uses[-1] and len(set(uses)) > 2
 
 
 def _first_of_each_step(uses: set[int], level: np.ndarray) -> Iterator[int]:
@@ -174,6 +203,15 @@ def _entered_at(graph: Graph, other: Anchor, level: np.ndarray, marks: frozenset
         if strides == {int(level.max()) // len(order)}:
             return {use: position for position, use in enumerate(order, start=1)}
     return None
+
+
+def _fed_at_times(anchor: Anchor, level: np.ndarray, steps: int) -> dict[int, int] | None:
+    """Number the uses of a projection that is given what the step before made, or the truth; None for any other."""
+    order = {use: position for position, use in enumerate(sorted(anchor.uses), start=1)}
+    fed = any(level[use] == position - 1 > 0 for use, position in order.items())
+    if len(order) != steps or not fed or any(level[use] >= position for use, position in order.items()):
+        return None
+    return order
 
 
 def _enters(graph: Graph, use: int, level: np.ndarray, marks: frozenset[int] | None) -> int | None:
