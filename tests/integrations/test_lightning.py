@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import gradscope
 from gradscope.capture.training.recorder import GradscopeWarning
 from gradscope.errors import RunExistsError
+from tests.integrations.running import launched
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -204,14 +205,10 @@ _fit(Path({folder!r}), None, Module(), accumulate_grad_batches=2, gradient_clip_
 
 
 def test_the_launcher_records_the_same_script_with_the_same_numbers(tmp_path: Path) -> None:
-    root = str(Path(__file__).parents[2])
-    (tmp_path / "train.py").write_text(SCRIPT.format(root=root, folder=str(tmp_path)), encoding="utf-8")
-    launched = [sys.executable, "-m", "gradscope", "record", "--every", "1", "--out", "launched", "train.py"]
-    done = subprocess.run(launched, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    found = launched(SCRIPT, tmp_path)
     callback = GradscopeCallback(tmp_path / "called", every=1)
     _fit(tmp_path, callback, accumulate_grad_batches=2, gradient_clip_val=0.1)
-    found, expected = (gradscope.open_run(tmp_path / name) for name in ("launched", "called"))
+    expected = gradscope.open_run(tmp_path / "called")
     np.testing.assert_array_equal(found.array("rnn/l0", "hidden"), expected.array("rnn/l0", "hidden"))
     columns = ["step", "norm_before", "place", "applied"]
     assert found.clips()[columns].equals(expected.clips()[columns])

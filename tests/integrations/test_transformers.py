@@ -1,4 +1,4 @@
-"""The Hugging Face Trainer and Accelerate give the numbers of the plain loop that does the same."""
+"""The Hugging Face Trainer, recorded by one callback, gives the numbers of the plain loop that does the same."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import gradscope
+from tests.integrations.running import launched, on_two_ranks
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     transformers = pytest.importorskip("transformers")
-    accelerate = pytest.importorskip("accelerate")
+    pytest.importorskip("accelerate")
     from gradscope.integrations.transformers import GradscopeCallback
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -60,14 +61,21 @@ def _trainer(tmp_path: Path, callback: Any, model: nn.Module, **options: Any) ->
     return InOrder(model=model, args=arguments, train_dataset=Data(), callbacks=callbacks)
 
 
-def _plain(run: Path, parts: int = 1) -> Model:
+NORM, VALUE = torch.nn.utils.clip_grad_norm_, torch.nn.utils.clip_grad_value_
+
+
+def _plain(
+    run: Path, parts: int = 1, clip: Any = NORM, limit: float = 0.1, bf16: bool = False, epochs: int = 1
+) -> Model:
     model = Model()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.0)
     with gradscope.record(model, run, optimizer=optimizer, every=1):
-        for k, batch in enumerate(DataLoader(Data(), batch_size=4)):
-            (model(**batch)["loss"] / parts).backward()
+        for k, batch in enumerate([*DataLoader(Data(), batch_size=4)] * epochs):
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss = model(**batch)["loss"] / parts
+            loss.backward()
             if k % parts == parts - 1:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+                clip(model.parameters(), limit)
                 optimizer.step()
                 optimizer.zero_grad()
     return model
@@ -79,20 +87,43 @@ def _compare(found: gradscope.Run, expected: gradscope.Run) -> None:
     for site in expected.sites:
         assert found.records(site)[columns].equals(expected.records(site)[columns])
         np.testing.assert_allclose(found.array(site, "cell"), expected.array(site, "cell"), rtol=1e-6)
-    for name, listed in (("steps", ["grad_norm", "grad_norm_applied"]), ("clips", ["norm_before", "applied"])):
-        a, b = (getattr(run, name)() for run in (found, expected))
-        assert a.step.tolist() == b.step.tolist()
-        np.testing.assert_allclose(a[listed], b[listed], rtol=1e-6)
+    clips = [run.clips() for run in (found, expected)]
+    # Without a limit the Trainer clips at infinity, for the norm that it logs.
+    a, b = (of[np.isfinite(of.threshold)].reset_index(drop=True) for of in clips)
+    assert a[["step", "kind"]].equals(b[["step", "kind"]])
+    for one, other, listed in (
+        (found.steps(), expected.steps(), ["step", "grad_norm", "grad_norm_applied"]),
+        (a, b, ["threshold", "norm_before", "norm_after", "applied"]),
+    ):
+        np.testing.assert_allclose(one[listed], other[listed], rtol=1e-6)
     assert set(found.clips().place) == {"update"}
     assert found.apart.n_records == 0
 
 
-@pytest.mark.parametrize("parts", [1, 3])
-def test_the_callback_records_what_a_plain_loop_records(parts: int, tmp_path: Path) -> None:
+class ClipsValues(transformers.TrainerCallback):  # type: ignore[misc,name-defined]
+    """The Trainer clips by norm only; elements are clipped by a callback, just before the update."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        VALUE(kwargs["model"].parameters(), 0.05)
+
+
+KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "clipped by norm": ({}, {}),
+    "accumulated": ({"gradient_accumulation_steps": 3}, {"parts": 3}),
+    "clipped by value": ({"max_grad_norm": 0.0}, {"clip": VALUE, "limit": 0.05}),
+    "in bfloat16": ({"bf16": True}, {"bf16": True}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_callback_records_what_a_plain_loop_records(kind: str, tmp_path: Path) -> None:
+    options, plainly = KINDS[kind]
     model = Model()
-    callback = GradscopeCallback(tmp_path / "trainer", every=1)
-    _trainer(tmp_path, callback, model, gradient_accumulation_steps=parts).train()
-    plain = _plain(tmp_path / "plain", parts)
+    trainer = _trainer(tmp_path, GradscopeCallback(tmp_path / "trainer", every=1), model, **options)
+    if kind == "clipped by value":
+        trainer.add_callback(ClipsValues)
+    trainer.train()
+    plain = _plain(tmp_path / "plain", **plainly)
     for a, b in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
     found = gradscope.open_run(tmp_path / "trainer")
@@ -111,24 +142,32 @@ def test_a_training_that_goes_on_from_a_checkpoint_is_a_new_attempt_with_the_ste
     _trainer(tmp_path, GradscopeCallback(tmp_path / "run", every=1), Model(), save_strategy="epoch").train()
     later = _trainer(tmp_path, GradscopeCallback(tmp_path / "run", every=1), Model(), num_train_epochs=2)
     later.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-6"))
-    records = gradscope.open_run(tmp_path / "run").records("rnn/l0")
+    run = gradscope.open_run(tmp_path / "run")
+    records = run.records("rnn/l0")
     expected = [(1, k) for k in range(6)] + [(2, k) for k in range(6, 12)]
     assert list(zip(records.attempt, records.step, strict=True)) == expected
+    _plain(tmp_path / "plain", epochs=2)
+    _compare(run, gradscope.open_run(tmp_path / "plain"))
 
 
-@pytest.mark.parametrize("parts", [1, 3])
-def test_what_accelerate_prepared_is_recorded_as_it_is(parts: int, tmp_path: Path) -> None:
-    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=parts)
-    model = Model()
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.0)
-    model, optimizer, data = accelerator.prepare(model, optimizer, DataLoader(Data(), batch_size=4))
-    with gradscope.record(model, tmp_path / "run", optimizer=optimizer, every=1):
-        for batch in data:
-            with accelerator.accumulate(model):
-                accelerator.backward(model(**batch)["loss"])
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(model.parameters(), 0.1)
-                optimizer.step()
-                optimizer.zero_grad()
-    _plain(tmp_path / "plain", parts)
-    _compare(*(gradscope.open_run(tmp_path / name) for name in ("run", "plain")))
+def test_two_ranks_write_beside_each_other_and_agree_on_steps_and_norms(tmp_path: Path) -> None:
+    run = on_two_ranks("transformers", tmp_path)
+    records = run.records("rnn/l0")
+    assert sorted(zip(records["rank"], records.step, strict=True)) == [(r, k) for r in (0, 1) for k in range(3)]
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {root!r})
+import warnings
+warnings.simplefilter("ignore")
+from pathlib import Path
+from tests.integrations.test_transformers import Model, _trainer
+_trainer(Path({folder!r}), None, Model(), gradient_accumulation_steps=2).train()
+"""
+
+
+def test_the_launcher_records_the_same_script_with_the_same_numbers(tmp_path: Path) -> None:
+    found = launched(SCRIPT, tmp_path)
+    _plain(tmp_path / "plain", parts=2)
+    _compare(found, gradscope.open_run(tmp_path / "plain"))
