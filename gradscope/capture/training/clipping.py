@@ -3,18 +3,21 @@
 ``clip_grad_norm_`` hands over to ``_clip_grads_with_norm_`` with the norm that ``_get_total_norm`` has just measured;
 replacing these inner functions sees every call, also of a ``clip_grad_norm_`` imported by name before, and gets the
 norm for free.
-``clip_grad_value_`` has no such seam: the public name is replaced, in both places where it can be looked up.
+``clip_grad_value_`` has no such seam: what its function object runs is replaced, so that a name it was imported under
+before leads here as well; where that cannot be done the public names are.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import CodeType, FunctionType
 from typing import Any, Protocol
 
 import torch
@@ -84,7 +87,37 @@ def _install() -> None:
             _replace([utils], "clip_grads_with_norm_", _with_norm)
     else:  # older torch
         _replace([clip_grad, utils], "clip_grad_norm_", _public_norm)
-    _replace([clip_grad, utils], "clip_grad_value_", _value)
+    if not _reroute_value():
+        _replace([clip_grad, utils], "clip_grad_value_", _value)
+
+
+_rerouted: list[tuple[FunctionType, CodeType]] = []
+
+
+def _reroute_value() -> bool:
+    """Let torch's function run ours; whether that can be done."""
+    inner = inspect.unwrap(clip_grad.clip_grad_value_)
+    if not isinstance(inner, FunctionType) or inner.__closure__ is not None:
+        return False
+    if inner.__code__.co_varnames[:3] != ("parameters", "clip_value", "foreach") or inner.__code__.co_argcount != 3:
+        return False
+    _rerouted.append((inner, inner.__code__))
+    inner.__code__ = _instead_of_value.__code__
+    return True
+
+
+def _instead_of_value(parameters: Any, clip_value: Any, foreach: Any = None) -> None:
+    # Runs with the globals of torch's module.
+    from gradscope.capture.training import clipping
+
+    return clipping.value_clip_seen(parameters, clip_value, foreach)
+
+
+def value_clip_seen(parameters: Any, clip_value: Any, foreach: Any = None) -> None:
+    """Clip as torch does and tell the observers; called in place of torch's own code."""
+    (function, code), *_ = _rerouted
+    own = FunctionType(code, function.__globals__, function.__name__, function.__defaults__)
+    _value(own)(parameters, clip_value, foreach)
 
 
 def _replace(places: list[Any], name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
@@ -101,6 +134,9 @@ def _uninstall() -> None:
         if getattr(getattr(place, name), "__wrapped__", None) is original:
             setattr(place, name, original)
     _originals.clear()
+    while _rerouted:
+        function, code = _rerouted.pop()
+        function.__code__ = code
 
 
 def _listed(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:

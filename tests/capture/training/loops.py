@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_ as imported_by_name
+from torch.nn.utils import clip_grad_value_ as values_imported_by_name
 
 import gradscope
 
@@ -260,6 +261,16 @@ def clip_values(t: Table) -> None:
     def clip(_: Any) -> float:
         norm = t.norm()
         torch.nn.utils.clip_grad_value_(t.model.parameters(), 0.05)
+        return norm
+
+    _clipped(t, clip)
+
+
+@loop
+def clip_values_imported_by_name(t: Table) -> None:
+    def clip(_: Any) -> float:
+        norm = t.norm()
+        values_imported_by_name(t.model.parameters(), 0.05)
         return norm
 
     _clipped(t, clip)
