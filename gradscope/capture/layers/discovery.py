@@ -55,9 +55,22 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
+def require_module(model: object) -> nn.Module:
+    """Return the model if it is one.
+
+    Raises
+    ------
+    SettingError
+    """
+    if isinstance(model, nn.Module):
+        return model
+    hint = ": pass an instance, not the class" if isinstance(model, type) else ""
+    raise SettingError(f"model must be a torch.nn.Module, not {type(model).__name__}{hint}")
+
+
 def discover(model: nn.Module, adapters: Mapping[type[nn.Module], Adapter] | None = None) -> list[Target]:
     """Return every module of ``model`` that is known by its class, in definition order; the rest is found later."""
-    model = unwrapped(model)
+    model = unwrapped(require_module(model))
     targets = []
     inside: list[str] = []
     for name, module in model.named_modules():

@@ -56,7 +56,7 @@ class ClipWhatIf:
 def clip_whatif(
     model: nn.Module,
     closure: Callable[[], Tensor],
-    thresholds: Sequence[float],
+    thresholds: Sequence[float] | float,
     *,
     kind: str = "timestep",
     site: str | None = None,
@@ -124,7 +124,7 @@ def clip_whatif(
     )
 
 
-def _checked(thresholds: Sequence[float], kind: str, samples: int | None) -> tuple[float, ...]:
+def _checked(thresholds: Sequence[float] | float, kind: str, samples: int | None) -> tuple[float, ...]:
     if kind not in CLIP_KINDS:
         raise UnknownNameError("clip kind", kind, CLIP_KINDS)
     if kind != "timestep":
@@ -132,7 +132,8 @@ def _checked(thresholds: Sequence[float], kind: str, samples: int | None) -> tup
             f"{kind} clipping acts on parameter gradients after the backward pass and leaves the decay curve as it is; "
             "for what a threshold would have done to the steps, see gradscope.diagnostics.threshold_table."
         )
-    limits = tuple(float(c) for c in thresholds)
+    given = [thresholds] if isinstance(thresholds, int | float) else thresholds
+    limits = tuple(float(c) for c in given)
     if not limits or not all(c > 0 for c in limits):
         raise SettingError(f"thresholds must be positive (inf for no clipping), got {limits}.")
     if samples is not None and samples < 1:

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.adjoint import Adjoints, Keep, weight_contribution
+from gradscope.capture.calls import passes
 from gradscope.capture.calls.graph import root_nodes
+from gradscope.capture.calls.passes import Pass
 from gradscope.capture.calls.reduction import TENSORS
 from gradscope.capture.calls.watcher import Watcher
 from gradscope.capture.layers.discovery import Target, discover, names_in, select
@@ -230,6 +232,11 @@ class _Collector:
         self.no_recurrence = ""
         self._uses: dict[str, int] = {}
 
+    @property
+    def saw_nothing(self) -> bool:
+        """Whether no call of the model was seen."""
+        return not self._uses and not self.reasons
+
     def began(self) -> None:
         return
 
@@ -312,24 +319,25 @@ def snapshot(model: nn.Module, closure: Callable[[], Tensor], *, sites: Sequence
     Raises
     ------
     NothingToRecordError
-        Nothing in the graph of the loss recurs.
+        Nothing in the graph of the loss recurs, or it is another model's.
     UnknownNameError
         A site that does not exist.
     SettingError
-        The closure does not return a scalar loss with a graph.
+        The closure is no function, does not return a scalar loss with a graph, or calls ``backward``.
     """
+    if not callable(closure):
+        raise SettingError(
+            "closure must be a function that runs the forward pass and returns the loss, not "
+            f"{type(closure).__name__}: snapshot(model, lambda: criterion(model(x), y))"
+        )
     targets = select(model, discover(model), sites)
     wanted = None if sites is None else (sites,) if isinstance(sites, str) else tuple(sites)
     collector = _Collector(wanted)
     watcher = Watcher(targets, collector, names_in(model))
     watcher.start()
     try:
-        with torch.enable_grad():
-            loss = closure()
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            raise SettingError("the closure must return the loss, a tensor with one element, and not call backward()")
-        if loss.requires_grad:
-            _run_backward(loss, model)
+        loss = _loss_of(closure)
+        _run_backward(loss, model)
     finally:
         watcher.close()
     if collector.errors:
@@ -338,7 +346,40 @@ def snapshot(model: nn.Module, closure: Callable[[], Tensor], *, sites: Sequence
         ) from collector.errors[0]
     if collector.no_recurrence and not collector.sites:
         raise NothingToRecordError(f"{type(model).__name__}: {collector.no_recurrence}")
+    if not collector.sites and collector.saw_nothing:
+        raise NothingToRecordError(
+            f"the closure called no recurrent layer of this {type(model).__name__}: does it run another model, or a "
+            "copy?"
+        )
     return Snapshot(float(loss.detach()), collector.in_order(targets), collector.coverage(targets))
+
+
+class _Backward:
+    """Notices a ``backward`` that the closure makes itself; gradients may be taken in it."""
+
+    called = False
+
+    def pass_begins(self, begun: Pass) -> None:
+        self.called = self.called or begun.kind == "backward"
+
+    def pass_ends(self, ended: Pass) -> None:
+        return
+
+
+def _loss_of(closure: Callable[[], Any]) -> Tensor:
+    """Run the closure; refuse what is no loss."""
+    noticed = _Backward()
+    passes.observe(noticed)
+    try:
+        with torch.enable_grad():
+            loss = closure()
+    finally:
+        passes.ignore(noticed)
+    if noticed.called or not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise SettingError("the closure must return the loss, a tensor with one element, and not call backward()")
+    if not loss.requires_grad:
+        raise SettingError("the loss that the closure returns has no graph: it was detached, or computed under no_grad")
+    return loss
 
 
 def _run_backward(loss: Tensor, model: nn.Module) -> None:

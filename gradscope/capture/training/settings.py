@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from gradscope.adjoint import CELLS
-from gradscope.capture.layers.discovery import Target, discover, select
+from gradscope.capture.layers.discovery import Target, discover, require_module, select
 from gradscope.capture.training.updates import held_optimizers
 from gradscope.errors import SettingError, UnknownNameError
 from gradscope.schema import DEFAULT_QUANTITIES, QUANTITIES, STATES
@@ -56,9 +56,7 @@ class Settings:
         labels: Mapping[str, Any] | None = None,
     ) -> tuple[Settings, list[Target]]:
         """Return the settings and the targets they select, or say what is wrong."""
-        if not isinstance(model, nn.Module):
-            hint = ": pass an instance, not the class" if isinstance(model, type) else ""
-            raise SettingError(f"model must be a torch.nn.Module, not {type(model).__name__}{hint}")
+        require_module(model)
         optimizers = _optimizers(optimizer)
         if every == "auto":
             every = None

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import gradscope
-from gradscope.errors import NotRecordedError, SettingError, UnknownNameError
+from gradscope.errors import NothingToRecordError, NotRecordedError, SettingError, UnknownNameError
 from tests.unrolled import Unrolled, expected, layer_by_layer, unroll
 
 T, B, FEATURES, H = 7, 5, 3, 4
@@ -229,3 +229,43 @@ def test_a_decay_of_a_snapshot_says_what_was_asked_wrongly() -> None:
         found.decay("model/l0", "weight")
     with pytest.raises(UnknownNameError, match="Did you mean 'hidden'"):
         found.decay("model/l0", "hiden")
+
+
+class _Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.RNN(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rnn(x)[0].mean()
+
+
+def _backward(model: nn.Module, x: Tensor, **options: bool) -> Tensor:
+    loss = model(x)
+    loss.backward(**options)
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("closure", "error", "said"),
+    [
+        (lambda model, x: lambda: _Net()(x), NothingToRecordError, "another model, or a copy"),
+        (lambda model, x: model(x), SettingError, "a function that runs the forward pass"),
+        (lambda model, x: lambda: _backward(model, x), SettingError, "not call backward"),
+        (lambda model, x: lambda: _backward(model, x, retain_graph=True), SettingError, "not call backward"),
+        (lambda model, x: lambda: model(x).backward(), SettingError, "not call backward"),
+        (lambda model, x: lambda: model(x).detach(), SettingError, "has no graph"),
+    ],
+    ids=["another model", "a loss", "backward", "backward that keeps the graph", "nothing returned", "detached"],
+)
+def test_a_closure_that_cannot_be_measured_is_refused_with_the_reason(
+    closure: Any, error: type[Exception], said: str
+) -> None:
+    model, x = _Net(), torch.randn(4, 2, 2)
+    with pytest.raises(error, match=said):
+        gradscope.snapshot(model, closure(model, x))
+
+
+def test_a_class_in_place_of_a_model_is_named() -> None:
+    with pytest.raises(SettingError, match="an instance, not the class"):
+        gradscope.snapshot(_Net, lambda: torch.zeros(()))  # type: ignore[arg-type]
