@@ -529,9 +529,18 @@ class Recorder:
 
 def _warn(message: str) -> None:
     try:
-        warnings.warn(message, GradscopeWarning, stacklevel=4)
+        warnings.warn(message, GradscopeWarning, stacklevel=_stacklevel())
     except GradscopeWarning:  # warnings turned into errors must not stop the training either
         print(message, file=sys.stderr)
+
+
+def _stacklevel() -> int:
+    """Return the level of the script's own line: what warns runs below torch's hooks and the engine."""
+    own = (str(Path(__file__).parents[2]), str(Path(torch.__file__).parent))
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(own):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def record(
