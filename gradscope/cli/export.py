@@ -10,7 +10,7 @@ import click
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="DIR", help="Write every table there; must not exist.")  # fmt: skip  # noqa: E501
+@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="DIR", help="Write every table there; must not exist. By default RUN-csv here.")  # fmt: skip  # noqa: E501
 @click.option(
     "--table",
     type=click.Choice(["norms", "records", "steps", "clips", "parameters"]),
@@ -23,7 +23,7 @@ def export(run: Path, out: Path | None, table: str | None, site: str | None, qua
 
     RUN is a run directory or a packed file.
     """
-    if (out is None) == (table is None):
+    if out is not None and table is not None:
         raise click.UsageError("give either -o DIR for every table, or --table NAME for one on stdout.")
     if site and table not in ("norms", "records"):
         raise click.UsageError("--site goes with --table norms or --table records.")
@@ -33,8 +33,8 @@ def export(run: Path, out: Path | None, table: str | None, site: str | None, qua
     from gradscope import store
 
     opened = store.open_run(run)
-    if out is not None:
-        for path in store.export(opened, out):
+    if table is None:
+        for path in store.export(opened, out or Path(f"{opened.name}-csv")):
             click.echo(path)
-    elif table is not None:
+    else:
         store.table(opened, table, site, quantity).to_csv(sys.stdout, index=False, na_rep="nan")

@@ -66,6 +66,13 @@ def test_nothing_is_overwritten(run, tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_every_table_goes_beside_where_nothing_is_said(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (written, *_) = _invoke(run).stdout.splitlines()
+    assert written.startswith("run-csv")
+    assert (tmp_path / "run-csv" / "steps.csv").exists()
+
+
 def test_a_failure_halfway_leaves_nothing(run, tmp_path, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
@@ -81,7 +88,6 @@ def test_a_failure_halfway_leaves_nothing(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "options",
     [
-        [],
         ["-o", "x", "--table", "steps"],
         ["--table", "steps", "--site", "lstm/l0"],
         ["--table", "records", "--quantity", "cell"],
