@@ -13,12 +13,19 @@ LAST_STEP = "the last step"
 NO_CURVE = "no site has a curve against lag"
 
 
+def counted(count: int, what: str) -> str:
+    """``1 site``, ``2 sites``."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def number(value: float, digits: int = 2) -> str:
-    """A number with few digits and a short exponent: ``0.42``, ``17``, ``3e-9``."""
+    """A number with few digits and a short exponent: ``0.42``, ``17``, ``3e-9``, ``−1.2``."""
     if math.isnan(value):
         return "unknown"
+    if value < 0:
+        return f"−{number(-value, digits)}"
     if math.isinf(value):
-        return "infinity" if value > 0 else "-infinity"
+        return "infinity"
     if value == 0:
         return "0"
     if 1e-3 <= abs(value) < 1e4:
@@ -263,4 +270,4 @@ def _at(thresholds: tuple[float, ...]) -> str:
 
 
 def _calls(count: int) -> str:
-    return "1 call" if count == 1 else f"{count} calls"
+    return counted(count, "call")

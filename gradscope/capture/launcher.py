@@ -28,6 +28,7 @@ from gradscope.capture.training import clipping
 from gradscope.capture.training.recorder import Recorder, record
 from gradscope.capture.training.updates import parameters_of
 from gradscope.errors import GradscopeError, RunExistsError
+from gradscope.words import counted
 
 #: Runs of one script beside each other: a guard against a script that makes models without end.
 MAX_RUNS = 1000
@@ -293,12 +294,14 @@ class Launcher:
     def _said(self) -> Iterator[str]:
         for outcome in self.outcomes:
             where = self._shown(outcome.run_dir)
-            yield f"{outcome.records} records of {outcome.steps} steps of {outcome.name} in {where}"
+            taken = f"{counted(outcome.records, 'record')} of {counted(outcome.steps, 'step')}"
+            yield f"{taken} of {outcome.name} in {where}"
             if not outcome.records:
                 yield from outcome.reasons[:3] or ("no optimizer step followed a forward pass",)
             if outcome.later_steps:
+                later, were = ("later step", "was") if outcome.later_steps == 1 else ("later steps", "were")
                 yield (
-                    f"{outcome.later_steps} later steps of {outcome.name} were not recorded: another training had begun"
+                    f"{outcome.later_steps} {later} of {outcome.name} {were} not recorded: another training had begun"
                 )
         yield from self.problems
         if self._aside:

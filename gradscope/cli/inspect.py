@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from gradscope.words import counted
+
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
@@ -41,20 +43,22 @@ def _lines(run: dict[str, Any]) -> Iterator[str]:
         yield f"  {label + ':':<12}{run[label]}"
     steps = run["recorded_steps"]
     span = f" of steps {steps[0]} to {steps[1]}" if steps else ""
-    yield f"  {'records:':<12}{run['records']}{span}; {run['steps']} steps and {run['clips']} clipping calls logged"
+    logged = f"{counted(run['steps'], 'step')} and {counted(run['clips'], 'clipping call')} logged"
+    yield f"  {'records:':<12}{run['records']}{span}; {logged}"
     if run["apart"]:
-        counted = ", ".join(f"{count} {_APART.get(role, role)}" for role, count in run["apart"].items())
-        yield f"  {'apart:':<12}records of passes that fed no update: {counted}"
+        apart = ", ".join(f"{count} {_APART.get(role, role)}" for role, count in run["apart"].items())
+        yield f"  {'apart:':<12}records of passes that fed no update: {apart}"
     yield f"  {'scalars:':<12}{', '.join(run['scalars']) or 'none'}"
     yield "  sites:" if run["sites"] else "  sites:      none has a record"
     for site in run["sites"]:
         yield (
-            f"    {site['site']}  {site['cell']}, {site['records']} records of up to {site['sequences']} sequences, "
-            f"{site['longest']} steps: {', '.join(site['quantities'])}"
+            f"    {site['site']}  {site['cell']}, {counted(site['records'], 'record')} of up to "
+            f"{counted(site['sequences'], 'sequence')}, {counted(site['longest'], 'step')}: "
+            f"{', '.join(site['quantities'])}"
         )
     missed = [entry for entry in run["coverage"] if entry["status"] != "recorded"]
     for entry in missed:
-        yield f"  {entry['status']}: {entry['site']} ({entry['count']} records): {entry['reason']}"
+        yield f"  {entry['status']}: {entry['site']} ({counted(entry['count'], 'record')}): {entry['reason']}"
     for reason, count in run["lost"].items():
         yield f"  lost: {count}: {reason}"
 

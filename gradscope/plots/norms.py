@@ -179,14 +179,15 @@ def _loss(ax: Axes, data: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Non
 
 def caption(data: pd.DataFrame) -> str:
     """What the figure shows, in words."""
-    thresholds = sorted(set(data["threshold"][(data["kind"] == "norm") & data["threshold"].notna()]))
+    thresholds = sorted(set(data["threshold"][(data["kind"] == "norm") & np.isfinite(data["threshold"])]))
     listed = ", ".join(f"{t:g}" for t in thresholds[:6])
     clipping = f" Dotted: norm-clipping threshold ({listed})." if thresholds else " No norm clipping was recorded."
     smooth = " Strong lines are running medians." if data.groupby("run").size().max() >= 60 else ""
+    loss = ", and the loss" if data["loss"].notna().any() else ""
     finite = data["norm"][np.isfinite(data["norm"])]
     spread = f" Median {number(finite.median())}, largest {number(finite.max())}." if len(finite) else ""
     said = (
         f"Total 2-norm of the parameter gradients before clipping at each step ({data['step'].min()} to "
-        f"{data['step'].max()}), and the loss.{spread}{clipping}{smooth} Crosses on the upper edge: not finite."
+        f"{data['step'].max()}){loss}.{spread}{clipping}{smooth} Crosses on the upper edge: not finite."
     )
     return " ".join([said, *select.left_out_words(data)])
