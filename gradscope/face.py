@@ -61,7 +61,13 @@ class Run(store.Run):
         return answers(self)
 
     def decay(
-        self, site: str | None = None, quantity: str | None = None, part: str = "late", **options: Any
+        self,
+        site: str | None = None,
+        quantity: str | None = None,
+        part: str = "late",
+        *,
+        step: int | None = None,
+        **options: Any,
     ) -> DecayFit:
         """Fit the decay of the gradient at a site.
 
@@ -73,6 +79,8 @@ class Run(store.Run):
             By default the one that describes the site: the cell state of an LSTM, else the hidden state.
         part : {"first", "early", "late", "last", "all"}
             ``early`` and ``late`` are the first and last tenth of the recorded steps.
+        step : int, optional
+            One recorded step instead of a part.
         **options
             Of :func:`gradscope.fit_decay`.
 
@@ -82,7 +90,7 @@ class Run(store.Run):
         """
         from gradscope.reading.answers import pooled_fit
 
-        return pooled_fit(self, self._one(site), quantity, part, **options)
+        return pooled_fit(self, self._one(site), quantity, part if step is None else step, **options)
 
     def clipping(self) -> list[ClipStatistics]:
         """What clipping did, one entry for each kind that was called."""
@@ -148,6 +156,8 @@ class Run(store.Run):
         """The site, or the run's only one."""
         if site is not None:
             return site
+        if not self.sites:
+            self.require_records()
         if len(self.sites) != 1:
             raise SettingError(f"the run has {len(self.sites)} sites; say which: {', '.join(self.sites) or 'none'}.")
         return self.sites[0]
@@ -168,6 +178,8 @@ class Run(store.Run):
         from gradscope.words import NO_CURVE, clip_sentence, verdict_first
 
         try:
+            if not self.sites:
+                self.require_records()
             found = self.answers()
             said = [verdict_first(one.late.verdict, one.sentence) for one in found] or [NO_CURVE]
             said += [clip_sentence(clip) for clip in self.clipping()]
@@ -176,12 +188,12 @@ class Run(store.Run):
             return [str(error)]
 
 
-def compare(runs: Sequence[store.Run]) -> pd.DataFrame:
+def compare(runs: store.Run | str | Path | Sequence[store.Run | str | Path]) -> pd.DataFrame:
     """Several runs in one table: how far back the gradient reaches at the end of training.
 
     Parameters
     ----------
-    runs : sequence of Run
+    runs : Run or path, or sequence of them
 
     Returns
     -------
@@ -194,9 +206,11 @@ def compare(runs: Sequence[store.Run]) -> pd.DataFrame:
     from gradscope.reading.answers import answers, fit_row
     from gradscope.reading.select import run_names
 
+    given = [runs] if isinstance(runs, store.Run | str | Path) else list(runs)
+    opened = [one if isinstance(one, store.Run) else open_run(one) for one in given]
     rows = [
         {"run": name, "site": said.site, "quantity": said.quantity, **fit_row(said.late)}
-        for name, run in zip(run_names(runs), runs, strict=True)
+        for name, run in zip(run_names(opened), opened, strict=True)
         for said in answers(run)
     ]
     return pd.DataFrame(rows)

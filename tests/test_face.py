@@ -38,7 +38,7 @@ def test_one_of_several_sites_is_to_be_named(tmp_path):
 
 def test_printing_a_run_answers_the_question(run):
     said = str(run)
-    assert said.startswith("Run 'lstm': 20 records at 1 sites, sealed")
+    assert said.startswith("Run 'lstm': 20 records at 1 site, sealed")
     assert (
         f"  {run.decay().verdict.upper()}  lstm/l0 (cell), steps 180–190: the gradient reaching 39 steps back is"
         in said
@@ -113,3 +113,15 @@ def test_opening_a_run_loads_no_more_than_the_store(run):
         "print([m for m in ('torch', 'matplotlib', 'pandas', 'scipy') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_runs_are_compared_however_they_are_given(run):
+    expected = gradscope.compare([run])
+    for given in (run, run.path, str(run.path), [str(run.path)]):
+        assert gradscope.compare(given).equals(expected)
+
+
+def test_the_decay_of_one_recorded_step_is_asked_for_by_its_number(run):
+    one, first = run.decay(step=0), run.decay(part="first")
+    assert (one.rate, one.interval, one.n_steps) == (first.rate, first.interval, 1)
+    assert run.decay(step=190).rate != one.rate

@@ -106,7 +106,7 @@ def fit_row(fit: DecayFit) -> dict[str, Any]:
 
 
 def pooled_fit(
-    run: Run | Reading, site: str, quantity: str | None = None, part: str = "all", **options: Any
+    run: Run | Reading, site: str, quantity: str | None = None, part: str | int = "all", **options: Any
 ) -> DecayFit:
     """One fit over all sequences of a part of the run.
 
@@ -115,8 +115,9 @@ def pooled_fit(
     run : Run
     site : str
     quantity : str, optional
-    part : {"first", "early", "late", "last", "all"}
-        ``early`` and ``late`` are the first and last tenth of the recorded steps with a usable norm.
+    part : {"first", "early", "late", "last", "all"} or int
+        ``early`` and ``late`` are the first and last tenth of the recorded steps with a usable norm; a number is one
+        recorded step.
     **options
         Of :func:`gradscope.fit_decay`. Its interval is over the recorded steps, where there are several.
 

@@ -68,6 +68,8 @@ def sites_with(
         if name not in known:
             raise UnknownNameError("site", name, known)
     if not known:
+        for run in runs:
+            run.require_records()
         paths = ", ".join(str(run.path) for run in runs)
         raise EmptyRunError(f"{paths}: no record yet, so there is nothing to draw. Train at least one recorded step.")
     found = []

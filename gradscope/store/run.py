@@ -140,7 +140,11 @@ class Run:
 
     def __repr__(self) -> str:
         state = "sealed" if self.sealed else "open"
-        return f"<Run {self.name!r}: {self.n_records} records at {len(self.sites)} sites, {state}>"
+        counted = (f"{count} {what}{'s' * (count != 1)}" for count, what in self._sizes())
+        return f"<Run {self.name!r}: {' at '.join(counted)}, {state}>"
+
+    def _sizes(self) -> tuple[tuple[int, str], ...]:
+        return (self.n_records, "record"), (len(self.sites), "site")
 
     def __enter__(self) -> Run:
         return self
@@ -253,14 +257,22 @@ class Run:
         if not any(part.n_records for part in self._shown):
             lost = "; ".join(f"{count} lost: {reason}" for reason, count in self.lost.items())
             raise EmptyRunError(
-                f"the run {str(self.path)!r} holds no record{f' ({lost})' if lost else ''}. A record is written when "
-                "backward has run on a loss that reaches a recorded layer, and an update has used its gradient."
+                f"the run {str(self.path)!r} holds no record{f' ({lost})' if lost else ''}. {self._why_empty()}"
                 f"{self._said_of_apart()}"
             )
         return self
 
+    def _why_empty(self) -> str:
+        known = [f"{line.site}: {line.reason}." for line in self.coverage if line.status != "recorded" and line.reason]
+        return " ".join(known[:3]) or (
+            "A record is written when backward has run on a loss that reaches a recorded layer, and an update has used "
+            "its gradient."
+        )
+
     def _said_of_apart(self) -> str:
         count = sum(part.n_records for part in self.parts)
+        if count == 1:
+            return " 1 record of a pass that fed no update is in run.apart."
         return f" {count} records of passes that fed no update are in run.apart." if count else ""
 
     # --- arrays ------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import gradscope
 from gradscope.capture.training.recorder import GradscopeWarning, Recorder
-from gradscope.errors import RunError, RunExistsError
+from gradscope.errors import EmptyRunError, RunError, RunExistsError
 
 
 class Net(nn.Module):
@@ -237,3 +237,25 @@ def test_an_error_in_the_account_never_reaches_the_training(
     assert all(torch.equal(a, b) for a, b in zip(weights[0].values(), weights[1].values(), strict=True))
     lost = gradscope.open_run(tmp_path / "run").lost
     assert any("a bug" in reason for reason in lost)
+
+
+def test_a_warning_points_at_the_line_of_the_script(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    with warnings.catch_warnings(record=True) as caught, gradscope.record(model, tmp_path / "run", every=1):
+        warnings.simplefilter("always")
+        model(torch.randn(3, 2)).sum().backward()
+    (one,) = [w for w in caught if issubclass(w.category, GradscopeWarning)]
+    assert one.filename == __file__
+    assert "nothing recurs" in str(one.message)
+
+
+def test_a_run_of_a_model_in_which_nothing_recurs_says_so_wherever_it_is_asked(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    with warnings.catch_warnings(), gradscope.record(model, tmp_path / "run", every=1):
+        warnings.simplefilter("ignore")
+        model(torch.randn(3, 2)).sum().backward()
+    run = gradscope.open_run(tmp_path / "run")
+    for ask in (run.decay, run.plot, run.require_records):
+        with pytest.raises(EmptyRunError, match="model: nothing recurs in the graph of the loss"):
+            ask()
+    assert "nothing recurs in the graph of the loss" in str(run)
