@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gradscope.words import correlation
+from gradscope.words import correlation, signed
 
 #: Causes of a verdict, in place of its words, for what acts on them.
 FEW_LAGS, NO_GRADIENT, NOT_FINITE, ONE_STEP = "few lags", "no gradient", "not finite", "one step"
@@ -66,7 +66,7 @@ def steps_differ(where: str, changes_of: Sequence[float]) -> Reason:
     """Recorded steps of which some fall and some do not."""
     low, high = min(changes_of), max(changes_of)
     steps = f"the {len(changes_of)} recorded steps differ"
-    return Reason(STEPS_DIFFER, f"{steps}: {where} their lines change by {low:.2g} to {high:.2g} decades")
+    return Reason(STEPS_DIFFER, f"{steps}: {where} their lines change by {signed(low)} to {signed(high)} decades")
 
 
 def no_change(where: str) -> Reason:
@@ -76,8 +76,10 @@ def no_change(where: str) -> Reason:
 
 def too_close(change: float, bounds: tuple[float, float] | None, where: str, factor: float) -> Reason:
     """A change about as large as the factor that verdicts ask about, in decades."""
-    interval = "" if bounds is None else f" ({bounds[0]:.2g} to {bounds[1]:.2g})"
-    said = f"{where} the line changes by {change:.2g} decades{interval}, too close to a factor of {factor:g} to tell"
+    interval = "" if bounds is None else f" ({signed(bounds[0])} to {signed(bounds[1])})"
+    by = signed(change)
+    decades = "decade" if by.lstrip("−") == "1" else "decades"
+    said = f"{where} the line changes by {by} {decades}{interval}, too close to a factor of {factor:g} to tell"
     return Reason(TOO_CLOSE, said)
 
 

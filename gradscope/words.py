@@ -18,6 +18,11 @@ def counted(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
+def signed(value: float) -> str:
+    """Two digits with a minus sign, not a hyphen: ``−1.3``."""
+    return f"{value:.2g}".replace("-", "−", 1) if value < 0 else f"{value:.2g}"
+
+
 def number(value: float, digits: int = 2) -> str:
     """A number with few digits and a short exponent: ``0.42``, ``17``, ``3e-9``, ``−1.2``."""
     if math.isnan(value):
@@ -251,6 +256,8 @@ def clip_sentence(statistics: ClipStatistics) -> str:
     said = f"{kind}{whose}{_at(statistics.thresholds)}"
     if not finite:
         return f"{said}: the norm was not finite in any of {_calls(statistics.calls)}"
+    if statistics.thresholds and min(statistics.thresholds) == math.inf:
+        return f"{kind}{whose} was called {counted(statistics.calls, 'time')} without a limit, to learn the norm"
     said += f" changed {percent(statistics.fraction_clipped)} of {_calls(finite)}"
     if statistics.fraction_clipped > 0:
         said += f", by a median factor of {number(statistics.clipped_scale)}"

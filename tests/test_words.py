@@ -111,3 +111,5 @@ def test_clipping_is_told_in_one_sentence():
     timestep = clip_statistics([2.0], [1.0], [0.0], kind="timestep")
     assert clip_sentence(timestep) == "per-timestep clipping of the adjoint changed 0% of 1 call"
     assert clip_sentence(clip_statistics([], [], [])) == "no clipping call was recorded"
+    logged = clip_statistics([2.0, 3.0], [1.0, 1.0], [0, 0], threshold=np.inf)
+    assert clip_sentence(logged) == "norm clipping was called 2 times without a limit, to learn the norm"

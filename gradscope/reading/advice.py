@@ -164,7 +164,7 @@ def clipping_now(
 def _of_threshold(one: ClipStatistics, norms: ArrayLike, suggestion: ThresholdSuggestion | None) -> str:
     every = np.asarray(norms, dtype=np.float64)
     finite = every[np.isfinite(every)]
-    if not finite.size or not one.thresholds:
+    if not finite.size or not one.thresholds or np.isposinf(min(one.thresholds)):  # called to learn the norm
         return ""
     named = " and ".join(f"{threshold:g}" for threshold in one.thresholds[:2])
     compared = _range(suggestion)

@@ -281,7 +281,7 @@ def test_steps_that_all_vanish_vanish_however_much_they_differ():
 def test_steps_that_differ_are_named_where_no_verdict_holds_for_all():
     fit = fit_decay(LAGS, **by_steps(-0.3, -0.1, -0.05, -0.03, 0.02))
     assert fit.verdict == "undetermined"
-    assert "the 5 recorded steps differ: over lags 5–99 their lines change by -28 to 1.9 decades" in fit.reason
+    assert "the 5 recorded steps differ: over lags 5–99 their lines change by −28 to 1.9 decades" in fit.reason
 
 
 @pytest.mark.parametrize("steps", [[0, 1], np.zeros(8), [[0] * 8]])
