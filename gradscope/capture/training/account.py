@@ -28,6 +28,9 @@ from gradscope.capture.training.updates import Updates, held_optimizers, living_
 
 UPDATE, DROPPED, OTHER, EVALUATION = range(4)
 
+#: Gradients for attribution that are kept of one step: a script may take thousands after its last update.
+KEPT_ASIDE = 64
+
 
 class Keeper(Protocol):
     """Who keeps what the account finds: the recorder."""
@@ -110,6 +113,7 @@ class Account:
         self._note: PassNote | None = None
         self._evaluation = 0
         self._elsewhere = False
+        self._asides = 0
         #: Whether the script makes its gradients of several that it drops; whether it has done so in this step.
         self._gathers = self._placed = False
         self._prepared = False
@@ -226,6 +230,9 @@ class Account:
             if scaled and self._keeper.recording:
                 self._note.scale = self.scales.factor()
             self.passes.append(self._note)
+            self._asides += not for_parameters
+            if not for_parameters and self._asides > KEPT_ASIDE:
+                self.passes.remove(self._note)  # no update can use it
             self.seen_passes += 1
             self._ended_before = False
             self.book.look(self._keeper.recording)
@@ -242,7 +249,7 @@ class Account:
             if ended.kind == "backward":
                 self.book.collect(note)
             self.order.append("pass" if ended.kind == "backward" else "gradient")
-            if ended.failed and not note.reached:
+            if ended.failed and not note.reached and note in self.passes:
                 self.passes.remove(note)
             self._after_pass(note)
 
@@ -282,6 +289,11 @@ class Account:
     def note(self) -> PassNote | None:
         """The pass that runs, or the last one."""
         return self._note
+
+    @property
+    def crowded(self) -> bool:
+        """Whether the pass that runs is one for attribution beyond those that are kept."""
+        return self._asides > KEPT_ASIDE and self._note is not None and not self._note.for_parameters
 
     @property
     def in_pass(self) -> bool:
@@ -527,6 +539,7 @@ class Account:
         finally:
             self._usual = len(fed) if regular else self._usual if skipped else None
             self.passes, self.clips, self.order = [], [], []
+            self._asides = 0
             self._note = self._moved = None
             self._updated = frozenset()
             self._elsewhere = self._prepared = self._measured = self._placed = False

@@ -29,7 +29,7 @@ from gradscope.capture.training.account import DROPPED, UPDATE, Account
 from gradscope.capture.training.arguments import norm_arguments, value_arguments
 from gradscope.capture.training.clipping import ClipCall
 from gradscope.capture.training.clips import ClipBook, ClipNote
-from gradscope.capture.training.coverage import FAILED, NEVER_UPDATED, OTHER_LOSS, ZEROED, CoverageLedger
+from gradscope.capture.training.coverage import CROWDED, FAILED, NEVER_UPDATED, OTHER_LOSS, ZEROED, CoverageLedger
 from gradscope.capture.training.describe import describe_model, run_meta
 from gradscope.capture.training.gradients import PassNote
 from gradscope.capture.training.ledger import StepLedger
@@ -434,6 +434,9 @@ class Recorder:
         self, target: Target, use: Any, site: str, adjoints: Adjoints, rows: Tensor, carried: int, after: int = 0
     ) -> None:
         if not self.recording:
+            return
+        if self._account.crowded:
+            self._coverage.remark("passes", CROWDED)
             return
         number = self._uses.number(use)
         info = next(info for info in target.sites if info.site == site)

@@ -259,3 +259,19 @@ def test_a_run_of_a_model_in_which_nothing_recurs_says_so_wherever_it_is_asked(t
         with pytest.raises(EmptyRunError, match="model: nothing recurs in the graph of the loss"):
             ask()
     assert "nothing recurs in the graph of the loss" in str(run)
+
+
+def test_thousands_of_attributions_after_an_update_are_not_all_kept(loop: Loop) -> None:
+    loop.loss().backward()
+    loop.optimizer.step()
+    for _ in range(70):
+        x = torch.randn(5, 3, 2, requires_grad=True)
+        torch.autograd.grad(loop.model(x).sum(), x)
+    assert len(loop.recorder._account.passes) == 64
+    loop.loss().backward()
+    loop.optimizer.step()
+    loop.recorder.close()
+    run = gradscope.open_run(loop.recorder.run_dir)
+    assert run.records("rnn/l0").step.tolist() == [0, 1]
+    assert len(run.apart.records("rnn/l0")) == 64
+    assert any("only the first 64" in line.reason for line in run.coverage)
