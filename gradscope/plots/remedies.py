@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from gradscope.plots.decay import y_label
 TITLE = "What each initialisation lets through"
 NEEDS = "the model itself: gradscope.remedies(model, closure).plot()"
 FROM_RUNS = False
+#: More panels than this leave none of them room.
+MAX_PANELS = 6
 
 
 def table(measured: Any, *, site: str | None = None) -> pd.DataFrame:
@@ -55,10 +58,20 @@ def table(measured: Any, *, site: str | None = None) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "screen", legend: bool = True) -> Axes:
-    """One line per initialisation at one site, its draws together as their geometric mean with a band."""
+def draw(
+    data: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    style_name: str = "screen",
+    legend: bool = True,
+    among: Sequence[str] = (),
+) -> Axes:
+    """One line per initialisation at one site, its draws together as their geometric mean with a band.
+
+    ``among`` are all initialisations that the figure shows, so that one looks the same in every panel.
+    """
     ax = style.axes(ax, style=style_name)
-    names = list(dict.fromkeys(data["initialisation"]))
+    names = list(dict.fromkeys([*among, *data["initialisation"]]))
     logs = data.assign(log10=np.log10(data["relative"].where(data["relative"] > 0)))
     looks = {name: style.look(i) for i, name in enumerate(names)}
     for name, rows in logs.groupby("initialisation", sort=False):
@@ -78,13 +91,16 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
 
 
 def panels(data: pd.DataFrame, *, style_name: str = "screen") -> Figure:
-    """One panel per site, below each other."""
-    sites = list(dict.fromkeys(data["site"]))
+    """One panel per site, below each other; the first six of more."""
+    every = list(dict.fromkeys(data["site"]))
+    sites, names = every[:MAX_PANELS], list(dict.fromkeys(data["initialisation"]))
     fig, grid = style.figure(style_name, rows=len(sites), aspect=0.5 * len(sites))
     for i, (site, ax) in enumerate(zip(sites, np.atleast_1d(grid), strict=True)):
-        draw(data[data["site"] == site], ax, style_name=style_name)
+        draw(data[data["site"] == site], ax, style_name=style_name, among=names)
         if i < len(sites) - 1:
             ax.set_xlabel("")
+    if len(every) > len(sites):
+        fig.suptitle(f"{len(sites)} of {len(every)} sites; plot(site=...) draws one", fontsize="small")
     return fig
 
 
