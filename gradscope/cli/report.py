@@ -32,7 +32,7 @@ def report(
     RUN is a run directory or a packed file. Several are compared.
     """
     # Imported here: a mistyped option should not wait for matplotlib.
-    from gradscope.reading.answers import advice_of
+    from gradscope.reading.facts import advice_of_all
     from gradscope.report import build_report
     from gradscope.report.build import check_free
 
@@ -47,8 +47,10 @@ def report(
                 click.echo(f"{found.name}: {line}")
             for said in found.answers:
                 click.echo(f"{found.name}: {said.sentence}")
-            for line in [*advice_of(found.answers), *(f"what now (clipping): {line}" for line in found.what_now)]:
-                click.echo(f"{found.name}: {line}")
+            for line in found.what_now:
+                click.echo(f"{found.name}: what now (clipping): {line}")
+        for line in advice_of_all(written.facts):
+            click.echo(line)
         click.echo(f"report: {written.index}")
     met = sorted(written.verdicts.intersection(fail_on))
     if met:

@@ -23,6 +23,9 @@ JUMP = 10.0
 #: A threshold that binds in at least this share of the calls sets the length of every step.
 ALWAYS = 0.95
 
+#: More places than this are counted.
+MAX_PLACES = 4
+
 MEASURE = "gradscope.remedies(model, closure) measures on your own data what each lets through"
 OPENED = "training opened it: nothing to change for the gradient to arrive"
 _SIGMOID_OF_1 = float(1 / (1 + np.exp(-1)))
@@ -50,13 +53,28 @@ def what_now(info: SiteInfo, early: DecayFit, late: DecayFit, length: int) -> tu
     return tuple(filter(None, (_undetermined(late, info),)))
 
 
-def together(said: Sequence[tuple[str, Sequence[str]]]) -> list[tuple[tuple[str, ...], str]]:
-    """Advice with all the sites that it is for, from (site, advice) of each: a stack is not told the same thrice."""
-    sites: dict[str, list[str]] = {}
-    for site, lines in said:
+def together(said: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+    """Lines of advice, each once, with where they are for: a stack or a sweep is not told the same thrice.
+
+    Parameters
+    ----------
+    said : sequence of (str, sequence of str)
+        A place, and what was said of it.
+
+    Examples
+    --------
+    "what now (lstm/l0, lstm/l1): if the task needs what lies that far back: chrono initialisation with T = 100 ..."
+    """
+    places: dict[str, list[str]] = {}
+    for place, lines in said:
         for line in lines:
-            sites.setdefault(line, []).append(site)
-    return [(tuple(names), line) for line, names in sites.items()]
+            places.setdefault(line, []).append(place)
+    return [f"what now ({_listed(names)}): {line}" for line, names in places.items()]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_PLACES} more" if len(names) > MAX_PLACES else ""
+    return f"{', '.join(names[:MAX_PLACES])}{more}"
 
 
 def _opening(info: SiteInfo, length: int) -> str:

@@ -171,14 +171,8 @@ def answers(run: Run | Reading, **options: Any) -> list[SiteAnswer]:
 
 
 def advice_of(found: Sequence[SiteAnswer]) -> list[str]:
-    """What to try at the sites of a run, each line once, with the sites it is for.
-
-    Examples
-    --------
-    "what now (lstm/l0, lstm/l1): if the task needs what lies that far back: chrono initialisation with T = 100 ..."
-    """
-    lines = advice.together([(one.site, one.what_now) for one in found])
-    return [f"what now ({', '.join(sites)}): {line}" for sites, line in lines]
+    """What to try at the sites of a run, each line once, with the sites it is for."""
+    return advice.together([(one.site, one.what_now) for one in found])
 
 
 def direct_caveat(run: Run | Reading, site: str) -> str:

@@ -14,6 +14,7 @@ from gradscope.diagnostics.clip_calls import clip_remarks
 from gradscope.diagnostics.nonfinite import first_nonfinite
 from gradscope.errors import EmptyRunError, NotRecordedError
 from gradscope.reading import select
+from gradscope.reading.advice import together
 from gradscope.reading.answers import (
     PartAdvice,
     SiteAnswer,
@@ -126,3 +127,15 @@ def _parameter_count(model: dict[str, Any]) -> int | None:
         if isinstance(model.get(key), int):
             return int(model[key])
     return None
+
+
+def advice_of_all(facts: Sequence[RunFacts]) -> list[str]:
+    """What to try at the sites of all runs, each line once, with the runs and sites it is for."""
+    several = len(facts) > 1
+    return together(
+        [
+            (f"{found.name} {one.site}" if several else one.site, one.what_now)
+            for found in facts
+            for one in found.answers
+        ]
+    )

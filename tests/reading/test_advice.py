@@ -11,6 +11,7 @@ import pytest
 from gradscope.diagnostics import Entry, clip_statistics, fit_decay, suggest_threshold
 from gradscope.reading.advice import clipping_now, together, what_now
 from gradscope.reading.answers import advice_of, answers, clipping_now_of_run
+from gradscope.reading.facts import advice_of_all, gather
 from gradscope.schema import SiteInfo
 from gradscope.words import number
 from tests.made_runs import entering_last, make_run
@@ -160,12 +161,16 @@ def test_a_run_that_diverged_says_where():
 
 
 def test_sites_with_the_same_advice_are_told_once(tmp_path):
-    assert together([("a", ["x", "y"]), ("b", ["x"])]) == [(("a", "b"), "x"), (("a",), "y")]
+    assert together([("a", ["x", "y"]), ("b", ["x"])]) == ["what now (a, b): x", "what now (a): y"]
+    assert together([(str(i), ["x"]) for i in range(9)]) == ["what now (0, 1, 2, 3 and 5 more): x"]
     run = make_run(
         tmp_path / "run", sites=("m/l0", "m/l1"), threshold=1000.0, extra={"direct": entering_last()}, lags=40
     )
     lines = advice_of(answers(run))
     assert [line for line in lines if line.startswith("what now (m/l0, m/l1): ") and "T = 40" in line] == lines
+    several = advice_of_all(gather([run, make_run(tmp_path / "other", sites=("m/l0",), threshold=None)]))
+    assert sum("T = 40" in line for line in several) == 1
+    assert any(line.startswith("what now (run m/l0, run m/l1, other m/l0): ") for line in several)
     (never,) = clipping_now_of_run(run)
     norms = run.clips()["norm_before"].to_numpy()
     assert f"1000 is above every one of {norms.size} finite norms (largest {number(norms.max())})" in never
