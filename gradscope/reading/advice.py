@@ -31,7 +31,9 @@ OPENED = "training opened it: nothing to change for the gradient to arrive"
 _SIGMOID_OF_1 = float(1 / (1 + np.exp(-1)))
 
 
-def what_now(info: SiteInfo, early: DecayFit, late: DecayFit, length: int) -> tuple[str, ...]:
+def what_now(
+    info: SiteInfo, early: DecayFit, late: DecayFit, length: int, suggestion: ThresholdSuggestion | None = None
+) -> tuple[str, ...]:
     """What to try at a site; empty where the gradient arrives.
 
     Parameters
@@ -41,13 +43,15 @@ def what_now(info: SiteInfo, early: DecayFit, late: DecayFit, length: int) -> tu
         At the beginning and at the end of the run.
     length : int
         Steps of its longest sequence: the T of the chrono initialisation.
+    suggestion : ThresholdSuggestion, optional
+        From the run's own norms, for a gradient that explodes.
     """
     if late.verdict == "vanishing":
         if early.verdict in ("preserved", "exploding"):
             return (_closed(early, info),)
         return (f"if the task needs what lies that far back: {_opening(info, length)}; {MEASURE}",)
     if late.verdict == "exploding":
-        return (_growing(info),)
+        return (_growing(info, suggestion),)
     if late.verdict == "preserved":
         return (OPENED,) if early.verdict == "vanishing" else ()
     return tuple(filter(None, (_undetermined(late, info),)))
@@ -116,15 +120,14 @@ def _closed(early: DecayFit, info: SiteInfo) -> str:
     )
 
 
-def _growing(info: SiteInfo) -> str:
+def _growing(info: SiteInfo, suggestion: ThresholdSuggestion | None) -> str:
     start = {
         "lstm": "a smaller forget bias or orthogonal recurrent blocks",
         "gru": "a smaller update-gate bias or orthogonal recurrent blocks",
     }.get(info.cell, "an orthogonal recurrent weight, or one of spectral radius 1")
-    return (
-        f"clip the norm of the gradient (see Clipping for a range), lower the learning rate, and start from {start}; "
-        f"{MEASURE}"
-    )
+    compared = _range(suggestion)
+    clip = f"clip the norm of the gradient{f' ({compared})' if compared else ''}"
+    return f"{clip}, lower the learning rate, and start from {start}; {MEASURE}"
 
 
 def _undetermined(fit: DecayFit, info: SiteInfo) -> str:

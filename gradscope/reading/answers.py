@@ -160,7 +160,9 @@ def answer(run: Run | Reading, site: str, quantity: str | None = None, **options
     said = sentence(fits[1], f"{site} ({chosen}), {_span(spans[1])}")
     if spans[0] != spans[1]:
         said += f" [{sentence(fits[0], f'at {_span(spans[0])}')}]"
-    now = advice.what_now(run.site(site), fits[0], fits[1], found.longest)
+    explodes = fits[1].verdict == "exploding"
+    suggestion = suggestion_of_run(run) if explodes else None
+    now = advice.what_now(run.site(site), fits[0], fits[1], found.longest, suggestion)
     return SiteAnswer(site, chosen, fits[0], fits[1], spans[0], spans[1], said, direct_caveat(run, site), now)
 
 

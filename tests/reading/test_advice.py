@@ -75,8 +75,15 @@ def test_what_training_did_decides_whether_an_initialisation_is_the_answer():
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
 def test_a_growing_gradient_is_clipped_and_started_smaller(cell):
     (said,) = what_now(site(cell), GROWING, GROWING, 60)
-    assert "clip the norm" in said
+    assert "clip the norm of the gradient, lower" in said
     assert "orthogonal" in said
+
+
+def test_a_growing_gradient_is_told_the_thresholds_of_its_own_run(tmp_path):
+    run = make_run(tmp_path / "run", (0.1, 0.1), cell="rnn_tanh", sites=("rnn/l0",), every=40)
+    found = suggest_threshold(run.clips()["norm_before"])
+    (said,) = answers(run)[0].what_now
+    assert f"clip the norm of the gradient (thresholds to compare: {number(found.low)} to {number(found.high)})" in said
 
 
 def test_what_could_not_be_decided_says_what_would_decide_it():
