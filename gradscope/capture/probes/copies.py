@@ -8,6 +8,7 @@ is still to be walked stays valid, and nothing is ever written into the user's o
 
 from __future__ import annotations
 
+import copy
 import random
 import warnings
 from collections.abc import Callable, Iterator
@@ -103,25 +104,20 @@ def _attributes(module: nn.Module) -> Callable[[], None]:
     if isinstance(module, torch.jit.ScriptModule):  # its attributes live in C++
         return lambda: None
     held = dict(vars(module))
-    inside = [(value, type(value)(value)) for value in held.values() if type(value) in (dict, list, set)]
-    # An OrderedDict of hooks has a weak reference in every handle: it has to stay the same object, too.
-    inside += [(v, v.copy()) for v in held.values() if isinstance(v, dict) and type(v) is not dict]
+    # Containers stay the same objects: the handle of a hook has a weak reference to the table that holds it.
+    inside = [(value, copy.copy(value)) for value in held.values() if isinstance(value, (dict, list, set))]
 
     def back() -> None:
         vars(module).clear()
         vars(module).update(held)
         for value, before in inside:
+            value.clear()
             if isinstance(value, list):
-                value[:] = before
-            elif value != before if isinstance(value, set) else not _same(value, before):
-                value.clear()
+                value.extend(before)
+            else:
                 value.update(before)
 
     return back
-
-
-def _same(now: dict[Any, Any], before: dict[Any, Any]) -> bool:
-    return list(now) == list(before) and all(now[key] is before[key] for key in now)
 
 
 def _random_states() -> Callable[[], None]:

@@ -490,13 +490,11 @@ def test_it_is_drawn_as_what_was_measured() -> None:
 
 
 def test_what_cannot_be_compared_at_all_says_why() -> None:
-    frozen, x = nn.GRU(3, 4), _data().float()
-    with pytest.raises(UnknownNameError, match="Did you mean 'model/l0'"):
-        gradscope.remedies(frozen, lambda: frozen(x)[0].sum(), sites="modle/l0")
-    for parameter in frozen.parameters():
-        parameter.requires_grad_(False)
-    with pytest.raises(SettingError, match="no site has a gradient against lag to compare \\(model/l0: "):
-        gradscope.remedies(frozen, lambda: frozen(x)[0].sum())
+    model, x = nn.ModuleDict({"gru": nn.GRU(3, 4), "head": nn.Linear(4, 1)}), _data().float()
+    with pytest.raises(UnknownNameError, match="Did you mean 'gru/l0'"):
+        gradscope.remedies(model, lambda: model["gru"](x)[0].sum(), sites="gur/l0")
+    with pytest.raises(SettingError, match=r"no site has a gradient against lag to compare \(gru/l0: "):
+        gradscope.remedies(model, lambda: model["head"](model["gru"](x)[0].detach()).sum())
 
 
 @pytest.mark.parametrize("options", [{"draws": 0}, {"length": 0}])
