@@ -9,12 +9,11 @@ it out again in float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from gradscope.adjoint.launch import Launch
 from gradscope.adjoint.magnitude import largest
 from gradscope.adjoint.order import Order
 from gradscope.adjoint.types import Adjoints, Trajectory, Weights
@@ -108,10 +107,6 @@ class Walk:
     def result(self, *sizes: int) -> Tensor:
         """Make a tensor (T, B, *sizes) for what the walk leaves behind, with the scale of ``hidden``."""
         return self.a.new_empty(self.steps, self.a.shape[1], *sizes)
-
-    def launch(self, body: Callable[[int], None], same: bool = True) -> Launch:
-        """Return what runs ``body`` over the timesteps of a block; see :class:`~gradscope.adjoint.launch.Launch`."""
-        return Launch(body, self.block, self.steps, self.a.device, same)
 
     def blocks(self, *results: Tensor | None) -> Iterator[slice]:
         """Yield the timesteps of each block, from the last to the first, the buffers prepared.

@@ -138,14 +138,13 @@ class GRUCell(Cell):
         # z stands beside the coefficients of the gates, so that one product gives all of z ⊙ a_t and δ^hh.
         coefficient, product = walk.buffer(4, size), walk.buffer(4, size)
         lanes = _Lanes(walk.a, coefficient, product)
-        launch = walk.launch(lambda n: lanes.reverse(walk, n, weights.w_hh))
         entering = walk.result(weights.w_ih.shape[1]) if keep.input else None
         for block in walk.blocks(gates, gates_hh, entering):
             n = block.stop - block.start
             part = self._part(trajectory, block, weights)
             kappa = self._coefficients(part, coefficient[:n])
             if clip is None:
-                launch(n)
+                lanes.reverse(walk, n, weights.w_hh)
                 candidate = kappa.mul_(walk.a[:n]) if keep.gates or keep.input else kappa
             else:
                 candidate = lanes.reverse_clipped(n, kappa, part, weights.w_hh, clip)

@@ -187,8 +187,6 @@ class LSTMCell(Cell):
         walk = Walk(direct, c.dtype, direct_cell, cell_size=c.shape[2], last=last)
         assert walk.carry_in is not None
         lanes = _Lanes(walk, c.shape[2])
-        # What arrives at the cell from above differs from block to block.
-        launch = walk.launch(lambda steps: lanes.reverse(walk, steps, weights, clip), same=direct_cell is None)
         cell, carry, gates = torch.empty_like(c), None, None
         if keep.gates:
             carry, gates = torch.empty_like(c), c.new_empty(*c.shape[:2], 4, c.shape[2])
@@ -196,7 +194,7 @@ class LSTMCell(Cell):
         for block in walk.blocks(cell, carry, gates, entering):
             steps = block.stop - block.start
             self._coefficients(trajectory, block, lanes.coefficient[:steps], lanes.to_cell[:steps])
-            launch(steps)
+            lanes.reverse(walk, steps, weights, clip)
             rows = keep.leaving(block)
             walk.leave(lanes.delta[0][rows] @ weights.w_hh, lanes.carried[0][rows])
             cell[block] = lanes.total[:steps]

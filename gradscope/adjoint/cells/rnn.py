@@ -89,19 +89,15 @@ class ElmanCell(Cell):
         slope, delta = walk.buffer(h.shape[2]), walk.buffer(h.shape[2])
         a_t, slope_t, delta_t = walk.a.unbind(), slope.unbind(), delta.unbind()
 
-        def body(steps: int) -> None:
+        for block in walk.blocks(gates, entering):
+            steps = block.stop - block.start
+            slope[:steps] = self._slope(h[block])
             for t in range(steps - 1, -1, -1):
                 torch.mul(a_t[t], slope_t[t], out=delta_t[t])
                 if clip is not None:
                     clip(delta_t[t])
                 if t:
                     a_t[t - 1].addmm_(delta_t[t], weights.w_hh)
-
-        launch = walk.launch(body)
-        for block in walk.blocks(gates, entering):
-            steps = block.stop - block.start
-            slope[:steps] = self._slope(h[block])
-            launch(steps)
             walk.leave(delta_t[0][keep.leaving(block)] @ weights.w_hh)
             if gates is not None:
                 gates[block] = delta[:steps]
