@@ -44,6 +44,11 @@ def in_transform() -> bool:
     return peek is not None and peek() is not None
 
 
+def storage_of(tensor: torch.Tensor) -> int:
+    """Return which storage a tensor has, on any device: tensors that share it give the same number while they live."""
+    return int(tensor.untyped_storage()._cdata)
+
+
 def remove_global_hook(handle: Any) -> None:
     """Remove a global forward hook with all that torch keeps of it.
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gradscope.adjoint import CELLS, Adjoints, Order, Weights
+from gradscope.capture import host
 from gradscope.capture.calls.lineage import tupled
 from gradscope.capture.calls.prehook import CannotRecordError
 from gradscope.capture.calls.sequence import Line
@@ -68,16 +69,16 @@ class CellSequence(Line):
         """Copy the sampled rows of a (B, N) or (N,) tensor, detached."""
         x = x.detach()
         if self.unbatched:
-            return x.reshape(1, -1).clone()
+            return x.reshape(1, -1).clone() if host.is_host(x) else host.begun(x)[None]
         rows = self.rows if self.batches[-1] == self.batches[0] else self.rows[self.rows < self.batches[-1]]
-        return x.index_select(0, rows)
+        return _rows_of(x, rows)
 
     def take(self, task: int, name: tuple[int, int], gradient: Tensor) -> None:
         """Keep the sampled rows of the gradient of a state, ``(timestep, state)``."""
         self.tasks.add(task)
         gradient = gradient.reshape(1, -1) if self.unbatched else gradient
         rows = self.rows[self.rows < len(gradient)] if len(gradient) != self.batches[0] else self.rows
-        self.gradients[task][name] = gradient.index_select(0, rows)
+        self.gradients[task][name] = _rows_of(gradient, rows)
 
     def adjoints(self, task: int, dtype: torch.dtype, scale: float, precise: bool = True) -> Adjoints:
         """Stack what arrived in backward pass ``task`` and derive what follows from it step by step.
@@ -144,6 +145,10 @@ class CellSequence(Line):
         return self._rows(rows, dtype)
 
 
+def _rows_of(x: Tensor, rows: Tensor) -> Tensor:
+    return x.index_select(0, rows) if host.is_host(x) else host.rows_of(x, 0, rows.tolist())
+
+
 def states_of(
     args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
 ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -158,8 +163,8 @@ def open_sequence(target: Target, after: tuple[Tensor, ...], samples: int | None
     unbatched = after[0].dim() == 1
     batch = 1 if unbatched else after[0].shape[0]
     chosen = sampled_rows(batch, samples)
-    rows = torch.tensor(chosen if chosen is not None else range(batch), device=after[0].device)
+    rows = torch.tensor(chosen if chosen is not None else range(batch))
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     values = [getattr(target.module, name) for name in names]
-    weights = Weights(*(None if value is None else value.detach() for value in values))  # type: ignore[arg-type]
+    weights = Weights(*(None if value is None else host.weight(value) for value in values))  # type: ignore[arg-type]
     return CellSequence(target=target, rows=rows, weights=weights, unbatched=unbatched)

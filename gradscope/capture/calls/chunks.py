@@ -106,7 +106,7 @@ def _for_states(piece: Piece, like: Tensor) -> Iterator[Tensor]:
     for given in piece.given:
         for axis in range(given.dim()):
             if axis <= 1 and given.shape[axis] > int(piece.rows.max()):
-                of_rows = given.index_select(axis, piece.rows.to(given.device)).squeeze() / piece.scale
+                of_rows = given.index_select(axis, piece.rows).squeeze() / piece.scale
                 if of_rows.shape == like.squeeze().shape:
                     yield of_rows.reshape(like.shape)
         if given.squeeze().shape == like.squeeze().shape:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from gradscope.adjoint import Adjoints, Order
 from gradscope.capture.calls.prehook import CannotRecordError, on_arrival
-from gradscope.capture.layers.adapters import Adapter, first_state, replay, tensors_in
+from gradscope.capture.host import added, is_host, rows_of
+from gradscope.capture.layers.adapters import Adapter, mapped, replay, tensors_in
 from gradscope.capture.layers.rows import Selection
 
 # A replay that is further than this from the layer's own output is of another function.
@@ -43,8 +44,8 @@ class LayerCall:
     def take(self, task: int, name: str, gradient: Tensor) -> None:
         """Keep the sampled rows of a gradient that arrived in backward pass ``task``."""
         held = self.gradients[task]
-        taken = self.selection.sequence(gradient) if name == "output" else self._state_rows(gradient)
-        held[name] = held[name] + taken if name in held else taken
+        taken = self.selection.sequence(gradient) if name == "output" else self.rows_of_state(gradient)
+        held[name] = added(held[name], taken) if name in held else taken
 
     def finished(self, task: int) -> None:
         """Take the end of a pass in which something arrived."""
@@ -56,8 +57,10 @@ class LayerCall:
         if self.told is not None:
             self.told(error)
 
-    def _state_rows(self, gradient: Tensor) -> Tensor:
-        return gradient.index_select(0, self.selection.rows)
+    def rows_of_state(self, state: Tensor) -> Tensor:
+        """Take the sampled rows of a state, or of its gradient."""
+        rows = self.selection.rows
+        return state.detach().index_select(0, rows) if is_host(state) else rows_of(state, 0, rows.tolist())
 
     def adjoints(self, task: int, dtype: torch.dtype, scale: float) -> Adjoints:
         """Replay the layer step by step and let autograd go through it."""
@@ -132,17 +135,16 @@ def open_layer_call(
         raise CannotRecordError(f"its input has {x.dim()} axes; a custom layer is recorded for (B, T, I) or (T, B, I)")
     with torch.no_grad():
         selection = Selection.of(x, not adapter.time_first(module), samples)
-        rows = selection.rows
-        state = given if given is not None else first_state(module, adapter, x)
         call = LayerCall(
             module,
             adapter,
             selection,
             selection.sequence(x.detach()),
-            _rows_of(state, rows),
+            None,
             selection.sequence(sequence.detach()),
             _inside(watched, steps=x.shape[0] if adapter.time_first(module) else x.shape[1]),
         )
+        call.state = mapped(call.rows_of_state, given)
     return call, watched
 
 
@@ -167,12 +169,6 @@ def _inside(watched: dict[str, Tensor], steps: int) -> frozenset[str]:
     return frozenset(name for name, value in watched.items() if name != "output" and value.grad_fn in nodes)
 
 
-def _rows_of(state: Any, rows: Tensor) -> Any:
-    if isinstance(state, Tensor):
-        return state.detach().index_select(0, rows)
-    return tuple(_rows_of(part, rows) for part in state)
-
-
 EDITS_INPUT = (
     "it edits its input in place, so that the gradient through it alone is no tensor's: pass it a copy "
     "(x.clone()) to have it recorded"
@@ -192,8 +188,9 @@ class InputTap:
     refused: set[int] = field(default_factory=set)
 
     def take(self, task: int, name: str, gradient: Tensor) -> None:
-        """Keep the gradient of the input."""
-        self.gradients[task][name] = gradient.detach()
+        """Keep the sampled rows of the gradient of the input."""
+        gradient = gradient.detach()
+        self.gradients[task][name] = self.selection.sequence(gradient[..., None] if gradient.dim() == 2 else gradient)
 
     def forget(self, task: int) -> None:
         """Drop what arrived in backward pass ``task``."""
@@ -210,9 +207,7 @@ class InputTap:
 
     def adjoints(self, task: int, dtype: torch.dtype, scale: float) -> Adjoints:
         """Return ∂L/∂x_t of backward pass ``task``."""
-        gradient = self.gradients.pop(task)["input"]
-        gradient = gradient[..., None] if gradient.dim() == 2 else gradient
-        values = self.selection.sequence(gradient).to(dtype) / scale
+        values = self.gradients.pop(task)["input"].to(dtype) / scale
         return Adjoints(Order(values.shape[0], values.shape[1], None, reverse=False), None, input_gradient=values)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from gradscope.adjoint import Adjoints, Order
 from gradscope.capture.calls.recurrences.axes import UNBATCHED
 from gradscope.capture.calls.sequence import Line
+from gradscope.capture.host import added, begun, is_host, rows_of
 from gradscope.schema import SiteInfo
 
 
@@ -88,10 +89,12 @@ class FoundSequence(Line):
         axis = self.entry_axes[which] if kind == "entry" else self.axes[which]
         taken = self._of(gradient, axis)
         held = self.gradients[task]
-        held[name] = held[name] + taken if name in held else taken
+        held[name] = added(held[name], taken) if name in held else taken
 
     def _of(self, gradient: Tensor, axis: int) -> Tensor:
-        """Return the sampled rows, flat, (b, N)."""
+        """Return the sampled rows, flat, (b, N); those of another device are on their way to the host."""
+        if not is_host(gradient):
+            return self._begun(gradient, axis)
         if axis == 0 and not self.whole and self.lengths is None and gradient.dim() == 2 and not gradient.is_complex():
             return gradient.index_select(0, self.rows)  # what most states are
         if gradient.is_complex():  # real and imaginary parts side by side
@@ -105,6 +108,14 @@ class FoundSequence(Line):
         if self.lengths is not None:
             rows = rows[rows < len(moved)]
         return moved.index_select(0, rows).reshape(len(rows), -1)
+
+    def _begun(self, gradient: Tensor, axis: int) -> Tensor:
+        if axis == UNBATCHED:
+            taken = begun(gradient)[None]
+        else:
+            rows = self.rows if self.lengths is None else self.rows[self.rows < gradient.shape[axis]]
+            taken = rows_of(gradient, axis, rows.tolist())
+        return (torch.view_as_real(taken) if taken.is_complex() else taken).reshape(len(taken), -1)
 
     def adjoints(self, task: int, scale: float) -> Adjoints:
         """Stack what arrived in backward pass ``task``: (T, b, N) of every state."""
@@ -149,7 +160,7 @@ class FoundSequence(Line):
                 size *= extent
         if len(present) == self.length and all(len(value) == len(self.rows) for value in present):
             in_order = [arrived[kind, which, step] for step in range(self.length)]
-            return torch.stack(in_order).to("cpu", torch.float64)
+            return torch.stack(in_order).double()
         result = torch.zeros(self.length, len(self.rows), size, dtype=torch.float64)
         for name, value in arrived.items():
             if name[:2] == (kind, which):

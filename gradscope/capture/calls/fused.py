@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from gradscope.adjoint import Adjoints, Keep, StackCall, Weights, earlier_adjoints, stack_adjoints
 from gradscope.adjoint.magnitude import FADES_BELOW
+from gradscope.capture import host
 from gradscope.capture.calls.kept_gates import kept_gates
 from gradscope.capture.calls.lineage import tupled
 from gradscope.capture.calls.prehook import TRANSFORMED, CannotRecordError
@@ -54,7 +55,8 @@ class FusedCall:
 
     @property
     def steps(self) -> int:
-        return self.call.output.shape[0]
+        gather = self.selection.gather
+        return self.call.output.shape[0] if gather is None else len(gather)
 
     @property
     def changed(self) -> bool:
@@ -78,14 +80,15 @@ class FusedCall:
         float64 all the same.
         """
         # The kernel's workspace is large, and a second pass through the same graph is rare: it is replayed then.
-        original, self.call = self.call, self.call.again()
+        original, self.call = settled(self.call, self.selection), self.call.again()
         if (arrived := self._arrived(task, layers, gradients.get("grad_hn"), scale)) is not None:
             return arrived
         if scale != 1.0:
             gradients = {name: gradient.double() / scale for name, gradient in gradients.items()}
+        gradients = {name: self.selection.settled(gradient) for name, gradient in gradients.items()}
         call = replace(original, **gradients)  # type: ignore[arg-type]
         output = call.output
-        if not precise and output.dtype != torch.float64 and output.device.type == "cpu":
+        if not precise and output.dtype != torch.float64:
             found = stack_adjoints(call, torch.float32, layers, keep=keep)
             if not any(map(_left_float32, found.values())):
                 return found
@@ -186,7 +189,7 @@ def open_call(
         if module.num_layers > 1 and module.dropout and module.training:
             shape = values["grad_output"].shape
             call = replace(
-                call, masks=_dropout_masks(module, rng, selection, shape, call.output.dtype, call.output.device)
+                call, masks=_dropout_masks(module, rng, selection, shape, call.output.dtype, values["grad_output"])
             )
         if not precise and like is None:
             call = replace(call, kept=kept_gates(module, call, values["grad_output"], selection))
@@ -196,6 +199,11 @@ def open_call(
         parameters = tuple(w for w in module._flat_weights if w is not None)
         versions = tuple(w._version for w in parameters)
     return FusedCall(call, selection, parameters, versions, shape=shape), watched
+
+
+def settled(call: StackCall, selection: Selection) -> StackCall:
+    """Return a call whose tensors have been waited for; a packed batch of another device is gathered now."""
+    return replace(call, input=selection.settled(call.input), output=selection.settled(call.output))
 
 
 def returned_by(output: Any) -> dict[str, Tensor]:
@@ -218,7 +226,7 @@ def _weights(module: nn.RNNBase) -> tuple[tuple[Weights, ...], ...]:
     def site(layer: int, suffix: str) -> Weights:
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
         values = [found.get(f"{name}_l{layer}{suffix}") for name in names]
-        return Weights(*(None if value is None else value.detach() for value in values))  # type: ignore[arg-type]
+        return Weights(*(None if value is None else host.weight(value) for value in values))  # type: ignore[arg-type]
 
     suffixes = ("", "_reverse")[: 1 + module.bidirectional]
     return tuple(tuple(site(layer, suffix) for suffix in suffixes) for layer in range(module.num_layers))
@@ -227,7 +235,7 @@ def _weights(module: nn.RNNBase) -> tuple[tuple[Weights, ...], ...]:
 def _initial(given: Tensor | None, final: Tensor, selection: Selection) -> Tensor:
     """Return the initial state of the sampled rows; zeros when none was given."""
     if given is None:
-        return torch.zeros_like(selection.state(final.detach()))
+        return torch.zeros(final.shape[0], selection.size, final.shape[-1], dtype=final.dtype)
     return selection.state(given.detach())
 
 
@@ -237,13 +245,13 @@ def _dropout_masks(
     selection: Selection,
     shape: torch.Size,
     dtype: torch.dtype,
-    device: torch.device,
+    output: Tensor,
 ) -> tuple[Tensor, ...]:
     """Draw the dropout masks between layers once more, from the generator state the forward call started with.
 
     On the CPU the stacked call draws one mask per layer boundary, in order, over the time-major output.
     """
-    if device.type != "cpu" or rng is None:
+    if not host.is_host(output) or rng is None:
         raise CannotRecordError(
             "dropout between layers on this device is drawn inside the fused kernel and cannot be reproduced; split "
             "the stack into single layers with nn.Dropout between them to record it"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gradscope.adjoint import Kept, StackCall, Weights
 from gradscope.adjoint.cells.lstm import LSTMCell
+from gradscope.capture.host import is_host
 from gradscope.capture.layers.rows import Selection
 from gradscope.capture.torch_private import saving_is_hooked
 
@@ -60,7 +61,7 @@ def kept_gates(
 
     To be called before the backward pass, which frees it.
     """
-    if module.mode != "LSTM" or output.dtype != torch.float32 or output.device.type != "cpu" or selection.unbatched:
+    if module.mode != "LSTM" or output.dtype != torch.float32 or not is_host(output) or selection.unbatched:
         return None
     if selection.gather is not None or not selection.size or saving_is_hooked():
         return None

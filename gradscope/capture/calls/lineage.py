@@ -9,19 +9,35 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
+from gradscope.capture import host
 from gradscope.capture.calls.graph import NODE_LIMIT, KnownCall, taken
+from gradscope.capture.torch_private import storage_of
 
 #: How many steps came before where that is not known.
 UNKNOWN = -1
 
 # Calls of a layer in one step whose final states are kept: chunks of a checkpoint are run again in reverse order.
 _KEPT = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Unread:
+    """Steps behind a state: ``steps`` where the sequence began with zeros, as these copies will tell."""
+
+    began: tuple[Tensor, ...]
+    steps: int
+
+    def read(self) -> int:
+        """Wait for the copies, and look."""
+        host.wait()
+        return UNKNOWN if any(bool(state.any()) for state in self.began) else self.steps
 
 
 class Lineage:
@@ -32,7 +48,7 @@ class Lineage:
         self.known: weakref.WeakValueDictionary[int, KnownCall] = weakref.WeakValueDictionary()
         self._nearest: dict[tuple[int, int], tuple[int, ...]] = {}
         # The states that calls left, the last of each layer last; those of earlier steps but for the last are dropped.
-        self._left: dict[str, deque[tuple[tuple[Tensor, ...], int]]] = {}
+        self._left: dict[str, deque[tuple[tuple[Tensor, ...], int | Unread]]] = {}
         #: Whether states without a graph have been handed over.
         self.carries = False
 
@@ -107,7 +123,7 @@ class Lineage:
 
     # -- states without a graph --------------------------------------------------------------------------------
 
-    def left(self, path: str, states: tuple[Tensor, ...], steps: int, again: bool = False) -> None:
+    def left(self, path: str, states: tuple[Tensor, ...], steps: int | Unread, again: bool = False) -> None:
         """Note the states a call left, after how many steps of the sequence; ``again`` where it may be rerun."""
         kept = self._left.setdefault(path, deque(maxlen=_KEPT))
         if not again:
@@ -116,15 +132,23 @@ class Lineage:
 
     def steps_before(self, path: str, states: tuple[Tensor, ...]) -> int:
         """Return how many steps lie behind states that have no graph: 0 for none, −1 where that is unknown."""
+        steps = self.steps_unread(path, states, look=True)
+        return steps.read() if isinstance(steps, Unread) else steps
+
+    def steps_unread(self, path: str, states: tuple[Tensor, ...], look: bool = False) -> int | Unread:
+        """Return the same; unless one is to ``look``, without waiting for values of another device."""
         if not states:
             return 0
         self.carries = True
-        pointer = states[0].untyped_storage().data_ptr()
+        storage = storage_of(states[0])
         ordered = list(self._left.get(path, ()))[::-1]
         ordered += [left[-1] for name, left in self._left.items() if name != path]
         for finals, steps in ordered:
-            if any(final.untyped_storage().data_ptr() == pointer for final in finals):
+            if any(storage_of(final) == storage for final in finals):
                 return steps
+        if not look and not all(map(host.is_host, states)):
+            return Unread(tuple(map(host.begun, states)), 0)
+        states = tuple(map(host.brought, states))
         if not any(bool(state.any()) for state in states):
             return 0
         # A copy is known by its values.
@@ -132,7 +156,14 @@ class Lineage:
 
 
 def _equal(value: Tensor, other: Tensor) -> bool:
-    return (value.shape, value.device) == (other.shape, other.device) and torch.equal(value, other)
+    return value.shape == other.shape and torch.equal(host.brought(value), other)
+
+
+def later(before: int | Unread, steps: int) -> int | Unread:
+    """Return how many steps lie behind a state that ``steps`` more were made from."""
+    if isinstance(before, Unread):
+        return replace(before, steps=before.steps + steps)
+    return before + steps if before >= 0 else UNKNOWN
 
 
 def tupled(states: Any) -> tuple[Tensor, ...]:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from gradscope.capture.host import wait
 from gradscope.capture.torch_private import graph_task, is_transformed, queue_callback
 
 TRANSFORMED = "it runs inside a torch.func transform or a batched backward pass, which hides the values"
@@ -164,6 +165,7 @@ def _end(receiver: Receiver, task: int) -> None:
             if task in receiver.refused:
                 receiver.forget(task)
             else:
+                wait()
                 receiver.finished(task)
     except Exception as error:
         _refuse(receiver, task, error)
@@ -181,8 +183,8 @@ def guarded(told: Callable[[Exception], object], action: Callable[[], object]) -
     """Run ``action`` outside of autograd and autocast; whatever it raises goes to ``told``, and no further."""
     try:
         with torch.no_grad():
-            if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-                with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            if torch.is_autocast_enabled("cpu"):  # that of other devices changes nothing on the host
+                with torch.autocast("cpu", enabled=False):
                     action()
             else:
                 action()

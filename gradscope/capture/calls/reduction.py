@@ -114,10 +114,10 @@ def _marked(found: Tensor, faded: list[bool] | None) -> Tensor:
         return found
     lost = torch.zeros_like(zero)
     if faded is not None and any(faded):
-        lost |= torch.tensor(faded, device=found.device).reshape(-1, *[1] * (found.dim() - 1))
+        lost |= torch.tensor(faded).reshape(-1, *[1] * (found.dim() - 1))
     if bool((found[~zero] < _NEARLY_LOST).any()):
         # The norm at the next step that has one, with 1 where no step after has: nothing was lost on the way.
-        time = torch.arange(len(found), device=found.device).reshape(-1, *[1] * (found.dim() - 1))
+        time = torch.arange(len(found)).reshape(-1, *[1] * (found.dim() - 1))
         after = torch.where(zero, len(found), time).flip(0).cummin(0).values.flip(0)
         padded = torch.cat((found, torch.ones_like(found[:1])))
         lost |= padded.gather(0, after) < _NEARLY_LOST
@@ -147,9 +147,9 @@ def _activations(adjoints: Adjoints, gate_names: tuple[str, ...]) -> dict[str, T
     values = adjoints.trajectory.activations.double()
     steps, batch = values.shape[:2]
     mask = adjoints.order.mask(torch.bool)
-    valid = torch.ones(steps, batch, dtype=torch.bool, device=values.device) if mask is None else mask[..., 0]
+    valid = torch.ones(steps, batch, dtype=torch.bool) if mask is None else mask[..., 0]
     taken = values[valid]  # (valid steps, G, H)
-    signed = torch.tensor([name in ("g", "n", "h") for name in gate_names], device=values.device)[:, None]
+    signed = torch.tensor([name in ("g", "n", "h") for name in gate_names])[:, None]
     low = torch.where(signed, taken < -(1 - _SATURATION), taken < _SATURATION)
     high = taken > 1 - _SATURATION
     # The retention of a gate over many steps is the product of its values: average the logarithm.
@@ -170,20 +170,6 @@ _ARRAYS: dict[str, Callable[[Adjoints, tuple[str, ...]], dict[str, Tensor]]] = {
 }
 
 
-def to_numpy(arrays: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    """Bring arrays to the host in one transfer per type."""
-    if all(array.device.type == "cpu" for array in arrays.values()):
-        return {name: array.contiguous().numpy() for name, array in arrays.items()}
-    result = {}
-    for dtype in {array.dtype for array in arrays.values()}:
-        group = {name: array for name, array in arrays.items() if array.dtype == dtype}
-        flat = torch.cat([array.reshape(-1) for array in group.values()]).cpu().numpy()
-        pieces = np.split(flat, np.cumsum([array.numel() for array in group.values()])[:-1])
-        for (name, array), piece in zip(group.items(), pieces, strict=True):
-            result[name] = piece.reshape(tuple(array.shape))
-    return result
-
-
 def site_record(
     adjoints: Adjoints,
     quantities: Iterable[str],
@@ -194,15 +180,16 @@ def site_record(
     after: int = 0,
 ) -> SiteRecord:
     """Reduce the adjoints of a site to what is stored of them."""
-    arrays = to_numpy(reduce_site(adjoints, quantities, tensors, gate_names))
+    reduced = reduce_site(adjoints, quantities, tensors, gate_names)
+    arrays = {name: array.contiguous().numpy() for name, array in reduced.items()}
     order = adjoints.order
     if order.lengths is None:
         lengths = np.full(order.batch, order.steps, dtype=np.int32)
     else:
-        lengths = order.lengths.cpu().numpy().astype(np.int32)
+        lengths = order.lengths.numpy().astype(np.int32)
     return SiteRecord(
         lengths=lengths,
-        rows=rows.cpu().numpy().astype(np.int32),
+        rows=rows.numpy().astype(np.int32),
         # Float64 arithmetic, or float32 with a scale that reaches as far.
         smallest_normal=float(torch.finfo(torch.float64).smallest_normal),
         arrays=arrays,

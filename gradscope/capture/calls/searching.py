@@ -24,6 +24,7 @@ from gradscope.capture.calls.recurrences.recurrence import NearMiss, Recurrence
 from gradscope.capture.calls.saying import IN_TRANSFORM, TOO_LARGE, Saying
 from gradscope.capture.calls.sequence import Line
 from gradscope.capture.calls.windows import Windows, follow_on
+from gradscope.capture.host import brought
 from gradscope.capture.layers.discovery import Names, Target, matches
 
 if TYPE_CHECKING:
@@ -244,7 +245,7 @@ class Search:
                         return
                     break
                 first = next((h for p, h in self._under_way if p is of.outermost()), hooked)
-                given = tuple(g.detach() for g in of.root_gradients if isinstance(g, Tensor) and g.dim())
+                given = tuple(brought(g) for g in of.root_gradients if isinstance(g, Tensor) and g.dim())
                 piece = replace(piece, given=given, scale=self._listener.loss_scale())
                 first.pieces.append(piece)
                 return

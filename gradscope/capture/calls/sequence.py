@@ -18,6 +18,7 @@ from gradscope.adjoint import Adjoints, Keep, Order
 from gradscope.adjoint.types import Trajectory
 from gradscope.capture.calls.fused import FusedCall
 from gradscope.capture.calls.prehook import CannotRecordError
+from gradscope.capture.host import added
 from gradscope.capture.layers.discovery import Target
 
 
@@ -120,7 +121,7 @@ class FusedSequence(Line):
         held, call = self.gradients[task], self.calls[name[0]]
         self.tasks.add(task)
         taken = call.rows_of(name[1], gradient)
-        held[name] = held[name] + taken if name in held else taken
+        held[name] = added(held[name], taken) if name in held else taken
 
     def forget(self, task: int) -> None:
         """Drop what arrived in backward pass ``task``."""

@@ -19,6 +19,7 @@ from gradscope.adjoint import Adjoints, Order, Weights
 from gradscope.adjoint.magnitude import FADES_BELOW, largest
 from gradscope.capture.calls.prehook import on_passing
 from gradscope.capture.calls.step_graph import INPUT, KEPT, PRODUCT, STEPS, SiteNodes, site_nodes
+from gradscope.capture.host import is_host
 from gradscope.capture.layers.rows import Selection
 
 # Watched beyond where they last faded, for training moves that.
@@ -224,7 +225,7 @@ def step_nodes(
     """
     if output is None or module.mode not in STEPS or not reach:
         return None
-    if output.device.type != "cpu" or output.dtype not in (torch.float32, torch.float64):
+    if not is_host(output) or output.dtype not in (torch.float32, torch.float64):
         return None
     if selection.gather is not None or selection.unbatched or not selection.size:
         return None

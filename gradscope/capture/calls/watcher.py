@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from gradscope.adjoint import Adjoints, Keep
+from gradscope.capture import host
 from gradscope.capture.calls import cells, kernels, marks, passes
 from gradscope.capture.calls.custom import EDITS_INPUT, InputTap, LayerCall, edit_too, open_layer_call, tap_input
 from gradscope.capture.calls.eager import eager, heed, quieten
 from gradscope.capture.calls.fused import FusedCall, open_call, overrides_forward
 from gradscope.capture.calls.graph import KnownCall
 from gradscope.capture.calls.kernels import KernelCall
-from gradscope.capture.calls.lineage import Lineage, edges_of, tupled
+from gradscope.capture.calls.lineage import Lineage, edges_of, later, tupled
 from gradscope.capture.calls.passes import Pass
 from gradscope.capture.calls.prehook import TRANSFORMED, CannotRecordError, guarded, on_arrival
 from gradscope.capture.calls.saying import failing
@@ -184,6 +185,7 @@ class Watcher:
         self._handed.clear()
         self._called.clear()
         self._latest.clear()
+        host.forget()
         self._lineage.forget()
         self._search.forget()
 
@@ -372,7 +374,7 @@ class Watcher:
             sequence.use = self._listener.opened(target)
             self._follows(before, given, sequence)
         position = sequence.steps
-        sequence.add(x, given or tuple(map(torch.zeros_like, after)), after)
+        sequence.add(x, given or tuple(torch.zeros(state.shape, dtype=state.dtype) for state in after), after)
         watched = {(position, i): state for i, state in enumerate(after) if state.requires_grad}
         self._stand(target, sequence, position, watched, x, given, None)
         behind = -1 if sequence.carried < 0 else sequence.carried + sequence.steps
@@ -527,8 +529,8 @@ class Watcher:
             finals = tupled(output[1])
             sizes = getattr(output[0], "batch_sizes", None)
             steps = sizes.numel() if sizes is not None else _steps(target.module, output[0])
-        carried = self._lineage.steps_before(target.path, given) if given else 0
-        self._lineage.left(target.path, finals, carried + steps if carried >= 0 else -1, again=self.running)
+        before = self._lineage.steps_unread(target.path, given)
+        self._lineage.left(target.path, finals, later(before, steps), again=self.running)
 
     def _follow_carry(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         target = self._targets.get(id(module))

@@ -13,6 +13,7 @@ from gradscope.capture.calls.graph import Graph, KnownCall
 from gradscope.capture.calls.lineage import Lineage
 from gradscope.capture.calls.recurrences.initial import initial_state, state_before, value_of
 from gradscope.capture.calls.recurrences.recurrence import Recurrence
+from gradscope.capture.host import brought
 from gradscope.capture.layers.adapters import tensors_in
 from gradscope.capture.layers.discovery import Names
 
@@ -87,7 +88,7 @@ class Windows:
 
 
 def _same(value: Tensor, other: Tensor) -> bool:
-    return value.shape == other.shape and torch.equal(value, other)
+    return value.shape == other.shape and torch.equal(brought(value), other)
 
 
 def follow_on(graph: Graph, found: Recurrence, sequence: FoundSequence, ends: Mapping[int, FoundSequence]) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradscope.capture import host
+from gradscope.capture.host import brought, weight
 from gradscope.errors import AdapterError
 
 State = Any  # a tensor (B, H) or a tuple of tensors
@@ -146,16 +148,28 @@ def tensors_in(value: Any) -> tuple[Tensor, ...]:
     return ()
 
 
-class _Stepper(nn.Module):
-    """Run ``step`` through ``functional_call``, so that it sees the parameters in another type."""
+def mapped(change: Callable[[Tensor], Tensor], state: Any) -> Any:
+    """Return a state, however nested, with every tensor of it changed; None where there is none."""
+    if state is None:
+        return None
+    return change(state) if isinstance(state, Tensor) else tuple(mapped(change, part) for part in state)
 
-    def __init__(self, layer: nn.Module, adapter: Adapter) -> None:
+
+class _Runner(nn.Module):
+    """Run part of an adapter through ``functional_call``, so that it sees the parameters on the host, in any type."""
+
+    def __init__(self, layer: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        self.layer, self.adapter = layer, adapter
+        self.layer = layer
+        copied = {name: weight(value) for name, value in (*self.named_parameters(), *self.named_buffers())}
+        host.wait()
+        self.values = {name: value.to(dtype) if value.is_floating_point() else value for name, value in copied.items()}
 
-    def forward(self, x: Tensor, state: State) -> State:
-        assert self.adapter.step is not None
-        return self.adapter.step(self.layer, x, state)
+    def run(self, part: Callable[..., Any], *args: Any) -> Any:
+        return torch.func.functional_call(self, self.values, (part, *args))
+
+    def forward(self, part: Callable[..., Any], *args: Any) -> Any:
+        return part(self.layer, *args)
 
 
 @dataclass(frozen=True)
@@ -174,29 +188,26 @@ class Replay:
     outputs: Tensor
 
 
-def replay(module: nn.Module, adapter: Adapter, x: Tensor, state: State, dtype: torch.dtype) -> Replay:
-    """Run ``adapter.step`` over ``x`` (T, B, I) from ``state``, in ``dtype``, keeping the graph."""
-    stepper = _Stepper(module, adapter)
-    values = {
-        name: value.detach().to(dtype) if value.is_floating_point() else value
-        for name, value in (*stepper.named_parameters(), *stepper.named_buffers())
-    }
+def replay(module: nn.Module, adapter: Adapter, x: Tensor, state: State | None, dtype: torch.dtype) -> Replay:
+    """Run ``adapter.step`` over ``x`` (T, B, I) from ``state``, on the host in ``dtype``, keeping the graph.
+
+    Without a state, from the one that the adapter begins with.
+    """
+    assert adapter.step is not None
+    runner = _Runner(module, dtype)
     with torch.enable_grad():
         x = x.detach().to(dtype).requires_grad_()
-        current = _as_leaf(state, dtype)
+        if state is None:
+            ordered = x.detach() if adapter.time_first(module) else x.detach().transpose(0, 1)
+            state = runner.run(first_state, adapter, ordered)
+        # Requires a gradient so that every state after it is a node, also when x and the parameters are constants.
+        current = mapped(lambda part: part.detach().to(dtype).requires_grad_(), state)
         states, outputs = [], []
         for x_t in x:
-            current = torch.func.functional_call(stepper, values, (x_t, current))
+            current = runner.run(adapter.step, x_t, current)
             states.append(tensors_in(current))
-            outputs.append(states[-1][0] if adapter.output is None else adapter.output(module, current))
+            outputs.append(states[-1][0] if adapter.output is None else runner.run(adapter.output, current))
         return Replay(x, states, torch.stack(outputs))
-
-
-def _as_leaf(state: State, dtype: torch.dtype) -> State:
-    # Requires a gradient so that every state after it is a node, also when x and the parameters are constants.
-    if isinstance(state, Tensor):
-        return state.detach().to(dtype).requires_grad_()
-    return tuple(_as_leaf(part, dtype) for part in state)
 
 
 def check_adapter(module: nn.Module, x: Tensor, state: State | None = None, *, rtol: float = 1e-4) -> None:
@@ -225,12 +236,12 @@ def check_adapter(module: nn.Module, x: Tensor, state: State | None = None, *, r
     leaf = x.detach().clone().requires_grad_()
     returned = module(leaf) if state is None else module(leaf, state)
     own = returned if isinstance(returned, Tensor) else returned[0]
-    weight = torch.linspace(-1, 1, own.numel(), dtype=own.dtype, device=own.device).reshape(own.shape)
-    (own_gradient,) = torch.autograd.grad((own * weight).sum(), leaf)
-    given = state if state is not None else first_state(module, adapter, x)
-    steps = x if time_first else x.transpose(0, 1)
-    ours = replay(module, adapter, steps, given, own.dtype)
-    ordered = [value if time_first else value.transpose(0, 1) for value in (own.detach(), weight, own_gradient)]
+    weights = torch.linspace(-1, 1, own.numel(), dtype=own.dtype, device=own.device).reshape(own.shape)
+    (own_gradient,) = torch.autograd.grad((own * weights).sum(), leaf)
+    steps = brought(x if time_first else x.transpose(0, 1))
+    ours = replay(module, adapter, steps, mapped(brought, state), own.dtype)
+    told = (brought(value) for value in (own, weights, own_gradient))
+    ordered = [value if time_first else value.transpose(0, 1) for value in told]
     _compare(module, "outputs", ordered[0], ours.outputs.detach(), rtol)
     (gradient,) = torch.autograd.grad((ours.outputs * ordered[1]).sum(), ours.x)
     _compare(module, "input gradients", ordered[2], gradient, rtol)

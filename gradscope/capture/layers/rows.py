@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from gradscope.capture import host
+
 
 def sampled_rows(batch: int, samples: int | None) -> list[int] | None:
     """Return ``samples`` batch rows, evenly spaced, or None for all of them.
@@ -21,7 +23,9 @@ def sampled_rows(batch: int, samples: int | None) -> list[int] | None:
 
 @dataclass(frozen=True)
 class Selection:
-    """Take rows out of time-major, batch-first, unbatched or packed tensors, always as (T, b, ...).
+    """Take rows out of time-major, batch-first, unbatched or packed tensors, always as (T, b, ...), to the host.
+
+    What comes from another device has been begun to be copied only: see :mod:`~gradscope.capture.host`.
 
     Attributes
     ----------
@@ -52,32 +56,31 @@ class Selection:
         if isinstance(x, PackedSequence):
             return cls._packed(x, samples)
         if x.dim() == 2:
-            return cls(torch.zeros(1, dtype=torch.int64, device=x.device), True, unbatched=True)
+            return cls(torch.zeros(1, dtype=torch.int64), True, unbatched=True)
         batch_dim = 0 if batch_first else 1
         batch = x.shape[batch_dim]
         chosen = sampled_rows(batch, samples)
         rows = torch.arange(batch) if chosen is None else torch.tensor(chosen)
-        return cls(rows.to(x.device), chosen is None, batch_dim=batch_dim)
+        return cls(rows, chosen is None, batch_dim=batch_dim)
 
     @classmethod
     def _packed(cls, x: PackedSequence, samples: int | None) -> Selection:
-        sizes = x.batch_sizes
+        sizes = x.batch_sizes  # on the host, on any device
         batch = int(sizes[0])
         chosen = sampled_rows(batch, samples)
         rows = torch.arange(batch) if chosen is None else torch.tensor(chosen)
-        place = rows if x.unsorted_indices is None else x.unsorted_indices.cpu()[rows]
+        place = rows if x.unsorted_indices is None else host.brought(x.unsorted_indices)[rows]
         present = sizes[:, None] > place
         lengths = present.sum(0)
         steps = int(lengths.max())
         offset = torch.cat((sizes.new_zeros(1), sizes.cumsum(0)[:-1]))
         gather = torch.where(present, offset[:, None] + place, 0)[:steps]
-        device = x.data.device
         return cls(
-            rows.to(device),
+            rows,
             chosen is None,
-            lengths=None if bool((lengths == steps).all()) else lengths.to(device),
-            gather=gather.to(device),
-            padding=~present[:steps, :, None].to(device),
+            lengths=None if bool((lengths == steps).all()) else lengths,
+            gather=gather,
+            padding=~present[:steps, :, None],
         )
 
     def sequence(self, x: Tensor, copy: bool = True) -> Tensor:
@@ -85,6 +88,8 @@ class Selection:
 
         Without ``copy`` it may share memory with ``x``.
         """
+        if not host.is_host(x):
+            return self._begun(x)
         if self.gather is not None:
             return x[self.gather].masked_fill_(self.padding, 0)  # type: ignore[arg-type]
         if self.unbatched or self.every_row:
@@ -93,8 +98,22 @@ class Selection:
         taken = x.index_select(self.batch_dim, self.rows)
         return taken if self.batch_dim == 1 else taken.transpose(0, 1)
 
+    def _begun(self, x: Tensor) -> Tensor:
+        """Begin to copy (T, b, N); all of a packed batch, whose rows lie apart: :meth:`settled` gathers them."""
+        if self.gather is not None:
+            return host.begun(x)
+        if self.unbatched:
+            return host.begun(x)[:, None]
+        return host.rows_of(x, self.batch_dim, self.rows.tolist()).transpose(0, 1)
+
+    def settled(self, x: Tensor) -> Tensor:
+        """Return (T, b, N) of what :meth:`sequence` returned, once every copy has been waited for."""
+        return x if self.gather is None or x.dim() > self.gather.dim() else self.sequence(x)
+
     def state(self, s: Tensor, copy: bool = True) -> Tensor:
         """Take (layers·D, b, H) out of an initial or final state or its gradient."""
+        if not host.is_host(s):
+            return host.begun(s)[:, None] if self.unbatched else host.rows_of(s, 1, self.rows.tolist()).transpose(0, 1)
         if self.unbatched or self.every_row:
             whole = s[:, None] if self.unbatched else s
             return whole.clone() if copy else whole

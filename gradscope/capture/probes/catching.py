@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,8 +13,9 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from gradscope.adjoint import StackCall
+from gradscope.capture import host
 from gradscope.capture.calls.cells import states_of
-from gradscope.capture.calls.fused import open_call, returned_by
+from gradscope.capture.calls.fused import open_call, returned_by, settled
 from gradscope.capture.calls.prehook import CannotRecordError
 from gradscope.capture.calls.views import behind_views
 from gradscope.capture.layers.discovery import Target, discover, select
@@ -43,17 +44,23 @@ class CaughtCall:
     selection: Selection
     edges: dict[str, tuple[GradientEdge, Callable[[Tensor], Tensor]]]
 
-    def gradients(self, value: Tensor, retain_graph: bool = True) -> dict[str, Tensor]:
-        """Return what of d ``value`` arrives at the module's outputs directly, time-major, by name."""
+    def gradients(
+        self, values: Sequence[Tensor], seeds: Sequence[Tensor] | None = None, retain_graph: bool = True
+    ) -> dict[str, Tensor]:
+        """Return what of d ``values`` arrives at the module's outputs directly, time-major, by name."""
+        if not values:
+            return {}
         edges = [edge for edge, _ in self.edges.values()]
-        arrived = torch.autograd.grad(value, edges, retain_graph=retain_graph, allow_unused=True)
+        arrived = torch.autograd.grad(values, edges, seeds, retain_graph=retain_graph, allow_unused=True)
         with torch.no_grad():
             found = {name: g for name, g in zip(self.edges, arrived, strict=True) if g is not None}
             found = {name: self.edges[name][1](gradient) for name, gradient in found.items()}
-            return {
+            taken = {
                 name: self.selection.sequence(g) if name == "grad_output" else self.selection.state(g)
                 for name, g in found.items()
             }
+            host.wait()
+            return {name: self.selection.settled(gradient) for name, gradient in taken.items()}
 
 
 @dataclass
@@ -140,6 +147,10 @@ def catching(target: Target, samples: int | None = None) -> Iterator[Caught]:
     finally:
         for handle in handles:
             remove_global_hook(handle)
+        host.wait()
+        host.forget()
+        for fused in caught.fused:
+            fused.call = settled(fused.call, fused.selection)
 
 
 def _fused(
@@ -172,9 +183,10 @@ def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 def _step(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> StepCall:
     """Take a call of ``nn.RNNCell``, ``nn.LSTMCell`` or ``nn.GRUCell``."""
     x, given, after = states_of(args, kwargs, output)
-    before = given or tuple(map(torch.zeros_like, after))
+    before = given or tuple(torch.zeros(state.shape, dtype=state.dtype) for state in after)
 
     def rows(value: Tensor) -> Tensor:
-        return value.detach().clone() if value.dim() == 2 else value.detach()[None].clone()
+        copied = value.detach().clone() if host.is_host(value) else host.begun(value)
+        return copied if value.dim() == 2 else copied[None]
 
     return StepCall(rows(x), tuple(map(rows, before)), tuple(map(rows, after)))

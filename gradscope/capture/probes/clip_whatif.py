@@ -110,7 +110,7 @@ def clip_whatif(
     watched = caught.one(info, "clip_whatif")
     if not watched.edges or not loss.requires_grad:
         raise SettingError(f"the loss has no graph that leads back to {info.module!r} (no_grad, or all frozen).")
-    call = replace(watched.call, **watched.gradients(loss, retain_graph=False))  # type: ignore[arg-type]
+    call = replace(watched.call, **watched.gradients([loss], retain_graph=False))  # type: ignore[arg-type]
     place = info.layer, int(info.reverse)
     # Adjoints hold whole trajectories: only the curves of one threshold are kept before the next is computed.
     curves = [_curves(stack_adjoints(call, layers=[info.layer], clip=_clamp(c))[place], c) for c in limits]
@@ -120,7 +120,7 @@ def clip_whatif(
         lags=np.arange(call.input.shape[0]),
         norms={name: np.stack([found[name] for found, _ in curves]) for name in curves[0][0]},
         clipped=np.stack([share for _, share in curves]),
-        rows=watched.selection.rows.cpu().numpy(),
+        rows=watched.selection.rows.numpy(),
     )
 
 
@@ -151,6 +151,6 @@ def _curves(adjoints: Adjoints, threshold: float) -> tuple[dict[str, Floats], Fl
     assert adjoints.gates is not None
     values = {"hidden": adjoints.hidden} | ({} if adjoints.cell is None else {"cell": adjoints.cell})
     order = adjoints.order
-    curves = {name: order.to_lag(norms(value)).cpu().numpy() for name, value in values.items()}
+    curves = {name: order.to_lag(norms(value)).numpy() for name, value in values.items()}
     limited = order.to_lag((adjoints.gates.abs() >= threshold).double().mean(2))
-    return curves, torch.nanmean(limited, 0).cpu().numpy()
+    return curves, torch.nanmean(limited, 0).numpy()

@@ -17,6 +17,7 @@ from gradscope.capture.calls.graph import root_nodes
 from gradscope.capture.calls.passes import Pass
 from gradscope.capture.calls.reduction import TENSORS
 from gradscope.capture.calls.watcher import Watcher
+from gradscope.capture.host import brought
 from gradscope.capture.layers.discovery import Target, discover, names_in, select
 from gradscope.capture.probes import measured_decay
 from gradscope.capture.training.coverage import FAILED, NO_GRADIENT, NOT_CALLED
@@ -351,7 +352,7 @@ def snapshot(model: nn.Module, closure: Callable[[], Tensor], *, sites: Sequence
             f"the closure called no recurrent layer of this {type(model).__name__}: does it run another model, or a "
             "copy?"
         )
-    return Snapshot(float(loss.detach()), collector.in_order(targets), collector.coverage(targets))
+    return Snapshot(float(brought(loss)), collector.in_order(targets), collector.coverage(targets))
 
 
 class _Backward:

@@ -106,9 +106,9 @@ def source_target(
     if target.kind != "fused":
         raise SettingError(f"{info.site!r} is a {info.module_class}; source_target needs nn.RNN, nn.LSTM or nn.GRU.")
     with torch.enable_grad(), catching(target, samples) as caught:
-        losses = _one_per_target(closure())
+        losses = _Losses.of(closure())
     watched = caught.one(info, "a source-target matrix")
-    if not watched.edges or not losses.requires_grad:
+    if not watched.edges or not losses.have_graph:
         raise SettingError(f"the losses have no graph that leads back to {info.module!r} (no_grad, or all frozen).")
     per_step = _per_step(watched, losses)
     call = watched.call
@@ -126,40 +126,76 @@ def source_target(
         hidden_per_sequence=hidden,
         cell=None if cell is None else np.nanmean(cell, axis=2),
         cell_per_sequence=cell,
-        rows=watched.selection.rows.cpu().numpy(),
+        rows=watched.selection.rows.numpy(),
         per_step=per_step is not None,
     )
 
 
-def _one_per_target(losses: Tensor | Sequence[Tensor]) -> Tensor:
-    if isinstance(losses, list | tuple) and losses and all(isinstance(loss, Tensor) for loss in losses):
-        losses = torch.stack([loss.sum() for loss in losses])
-    if not isinstance(losses, Tensor) or losses.dim() == 0 or not losses.numel():
-        raise SettingError("the closure must return one loss per target: a tensor (N,) or (N, B), not a single loss.")
-    return losses.flatten(1).sum(1) if losses.dim() > 1 else losses
+@dataclass(frozen=True)
+class _Losses:
+    """The losses of the targets: one tensor whose first axis they are, or a tensor for each."""
+
+    tensors: tuple[Tensor, ...]
+    apart: bool
+
+    @classmethod
+    def of(cls, losses: Tensor | Sequence[Tensor]) -> _Losses:
+        if isinstance(losses, list | tuple) and losses and all(isinstance(loss, Tensor) for loss in losses):
+            return cls(tuple(losses), apart=True)
+        if not isinstance(losses, Tensor) or losses.dim() == 0 or not losses.numel():
+            raise SettingError(
+                "the closure must return one loss per target: a tensor (N,) or (N, B), not a single loss."
+            )
+        return cls((losses,), apart=False)
+
+    def __len__(self) -> int:
+        return len(self.tensors) if self.apart else len(self.tensors[0])
+
+    @property
+    def have_graph(self) -> bool:
+        return any(loss.requires_grad for loss in self.tensors)
+
+    def weighted(self, weights: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return what to differentiate, and from which gradients, for the sum of the losses with weights (N,).
+
+        The weights go to the losses' device, where nothing is computed for it but the backward pass.
+        """
+        parts = zip(self.tensors, weights if self.apart else [weights], strict=True)
+        chosen = [(loss, weight) for loss, weight in parts if loss.requires_grad and bool(weight.any())]
+        seeds = [
+            weight.reshape(-1, *[1] * (loss.dim() - 1) if not self.apart else [1] * loss.dim())
+            .expand(loss.shape)
+            .to(loss.device, loss.dtype)
+            for loss, weight in chosen
+        ]
+        return [loss for loss, _ in chosen], seeds
 
 
-def _per_step(watched: CaughtCall, losses: Tensor) -> Tensor | None:
+def _per_step(watched: CaughtCall, losses: _Losses) -> Tensor | None:
     """Return all direct gradients, (T, B, D·P), if each target's comes through the output of its own step only."""
     steps = watched.call.input.shape[0]
     if len(losses) != steps:
         return None
-    every = torch.arange(steps, device=losses.device)
-    factors = torch.rand(steps, generator=torch.Generator().manual_seed(0)).to(losses) + 0.5
+    every = torch.arange(steps)
+    factors = torch.rand(steps, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.5
     for bit in range(max(1, (steps - 1).bit_length())):
         for value in (0, 1):
             chosen = (every >> bit) % 2 == value
             if not chosen.any():
                 continue
-            arrived = watched.gradients((losses[chosen] * factors[chosen]).sum())
+            arrived = watched.gradients(*losses.weighted(factors * chosen))
             if any(bool(g.any()) for name, g in arrived.items() if name != "grad_output"):
                 return None
             if "grad_output" in arrived and bool(arrived["grad_output"][~chosen].any()):
                 return None
-    return watched.gradients(losses.sum()).get("grad_output", torch.zeros_like(watched.call.output)).double()
+    return (
+        watched.gradients(*losses.weighted(torch.ones(steps)))
+        .get("grad_output", torch.zeros_like(watched.call.output))
+        .double()
+    )
 
 
-def _targets(watched: CaughtCall, losses: Tensor, per_step: Tensor | None, at_once: int | None) -> Iterator[Targets]:
+def _targets(watched: CaughtCall, losses: _Losses, per_step: Tensor | None, at_once: int | None) -> Iterator[Targets]:
     output = watched.call.output
     if at_once is None:
         widest = max(output.shape[2], watched.call.input.shape[2])
@@ -172,7 +208,7 @@ def _targets(watched: CaughtCall, losses: Tensor, per_step: Tensor | None, at_on
                 direct[t, :, n] = per_step[t]
             yield Targets(direct)
         else:
-            arrived = [watched.gradients(losses[n]) for n in chosen]
+            arrived = [watched.gradients(*losses.weighted(torch.arange(len(losses)) == n)) for n in chosen]
             yield Targets(
                 _stacked("grad_output", arrived, output),
                 _stacked("grad_hn", arrived, watched.call.h0),
@@ -187,7 +223,7 @@ def _stacked(name: str, arrived: list[dict[str, Tensor]], like: Tensor) -> Tenso
 def _whole(parts: list[Tensor], lengths: Tensor | None) -> Floats:
     whole = torch.cat(parts)
     if lengths is not None:
-        beyond = torch.arange(whole.shape[1], device=whole.device)[:, None] >= lengths
+        beyond = torch.arange(whole.shape[1])[:, None] >= lengths
         whole = whole.masked_fill(beyond, float("nan"))
-    result: Floats = whole.cpu().numpy()
+    result: Floats = whole.numpy()
     return result

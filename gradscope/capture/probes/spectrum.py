@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gradscope.adjoint import CELLS, Linearization, Order, Weights, stack_adjoints
 from gradscope.adjoint.products.jacobian import log_singular_values
 from gradscope.adjoint.products.lyapunov import lyapunov_exponents
+from gradscope.capture.host import brought
 from gradscope.capture.layers.discovery import Target
 from gradscope.capture.layers.rows import sampled_rows
 from gradscope.capture.probes.catching import Caught, catching, choose_site
@@ -157,7 +158,7 @@ def spectrum(
         run_forward(model, x)
     with torch.no_grad():
         maps, order = _linearized(target, info, caught, samples)
-        lengths = torch.full((order.batch,), order.steps) if order.lengths is None else order.lengths.cpu()
+        lengths = torch.full((order.batch,), order.steps) if order.lengths is None else order.lengths
         chosen = _lags(lags, int(lengths.max()))
         shortest = int(lengths.min())
         skipped = int(WARMUP_SHARE * shortest) if warmup is None else warmup
@@ -165,11 +166,11 @@ def spectrum(
         grown = maps.like.new_zeros(order.batch, 0)
         if exponents != 0:
             grown = lyapunov_exponents(maps, order, exponents, warmup=skipped, qr_every=qr_every, seed=seed)
-    each = grown.cpu().numpy()
+    each = grown.numpy()
     return Spectrum(
         info=info,
         lags=np.asarray(chosen),
-        log_singular_values=logs.cpu().numpy(),
+        log_singular_values=logs.numpy(),
         exponents=each.mean(0),
         exponents_spread=_spread(each),
         exponents_per_sequence=each,
@@ -229,7 +230,7 @@ def _linearized_cell(
 
 def _cell_weights(module: nn.Module) -> Weights:
     values = [getattr(module, name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-    return Weights(*(None if value is None else value.detach().double() for value in values))  # type: ignore[arg-type]
+    return Weights(*(None if value is None else brought(value).double() for value in values))  # type: ignore[arg-type]
 
 
 def _lags(wanted: Iterable[int] | None, steps: int) -> list[int]:

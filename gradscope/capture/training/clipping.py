@@ -12,9 +12,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import math
 import threading
 import weakref
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import CodeType, FunctionType
@@ -24,6 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn import utils
 from torch.nn.utils import clip_grad
+
+from gradscope.capture.host import brought, widest
 
 
 @dataclass(frozen=True)
@@ -208,17 +211,21 @@ def _value(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def gradient_norms(parameters: Iterable[Tensor], norm_type: float = 2.0) -> list[float]:
-    """Return the norm of every gradient, in float64; NaN where there is none."""
-    listed = list(parameters)
-    grads = [p.grad.detach() if p.grad is not None else None for p in listed]
-    dense = [g.coalesce().values() if g is not None and g.is_sparse else g for g in grads]
-    # Of complex gradients, as torch's clipping has it, the norm of their moduli.
-    present = [g.abs() if g.is_complex() else g for g in dense if g is not None]
-    if not present:
-        return [float("nan")] * len(listed)
-    measured = torch._foreach_norm(present, norm_type, dtype=torch.float64)
-    values = iter(torch.stack([norm.to(measured[0].device) for norm in measured]).tolist())
-    return [next(values) if g is not None else float("nan") for g in dense]
+    """Return the norm of every gradient, in float64 where its device has that; NaN where there is none."""
+    grads = [p.grad.detach() if p.grad is not None else None for p in parameters]
+    by_device: dict[torch.device, dict[int, Tensor]] = defaultdict(dict)
+    for place, g in enumerate(grads):
+        if g is not None:
+            dense = g.coalesce().values() if g.is_sparse else g
+            # Of complex gradients, as torch's clipping has it, the norm of their moduli.
+            by_device[g.device][place] = dense.abs() if dense.is_complex() else dense
+    norms = [math.nan] * len(grads)
+    for device, present in by_device.items():
+        # Reduced where they are: a copy of the gradients would be as large as the model.
+        measured = torch._foreach_norm(list(present.values()), norm_type, dtype=widest(device))
+        for place, norm in zip(present, brought(torch.stack(measured)).tolist(), strict=True):
+            norms[place] = norm
+    return norms
 
 
 def value_clip_cosine(parameters: Iterable[Tensor], threshold: float) -> tuple[float, float, float, float]:
@@ -234,7 +241,7 @@ def value_clip_cosine(parameters: Iterable[Tensor], threshold: float) -> tuple[f
     for parameter in parameters:
         if parameter.grad is None:
             continue
-        raw = parameter.grad.detach().double()
+        raw = parameter.grad.detach().to(widest(parameter.device))
         clipped = raw.clamp(-threshold, threshold)
         before += float(raw.pow(2).sum())
         after += float(clipped.pow(2).sum())
@@ -261,8 +268,9 @@ def clip_grad_adaptive_(
     for parameter in parameters:
         if parameter.grad is None:
             continue
-        raw = parameter.grad.double().flatten(1) if parameter.dim() > 1 else parameter.grad.double().reshape(-1, 1)
-        weight = parameter.double().reshape(raw.shape)
+        raw = parameter.grad.to(widest(parameter.device))
+        raw = raw.flatten(1) if parameter.dim() > 1 else raw.reshape(-1, 1)
+        weight = parameter.to(raw.dtype).reshape(raw.shape)
         norm = torch.linalg.vector_norm(raw, dim=1, keepdim=True)
         limit = factor * torch.linalg.vector_norm(weight, dim=1, keepdim=True).clamp_min(eps)
         scale = torch.where(norm > limit, limit / norm, torch.ones_like(norm))

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
+from gradscope.capture.host import MOST_KEPT, is_host, kept, numbers
 from gradscope.capture.training.clipping import ClipCall, gradient_norms, value_clip_cosine
 from gradscope.capture.training.gradients import PassNote
 from gradscope.capture.training.ledger import StepLedger
@@ -42,7 +42,7 @@ class ClipNote:
     in_updates : dict of int to float
         Norms of the parameters' gradients as the updates used them.
     norm : Tensor or None
-        The total norm as torch measured it, on its device; ``value`` once it has been read.
+        The total norm as torch measured it; ``value`` once it has been waited for and read.
     """
 
     step: int
@@ -209,15 +209,14 @@ class ClipBook:
         if call.kind == "value" and note.measured is None:
             return
         if call.kind == "norm" and total_norm is not None:
-            note.norm = total_norm.detach()
-            self._check_norm(call, note)
+            self._check_norm(call, note, total_norm)
         (self._account.clips if note.open else self._done).append(note)
 
-    def _check_norm(self, call: ClipCall, note: ClipNote) -> None:
-        assert note.norm is not None
-        if note.norm.device.type != "cpu" and note.measured is None:
+    def _check_norm(self, call: ClipCall, note: ClipNote, total_norm: Tensor) -> None:
+        note.norm = total_norm.detach() if is_host(total_norm) else kept(total_norm)
+        if not is_host(total_norm) and note.measured is None:
             return
-        norm = note.value = float(note.norm)
+        norm = note.value = numbers([note.norm])[0]
         if math.isnan(note.norm_type) and note.measured is not None:
             # A norm that the script computed itself: only a 2-norm can be told from the measurement.
             same = math.isclose(note.asked_two, norm, rel_tol=1e-2) or not math.isfinite(norm)
@@ -253,19 +252,18 @@ class ClipBook:
         self._done += self._account.clips
         self._last_recorded = recorded
 
-    def take(self) -> Iterator[ClipEvent]:
-        """Yield the calls of the steps that are over; norms on another device come over in one transfer."""
-        if not self._done:
-            return
-        done, self._done = self._done, []
-        pending = [note.norm for note in done if note.norm is not None and note.value is None]
-        values = iter(
-            torch.stack([norm.double().reshape(()).to(pending[0].device) for norm in pending]).tolist()
-            if pending
-            else []
-        )
+    def take(self, wait: bool) -> Iterator[ClipEvent]:
+        """Yield the calls of the steps that are over; not those whose norm would have to be waited for."""
+        unread = [note for note in self._done if note.norm is not None and note.value is None]
+        wait = wait or len(unread) >= MOST_KEPT
+        if wait:
+            norms = [note.norm for note in unread if note.norm is not None]
+            for note, value in zip(unread, numbers(norms), strict=True):
+                note.value = value
+        done, self._done = self._done, [] if wait else unread
         for note in done:
-            yield note.event(next(values) if note.norm is not None and note.value is None else note.value)
+            if note not in self._done:
+                yield note.event(note.value)
 
     def _part(self, parameters: list[Tensor]) -> str:
         """Name a set of parameters by the modules it fills; empty for all that are trained."""

@@ -13,6 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
+from gradscope.capture.host import begun, is_host, wait
+from gradscope.capture.torch_private import storage_of
+
 #: Between recorded steps only so many parameters are looked at, evenly spread: enough to tell a step from a skip.
 LOOKED_AT = 64
 
@@ -210,8 +213,8 @@ class Movement:
     def __init__(self, parameters: Iterable[Tensor], closely: bool) -> None:
         self._kept = []
         for parameter in parameters:
-            values = _some(parameter).clone() if closely else None
-            self._kept.append((parameter, parameter._version, parameter.data_ptr(), values))
+            values = _some(parameter) if closely else None
+            self._kept.append((parameter, parameter._version, storage_of(parameter), values))
             if len(self._kept) == self.PARAMETERS:
                 break
 
@@ -219,16 +222,18 @@ class Movement:
         """Whether any of them differs."""
         return any(
             parameter._version != version
-            or parameter.data_ptr() != address
+            or storage_of(parameter) != storage
             or (values is not None and not _same(_some(parameter), values))
-            for parameter, version, address, values in self._kept
+            for parameter, version, storage, values in self._kept
         )
 
 
 def _some(parameter: Tensor) -> Tensor:
     flat = parameter.detach().reshape(-1)
-    return flat[:: max(1, -(-flat.numel() // Movement.ELEMENTS))]
+    some = flat[:: max(1, -(-flat.numel() // Movement.ELEMENTS))]
+    return some.clone() if is_host(some) else begun(some)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
+    wait()
     return a.shape == b.shape and bool(a.eq(b).logical_or(a.ne(a) & b.ne(b)).all())

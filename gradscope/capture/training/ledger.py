@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from gradscope.capture.host import MOST_KEPT, is_host, kept, numbers
 from gradscope.capture.training.clipping import gradient_norms
 from gradscope.schema import StepRow
 
@@ -32,6 +33,8 @@ class StepLedger:
         self._latest: dict[str, float] = {}
         self._current: dict[str, Any] = {}
         self._ended: tuple[int, dict[str, Any]] | None = None
+        # Rows that hold scalars of another device, which nobody has waited for, and when they were complete.
+        self._unread: list[tuple[int, float, dict[str, Any]]] = []
         self._logs_after_step = True
 
     def __contains__(self, parameter: Tensor) -> bool:
@@ -69,18 +72,24 @@ class StepLedger:
         self._applied_before = True
         self.touched = False
 
-    def take_rows(self, ended_only: bool, step: int) -> list[StepRow]:
-        """Return the rows that are complete; with ``ended_only`` False also the current one."""
+    def take_rows(self, ended_only: bool, step: int, wait: bool) -> list[StepRow]:
+        """Return the rows that are complete; with ``ended_only`` False also the current one.
+
+        Unless ``wait``, those are kept back for a while whose scalars would have to be waited for.
+        """
         rows = [] if self._ended is None else [self._ended]
         if not ended_only and self._current:
             rows.append((step, self._current))
             self._current = {}
         self._ended = None if not rows else (rows[0][0], {})
-        return [
-            StepRow(number, time.time(), {name: float(value) for name, value in row.items()})
-            for number, row in rows
-            if row
-        ]
+        complete = [(number, time.time(), row) for number, row in rows if row]
+        every = [*self._unread, *complete]
+        held = [any(isinstance(value, Tensor) for value in row.values()) for _, _, row in every]
+        wait = wait or sum(held) >= MOST_KEPT
+        self._unread = [] if wait else [row for row, is_held in zip(every, held, strict=True) if is_held]
+        if wait:
+            _read(row for _, _, row in every)
+        return [StepRow(*row) for row, is_held in zip(every, held, strict=True) if wait or not is_held]
 
     # -- gradient norms --------------------------------------------------------------------------------------
 
@@ -141,11 +150,18 @@ class StepLedger:
         return {self.name(p): norm / scale for p, norm in zip(present, gradient_norms(present), strict=True)}
 
 
+def _read(rows: Iterable[dict[str, Any]]) -> None:
+    """Put values in place of scalars that were left on their device."""
+    places = [(row, name) for row in rows for name, value in row.items() if isinstance(value, Tensor)]
+    for (row, name), value in zip(places, numbers([row[name] for row, name in places]), strict=True):
+        row[name] = value
+
+
 def _scalar(name: str, value: Any) -> Any:
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise ValueError(f"log({name}=...): a tensor with one element, not of shape {tuple(value.shape)}")
         value = value.detach()
-        # Left on its device: reading it now would wait for the whole step.
-        return value.reshape(()) if value.device.type != "cpu" else float(value)
+        # Read later: now it would have to be waited for, and the whole step with it.
+        return float(value) if is_host(value) else kept(value)
     return float(value)

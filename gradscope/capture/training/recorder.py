@@ -166,7 +166,7 @@ class Recorder:
         """Make everything recorded so far durable."""
         with self._unharmed("flush"):
             self._account.settle()
-            self._write_rows(ended_only=True)
+            self._write_rows(ended_only=True, wait=True)
             self._writer.set_coverage(self._coverage.lines())
             self._writer.flush()
 
@@ -189,7 +189,7 @@ class Recorder:
             clipping.ignore_clipping(self)
             scaling.ignore_scaling(self)
         with self._unharmed("close"):
-            self._write_rows(ended_only=False)
+            self._write_rows(ended_only=False, wait=True)
             self._writer.set_coverage(self._coverage.lines())
         with self._unharmed("close"):
             self._writer.close()
@@ -337,7 +337,7 @@ class Recorder:
 
     def step_ends(self, skipped: bool, late: bool) -> None:
         self._clips.end_step(self.recording)
-        self._write_rows(ended_only=True)
+        self._write_rows(ended_only=True, wait=self.recording)
         if self.recording:
             self._end_recorded(skipped)
         if not late:
@@ -410,10 +410,11 @@ class Recorder:
             self._parameters_at[site] = found
         return self._parameters_at[site]
 
-    def _write_rows(self, ended_only: bool) -> None:
-        for event in self._clips.take():
+    def _write_rows(self, ended_only: bool, wait: bool) -> None:
+        """Write what is complete; unless ``wait``, what has not arrived from another device later."""
+        for event in self._clips.take(wait):
             self._store(lambda event=event: self._writer.add_clip(event))  # type: ignore[misc]
-        for row in self._ledger.take_rows(ended_only, self.step_number):
+        for row in self._ledger.take_rows(ended_only, self.step_number, wait):
             self._store(lambda row=row: self._writer.add_step(row))  # type: ignore[misc]
 
     # -- what the watcher reports ----------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gradscope.capture.calls.graph import Graph, from_zero
 from gradscope.capture.calls.recurrences.recurrence import Place, Recurrence
+from gradscope.capture.host import brought
 
 _SAVED = {
     ("AddmmBackward", 1): "_saved_mat1",
@@ -62,7 +63,7 @@ def _saved_as(node: Any, name: str) -> Tensor | None:
         value = getattr(node, name)
     except (AttributeError, RuntimeError):
         return None
-    return value.detach() if isinstance(value, Tensor) else None
+    return brought(value) if isinstance(value, Tensor) else None
 
 
 def _value(graph: Graph, user: int, at: int, found: Recurrence) -> Tensor | None:
