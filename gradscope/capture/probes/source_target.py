@@ -160,15 +160,13 @@ class _Losses:
 
         The weights go to the losses' device, where nothing is computed for it but the backward pass.
         """
-        parts = zip(self.tensors, weights if self.apart else [weights], strict=True)
-        chosen = [(loss, weight) for loss, weight in parts if loss.requires_grad and bool(weight.any())]
-        seeds = [
-            weight.reshape(-1, *[1] * (loss.dim() - 1) if not self.apart else [1] * loss.dim())
-            .expand(loss.shape)
-            .to(loss.device, loss.dtype)
-            for loss, weight in chosen
-        ]
-        return [loss for loss, _ in chosen], seeds
+        if self.apart:
+            parts = [(loss, weight.expand(loss.shape)) for loss, weight in zip(self.tensors, weights, strict=True)]
+        else:
+            (loss,) = self.tensors
+            parts = [(loss, weights.reshape(-1, *[1] * (loss.dim() - 1)).expand(loss.shape))]
+        chosen = [(loss, seed) for loss, seed in parts if loss.requires_grad and bool(seed.any())]
+        return [loss for loss, _ in chosen], [seed.to(loss.device, loss.dtype) for loss, seed in chosen]
 
 
 def _per_step(watched: CaughtCall, losses: _Losses) -> Tensor | None:

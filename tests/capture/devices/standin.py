@@ -44,6 +44,7 @@ PASSED_ON = {
     ("clipping.py", "<lambda>"),
     ("snapshot.py", "_run_backward"),
     ("catching.py", "gradients"),
+    ("spectrum.py", "run_forward"),
 }
 
 # The gradients of the parameters are reduced where they are: a copy of them would be as large as the model.

@@ -33,6 +33,17 @@ def test_matrix_equals_reference(path: Path) -> None:
         np.testing.assert_allclose(found.cell, golden.data["src_tgt_c"], rtol=1e-10, atol=1e-12)
 
 
+def test_losses_may_be_listed() -> None:
+    torch.manual_seed(0)
+    module, x = nn.GRU(3, 4).double(), torch.randn(6, 2, 3, dtype=DOUBLE)
+    each = gradscope.source_target(module, lambda: module(x)[0].pow(2).sum(2))
+    listed = gradscope.source_target(module, lambda: [loss.sum() for loss in module(x)[0].pow(2).sum(2)])
+    kept_whole = gradscope.source_target(module, lambda: list(module(x)[0].pow(2).sum(2)))
+    for found in (listed, kept_whole):
+        assert found.per_step
+        np.testing.assert_allclose(found.hidden_per_sequence, each.hidden_per_sequence, rtol=1e-12)
+
+
 def _expected(unrolled: Unrolled, losses: Tensor, site: str, quantity: str) -> np.ndarray:
     """One backward pass of autograd per target through elementary operations, (N, T, B)."""
     rows = []
