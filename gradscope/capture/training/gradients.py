@@ -129,13 +129,16 @@ class GradientBook:
             if mark == before:
                 continue
             held.mark = mark
+            same = before is not None and before[0] == id(gradient)
+            if same and not held.sources and not held.placed:
+                continue  # zeroed or not, it is no pass's: to look at it would be to wait for its device
             if gradient is None or not _any(gradient):
                 for note in held.sources:
                     note.lost.add(id(held.parameter))
                 held.sources.clear()
                 held.placed = False
             else:
-                held.placed = held.placed or before is None or before[0] != id(gradient)
+                held.placed = held.placed or not same
                 self.edited = self.edited or bool(held.sources)
 
     def placed(self, identities: Collection[int]) -> set[int]:
