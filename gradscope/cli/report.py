@@ -14,6 +14,7 @@ from gradscope.cli.which import opened, which_records
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Written there; must not exist or be empty.")  # fmt: skip  # noqa: E501
 @click.option("--title", default="", help="Heading of the page.")
+@click.option("--quantity", help="hidden, cell, input ...; by default what describes each site.")
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON instead of sentences.")
 @click.option(
     "--fail-on",
@@ -24,8 +25,8 @@ from gradscope.cli.which import opened, which_records
 @which_records
 @click.pass_context
 def report(
-    ctx: click.Context, runs: tuple[Path, ...], out: Path, title: str, as_json: bool, fail_on: tuple[str, ...],
-    **choice: int | None,
+    ctx: click.Context, runs: tuple[Path, ...], out: Path, title: str, quantity: str | None, as_json: bool,
+    fail_on: tuple[str, ...], **choice: int | None,
 ) -> None:  # fmt: skip
     """Turn recorded runs into one HTML page with figures, tables and numbers.
 
@@ -37,7 +38,7 @@ def report(
     from gradscope.report.build import check_free
 
     check_free(out)
-    written = build_report(opened(runs, **choice), out, title=title)
+    written = build_report(opened(runs, **choice), out, title=title, quantity=quantity)
     if as_json:
         numbers = json.loads(written.summary.read_text(encoding="utf-8"))
         click.echo(json.dumps({"report": str(written.index), **numbers}, indent=2, sort_keys=True))

@@ -210,7 +210,7 @@ def looks_of_thresholds(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """From light (tight) to dark (loose), black without clipping; other lines as they come."""
     names = list(dict.fromkeys(rows.sort_values("threshold", kind="stable")["line"]))
     if "by" in rows and rows["by"].iloc[0] != "threshold":
-        return style.looks(names)
+        return looks_of_models(rows)
     limited = [name for name in names if name != "no clip"]
     found = {}
     for i, name in enumerate(names):

@@ -87,7 +87,7 @@ PRESETS: dict[str, Preset] = {
     "ieee2": Preset(516 / 72.27, 8.0),
     "jmlr": Preset(6.0, 9.0),
     "neurips": Preset(5.5, 9.0),
-    "screen": Preset(7.0, 10.0, serif=False),
+    "screen": Preset(5.2, 9.5, serif=False),  # still readable at the width of a phone
 }
 
 

@@ -71,28 +71,35 @@ class RunFacts:
         return {found.late.verdict for found in self.answers}
 
 
-def gather(runs: Sequence[Any]) -> list[RunFacts]:
-    """Facts of every run.
+def gather(runs: Sequence[Any], quantity: str | None = None) -> list[RunFacts]:
+    """Facts of every run; answers of ``quantity``, or of what describes each site.
 
     Raises
     ------
+    UnknownNameError
+        No such quantity, or one without a curve.
     EmptyRunError
         No run holds a record.
+    NotRecordedError
+        No run has the quantity.
     """
-    facts = [_of_run(name, run) for name, run in zip(select.run_names(runs), read_all(runs), strict=True)]
+    select.per_lag(quantity)
+    facts = [_of_run(name, run, quantity) for name, run in zip(select.run_names(runs), read_all(runs), strict=True)]
     if not any(found.n_records for found in facts):
         for run in runs:
             run.require_records()
         paths = ", ".join(str(run.path) for run in runs)
         raise EmptyRunError(f"{paths}: no record, so there is nothing to report. Train at least one recorded step.")
+    if quantity is not None and not any(found.answers for found in facts):
+        raise select.not_recorded(runs, quantity)
     return facts
 
 
-def _of_run(name: str, run: Reading) -> RunFacts:
+def _of_run(name: str, run: Reading, quantity: str | None) -> RunFacts:
     answers, silent = [], {}
     for site in run.sites:
         try:
-            answers.append(answer(run, site))
+            answers.append(answer(run, site, quantity))
         except (NotRecordedError, EmptyRunError) as error:
             silent[site] = str(error)
     norms = raw_norms(run)

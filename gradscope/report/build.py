@@ -58,11 +58,12 @@ def build_report(
     sweep: bool = False,
     told: Story | None = None,
     shown: Sequence[str] | None = None,
+    quantity: str | None = None,
 ) -> ReportPaths:
     """Write a report of one or more runs: ``index.html``, ``figures/``, ``data/``, ``summary.json``.
 
-    The page needs no network and no script. Everything is written beside ``out`` first and renamed at the end, so
-    nothing half-written is left behind.
+    The page needs no network, and says the same without its script. Everything is written beside ``out`` first and
+    renamed at the end, so nothing half-written is left behind.
 
     Parameters
     ----------
@@ -78,6 +79,8 @@ def build_report(
         Chapters to stand before the runs; see :mod:`gradscope.report.telling`.
     shown : sequence of str, optional
         File names of the figures to draw, such as ``["comparison", "norms"]``; by default all that the data allow.
+    quantity : str, optional
+        Of which sentences, table and curves speak; by default what describes each site.
 
     Returns
     -------
@@ -91,19 +94,20 @@ def build_report(
         ``out`` exists and is not empty.
     EmptyRunError
         No run holds a record.
+    UnknownNameError, NotRecordedError
+        No such quantity; no run has it.
     """
     out = Path(out)
     if not runs:
         raise SettingError("no run to report: pass at least one.")
     check_free(out)
-    facts = gather(runs)
+    facts = gather(runs, quantity)
     made_from = provenance(runs)
     chapters = [] if told is None else [draw(picture, made_from) for picture in told.pictures]
-    pictures, missing = figures.pictures_of(runs, sweep=sweep, shown=shown)
+    pictures, missing = figures.pictures_of(runs, sweep=sweep, shown=shown, quantity=quantity)
     drawn = [draw(picture, made_from) for picture in pictures]
     files = _contents([*chapters, *drawn])
-    opening = "" if told is None else story.render(told, chapters)
-    html = page.render(facts, drawn, missing, title, opening, len(chapters) + 1)
+    html = page.render(facts, drawn, missing, title, told, chapters)
     files["index.html"] = html.encode("utf-8", "backslashreplace")
     numbers = summary.summarise(facts, _listed([*chapters, *drawn]), missing)
     if told is not None:

@@ -9,6 +9,7 @@ from typing import Any
 from gradscope import plots
 from gradscope.errors import EmptyRunError, NotRecordedError
 from gradscope.reading import read_all
+from gradscope.reading.labelled import SEED, labels_of
 from gradscope.reading.select import recorded
 from gradscope.report.telling import Picture
 
@@ -21,6 +22,7 @@ class Wanted:
     plot: str
     title: str = ""
     options: dict[str, Any] = field(default_factory=dict)
+    views: dict[str, dict[str, Any]] = field(default_factory=dict)
     when: Callable[[Sequence[Any]], bool] = lambda runs: True
 
 
@@ -32,10 +34,19 @@ def _recorded_sites(run: Any) -> list[str]:
     return [site for site in run.sites if recorded(run, site)]
 
 
+def _labelled(runs: Sequence[Any]) -> bool:
+    """Whether runs say what tells them apart: then one figure tells their story."""
+    return len(runs) > 1 and any({"init", SEED} & set(labels_of(run)) for run in runs)
+
+
+_ABSOLUTE = {"absolute": {"relative": False}}
+
 #: In the order of the page: the answer, how it came about, clipping, then what only some runs have.
 WANTED = (
-    Wanted("decay", "decay", "Decay of the gradient at the end of training"),
-    Wanted("decay_start", "decay", "Decay of the gradient at the start", {"step": "early"}, _several_steps),
+    Wanted("story", "story", when=_labelled),
+    Wanted("decay", "decay", "Decay of the gradient at the end of training", views=_ABSOLUTE),
+    Wanted("decay_input", "decay", "Gradient of the input at the end of training", {"quantity": "input"}, _ABSOLUTE),
+    Wanted("decay_start", "decay", "Decay of the gradient at the start", {"step": "early"}, when=_several_steps),
     Wanted("training", "training", when=_several_steps),
     Wanted("comparison", "comparison", when=lambda runs: len(runs) > 1),
     Wanted("norms", "norms"),
@@ -57,21 +68,30 @@ MEASURED = ("source_target", "spectrum", "lyapunov", "whatif")
 
 
 def pictures_of(
-    runs: Sequence[Any], *, sweep: bool = False, shown: Sequence[str] | None = None
+    runs: Sequence[Any], *, sweep: bool = False, shown: Sequence[str] | None = None, quantity: str | None = None
 ) -> tuple[list[Picture], dict[str, str]]:
-    """Every figure (of those ``shown``) the runs' data allow, and for the others (by title) what to record."""
+    """Every figure (of those ``shown``) the runs' data allow, and for the others (by title) what to record.
+
+    ``quantity`` is what the curves against lag are of, in place of what describes each site.
+    """
     found, missing = [], {}
     for wanted in (*SWEEP, *WANTED) if sweep else WANTED:
         module = plots.load(wanted.plot)
         if not wanted.when(runs) or (shown is not None and wanted.name not in shown):
             continue
         title = wanted.title or module.TITLE
+        options = wanted.options
+        if quantity is not None and wanted.plot in ("decay", "training"):
+            if "quantity" in options:
+                continue  # shown already
+            options = {**options, "quantity": quantity}
         try:
-            data = module.table(runs, **wanted.options)
+            data = module.table(runs, **options)
         except (NotRecordedError, EmptyRunError):
             missing[title] = module.NEEDS
             continue
-        found.append(Picture(wanted.name, wanted.plot, title, module.caption(data), data, gathered=wanted.options))
+        words = module.caption(data)
+        found.append(Picture(wanted.name, wanted.plot, title, words, data, gathered=options, views=wanted.views))
     if shown is None:
         missing |= {module.TITLE: module.NEEDS for module in map(plots.load, MEASURED)}
     return found, missing

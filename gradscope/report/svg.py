@@ -5,9 +5,14 @@ from __future__ import annotations
 import re
 from html import escape
 
+#: Pixels per point on a wide screen: a third larger than drawn.
+_ENLARGED = 16 / 9
 
-def inline(svg: bytes, prefix: str, description: str) -> str:
+
+def inline(svg: bytes, prefix: str, title: str, described_by: str = "") -> str:
     """``svg`` as an element for HTML: own ids, own style, no namespaces, scales with the page, described in words.
+
+    ``title`` names the figure; ``described_by`` is the id of the words that hold its numbers.
 
     Matplotlib numbers ids per file and styles ``*``: pasted as they are, figures would take each other's glyphs and
     the page would take their style.
@@ -22,8 +27,10 @@ def inline(svg: bytes, prefix: str, description: str) -> str:
     head, _, body = text.partition(">")
     box = re.search(r'viewBox="([^"]+)"', head)
     width = box.group(1).split()[2] if box else "100%"
+    described = f'aria-describedby="{described_by}" ' if described_by else ""
+    most = float(width) * _ENLARGED
     opening = (
-        f'<svg id="{prefix}" role="img" aria-label="{escape(description, quote=True)}" '
-        f'viewBox="{box.group(1) if box else ""}" style="width:100%;max-width:{float(width) * 4 / 3:.0f}px;height:auto"'
+        f'<svg id="{prefix}" role="img" aria-label="{escape(title, quote=True)}" {described}'
+        f'viewBox="{box.group(1) if box else ""}" style="width:100%;max-width:{most:.0f}px;height:auto"'
     )
     return f"{opening}>{body}".strip()

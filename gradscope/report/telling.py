@@ -26,6 +26,8 @@ class Picture:
         Of the plot's ``draw``.
     gathered : mapping
         Options with which ``data`` were gathered, for the record.
+    views : mapping of str to mapping
+        Further ways to see it on the page, by name: options of the plot's ``draw`` in place of ``options``.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Picture:
     data: pd.DataFrame
     options: Mapping[str, Any] = field(default_factory=dict)
     gathered: Mapping[str, Any] = field(default_factory=dict)
+    views: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

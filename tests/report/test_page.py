@@ -4,13 +4,15 @@ import re
 
 import pytest
 
-from gradscope.report.page import loss, prose, table, text
+from gradscope.report.page import _environment, prose
 from gradscope.report.summary import clean
 from gradscope.report.svg import inline
+from gradscope.report.view import Cell, Column, Table, loss
 
 
 def test_text_is_escaped_and_control_characters_are_visible():
-    assert text("<a href='x'>\x00") == r"&lt;a href=&#x27;x&#x27;&gt;\x00"
+    template = _environment().from_string("{{ name }}")
+    assert template.render(name="<a href='x'>\x00") == r"&lt;a href=&#39;x&#39;&gt;\x00"
 
 
 def test_numbers_do_not_break_at_their_minus_sign():
@@ -18,8 +20,8 @@ def test_numbers_do_not_break_at_their_minus_sign():
 
 
 def test_tables_refuse_rows_of_another_length():
-    with pytest.raises(ValueError, match="zip"):
-        table([("a", ""), ("b", "")], [["1"]])
+    with pytest.raises(ValueError, match="1 cells for 2 columns"):
+        Table("Numbers", (Column("a"), Column("b")), ((Cell("1"),),))
 
 
 def test_a_diverged_loss_says_so():
