@@ -45,8 +45,8 @@ class _Site:
 
 def source_target_norms(
     call: StackCall, sites: dict[tuple[int, int], Adjoints], place: tuple[int, int], targets: Targets
-) -> tuple[Tensor, Tensor | None]:
-    """Norms of ∂L_n/∂h_s, and of the total ∂L_n/∂c_s for an LSTM, at one site of a fused module.
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Norms of ∂L_n/∂h_s, of the total ∂L_n/∂c_s for an LSTM, and of ∂L_n/∂x_s, at one site of a fused module.
 
     Parameters
     ----------
@@ -63,6 +63,8 @@ def source_target_norms(
     hidden : Tensor, shape (N, T, B)
         In input time order.
     cell : Tensor of shape (N, T, B) or None
+    input : Tensor, shape (N, T, B)
+        Through this site only.
     """
     layer, direction = place
     with torch.no_grad():
@@ -98,11 +100,12 @@ def _input_gradient(site: _Site, from_above: Tensor, targets: Targets) -> Tensor
     return site.order.apply(gradient)
 
 
-def _norms(site: _Site, from_above: Tensor, targets: Targets) -> tuple[Tensor, Tensor | None]:
+def _norms(site: _Site, from_above: Tensor, targets: Targets) -> tuple[Tensor, Tensor | None, Tensor]:
     maps, steps = site.maps, site.maps.steps
     cotangents, direct = _begin(site, from_above, targets)
     hidden = direct.new_zeros(steps, *direct.shape[1:3])
     cell = torch.zeros_like(hidden) if maps.cell_size else None
+    entering = torch.zeros_like(hidden)
     start = _last_step(site, direct, targets)
     for s in range(start, -1, -1):
         cotangents[..., : maps.hidden_size] += direct[s]
@@ -110,10 +113,16 @@ def _norms(site: _Site, from_above: Tensor, targets: Targets) -> tuple[Tensor, T
         hidden[s] = norms(cotangents[..., : maps.hidden_size])
         if (total := maps.total_cell(s, cotangents)) is not None and cell is not None:
             cell[s] = norms(total)
+        entering[s] = norms(maps.pull_input(s, cotangents))
         cotangents = maps.pull(s, cotangents)
-    in_time = [None if x is None else site.order.apply(x).permute(2, 0, 1) for x in (hidden, cell)]
-    assert in_time[0] is not None
-    return in_time[0], in_time[1]
+    h, c, x = (None if found is None else _in_time(site, found) for found in (hidden, cell, entering))
+    assert h is not None
+    assert x is not None
+    return h, c, x
+
+
+def _in_time(site: _Site, found: Tensor) -> Tensor:
+    return site.order.apply(found).permute(2, 0, 1)
 
 
 def _begin(site: _Site, from_above: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,7 @@ from gradscope.adjoint.magnitude import norms
 from gradscope.capture.probes.catching import catching, choose_site
 from gradscope.errors import SettingError, UnknownNameError
 from gradscope.schema import CLIP_KINDS, SiteInfo
+from gradscope.store.probes import save_probe
 
 Floats = NDArray[np.float64]
 
@@ -43,6 +45,10 @@ class ClipWhatIf:
     norms: dict[str, Floats]
     clipped: Floats
     rows: NDArray[np.int64]
+
+    def save(self, path: str | os.PathLike[str], **labels: str | float) -> None:
+        """Write it to a ``.npz`` that ``gradscope plot whatif`` draws without the model."""
+        save_probe(self, path, labels)
 
     @property
     def curves(self) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from gradscope.adjoint.products.source_target import Targets, source_target_norm
 from gradscope.capture.probes.catching import CaughtCall, catching, choose_site
 from gradscope.errors import SettingError
 from gradscope.schema import SiteInfo
+from gradscope.store.probes import save_probe
 
 Floats = NDArray[np.float64]
 
@@ -35,6 +37,8 @@ class SourceTarget:
         NaN beyond the end of a sequence.
     cell, cell_per_sequence : ndarray or None
         The same of c_s, total (through h_s as well), for an LSTM.
+    input, input_per_sequence : ndarray
+        ‖∂L_t/∂x_s‖, through this site only, in the same shapes.
     rows : ndarray of int, shape (B,)
         Which batch rows the sequences are.
     per_step : bool
@@ -49,6 +53,12 @@ class SourceTarget:
     cell_per_sequence: Floats | None
     rows: NDArray[np.int64]
     per_step: bool
+    input: Floats
+    input_per_sequence: Floats
+
+    def save(self, path: str | os.PathLike[str], **labels: str | float) -> None:
+        """Write it to a ``.npz`` that ``gradscope plot connectivity`` and ``source_target`` draw without the model."""
+        save_probe(self, path, labels)
 
     def __repr__(self) -> str:
         return f"<SourceTarget of {self.info.site}: {self.hidden.shape[0]} targets, {self.hidden.shape[1]} sources>"
@@ -117,8 +127,9 @@ def source_target(
         source_target_norms(call, sites, (info.layer, int(info.reverse)), targets)
         for targets in _targets(watched, losses, per_step, targets_at_once)
     ]
-    hidden = _whole([h for h, _ in found], call.lengths)
-    cells = [c for _, c in found if c is not None]
+    hidden = _whole([h for h, _, _ in found], call.lengths)
+    entering = _whole([x for _, _, x in found], call.lengths)
+    cells = [c for _, c, _ in found if c is not None]
     cell = _whole(cells, call.lengths) if cells else None
     return SourceTarget(
         info=info,
@@ -128,6 +139,8 @@ def source_target(
         cell_per_sequence=cell,
         rows=watched.selection.rows.numpy(),
         per_step=per_step is not None,
+        input=np.nanmean(entering, axis=2),
+        input_per_sequence=entering,
     )
 
 

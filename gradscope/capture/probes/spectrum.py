@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
@@ -21,6 +22,7 @@ from gradscope.capture.layers.rows import sampled_rows
 from gradscope.capture.probes.catching import Caught, catching, choose_site
 from gradscope.errors import SettingError
 from gradscope.schema import SiteInfo
+from gradscope.store.probes import save_probe
 from gradscope.words import spectrum_sentence
 
 Floats = NDArray[np.float64]
@@ -59,6 +61,13 @@ class Spectrum:
     exponents_per_sequence: Floats
     lengths: NDArray[np.int64]
     warmup: int
+
+    def save(self, path: str | os.PathLike[str], **labels: str | float) -> None:
+        """Write it to a ``.npz`` that ``gradscope plot spectrum``, ``lyapunov`` and ``dynamics`` draw without a model.
+
+        ``labels`` tell it from others: ``name="LSTM"``, ``step=100`` of the training.
+        """
+        save_probe(self, path, labels)
 
     @property
     def singular_values(self) -> Floats:

@@ -24,7 +24,7 @@ def _targets(golden: Golden, chosen: range) -> Targets:
 def test_norms_equal_reference(path: Path) -> None:
     golden = Golden.load(path)
     call = golden_call(golden)
-    hidden, cell = source_target_norms(call, stack_adjoints(call), (0, 0), _targets(golden, range(12)))
+    hidden, cell, _ = source_target_norms(call, stack_adjoints(call), (0, 0), _targets(golden, range(12)))
     torch.testing.assert_close(hidden.mean(2), golden.tensor("src_tgt_h"), rtol=1e-10, atol=1e-12)
     assert (cell is not None) == ("src_tgt_c" in golden.data)
     if cell is not None:
@@ -47,7 +47,7 @@ def test_a_target_on_the_final_states_gives_the_same_adjoints_as_the_stack(path:
     call = golden_call(golden)
     final_h, final_c = torch.randn_like(call.h0), torch.randn_like(call.c0)  # type: ignore[arg-type]
     targets = Targets(torch.zeros_like(call.output)[:, :, None], final_h[:, :, None], final_c[:, :, None])
-    hidden, cell = source_target_norms(call, stack_adjoints(call), (0, 0), targets)
+    hidden, cell, _ = source_target_norms(call, stack_adjoints(call), (0, 0), targets)
     state = final_h.clone().requires_grad_(), final_c.clone().requires_grad_()
     assert cell is not None
     # At the last step nothing but the direct gradients is there: h_n's own, and c_n's plus what h_n sends to c_n.

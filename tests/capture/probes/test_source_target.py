@@ -93,6 +93,9 @@ def test_every_layer_and_direction_equals_one_backward_pass_per_target(
         expected = _expected(unrolled, losses, site, "hidden")
         np.testing.assert_allclose(found.hidden_per_sequence, expected, rtol=1e-9, atol=1e-13)
         np.testing.assert_allclose(found.hidden, expected.mean(2), rtol=1e-9, atol=1e-13)
+        expected = _expected(unrolled, losses, site, "input")
+        np.testing.assert_allclose(found.input_per_sequence, expected, rtol=1e-9, atol=1e-13)
+        np.testing.assert_allclose(found.input, expected.mean(2), rtol=1e-9, atol=1e-13)
         if module.mode == "LSTM":
             expected = _expected(unrolled, losses, site, "cell")
             np.testing.assert_allclose(found.cell_per_sequence, expected, rtol=1e-9, atol=1e-13)
