@@ -121,6 +121,12 @@ ENTRIES = (
         "The norms that were clipped.",
     ),
     Entry(
+        "map",
+        "gradscope plot map runs/untrained/* --rows cell --columns init --metric reach -o map.png",
+        "What arrives at the first pixel before any training, by cell and initialisation: geometric mean over three "
+        "seeds with its interval.",
+    ),
+    Entry(
         "whatif",
         "measured = gradscope.clip_whatif(rnn, lambda: criterion(rnn(x), y), [float('inf'), 1e-3, 1e-4, 1e-5])\n"
         "module = plots.load('whatif')\n"
@@ -133,6 +139,11 @@ ENTRIES = (
         "module = plots.load('source_target')\n"
         "figures.write(module, module.table(measured), 'source_target.png', style='neurips')",
         "An LSTM that forecasts each next month of the sunspot series: on which months before each forecast depends.",
+    ),
+    Entry(
+        "connectivity",
+        "gradscope plot connectivity probes/forecasts.npz --target 10 --target 25 --target 46 -o connectivity.png",
+        "The same measurement, kept by `measured.save(path)`: which months three of the forecasts look at.",
     ),
     Entry(
         "spectrum",
@@ -148,6 +159,11 @@ ENTRIES = (
         "module = plots.load('lyapunov')\n"
         "figures.write(module, module.table(measured), 'lyapunov.png', style='neurips')",
         "Growth rates of all directions of the state, per step, for the networks of the first figure.",
+    ),
+    Entry(
+        "dynamics",
+        "gradscope plot dynamics probes/training-*.npz -o dynamics.png",
+        "The forecaster through its training, from spectra saved every 50 steps with `spectrum.save(path, step=...)`.",
     ),
 )
 
@@ -209,11 +225,17 @@ def forecaster() -> dict[str, Any]:
     model = SequenceModel(nn.LSTM(1, 32, batch_first=True), 32, 1, every_step=True)
     draws = torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    for _ in range(300):
-        months, _ = task.draw(draws, 64)
-        error(model(months[:, :-1]), months[:, 1:]).mean().backward()
+    Path("probes").mkdir()
+    months, _ = task.draw(torch.Generator().manual_seed(1), 16)
+    for step in range(301):
+        if step % 50 == 0:
+            gradscope.spectrum(model, months).save(f"probes/training-{step:03}.npz", step=step)
+        months_of, _ = task.draw(draws, 64)
+        error(model(months_of[:, :-1]), months_of[:, 1:]).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
+    measured = gradscope.source_target(model, lambda: error(model(months[:, :-1]), months[:, 1:]))
+    measured.save("probes/forecasts.npz")
     return {"forecaster": model, "months": months, "error": error}
 
 

@@ -14,18 +14,24 @@ from gradscope.errors import SettingError
 
 @click.command()
 @click.argument("kind")
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="Ends in .pdf, .svg, .png or .pgf; the data go to the CSV of the same name.")  # fmt: skip  # noqa: E501
 @click.option("--style", default="neurips", show_default=True, help="Paper width: aaai, iclr, icml, icml2, ieee, ieee2, jmlr, neurips, screen.")  # fmt: skip  # noqa: E501
 @click.option("--site", multiple=True, help="Only this site. May be repeated.")
 @click.option("--quantity", help="hidden, cell, input ...; by default what describes each site.")
 @click.option("--step", help="A recorded step, or first, early, late, last, all.")
+@click.option("--metric", help="A logged scalar; in a map also reach: what arrives at the first input.")
+@click.option("--rows", help="map: the setting down, a label of the runs, cell, init or threshold.")
+@click.option("--columns", help="map: the setting across.")
+@click.option("--target", type=int, multiple=True, help="connectivity: the loss at this step; by default the last. May be repeated.")  # fmt: skip  # noqa: E501
+@click.option("--tokens", help="connectivity: what stands at each step, separated by commas.")
 @click.option("--horizon", type=float, help="Mark the first lag where the gradient is below this fraction.")
 @click.option("--absolute", is_flag=True, help="Norms themselves, not relative to lag 0.")
 @which_records
 def plot(
-    kind: str, runs: tuple[Path, ...], out: Path, style: str, site: tuple[str, ...], quantity: str | None,
-    step: str | None, horizon: float | None, absolute: bool, **choice: int | None,
+    kind: str, sources: tuple[Path, ...], out: Path, style: str, site: tuple[str, ...], quantity: str | None,
+    step: str | None, metric: str | None, rows: str | None, columns: str | None, target: tuple[int, ...],
+    tokens: str | None, horizon: float | None, absolute: bool, **choice: int | None,
 ) -> None:  # fmt: skip
     """Draw one figure. KIND is one of
 
@@ -39,25 +45,44 @@ def plot(
     gates          gate adjoints against lag
     timescales     how long each unit retains
     weight         contribution of each timestep to the weight gradient
+    learning       training and held-out loss
     sweep_loss, sweep_metric, norm_distribution    runs at several thresholds
-    source_target, spectrum, lyapunov, whatif      from Python only
-    evidence, learning                             from Python only
+    map            a number over two settings, with intervals over seeds
 
-    RUN is a run directory or a packed file.
+    From what was measured on demand and saved by its .save(path), an .npz:
+
+    \b
+    spectrum       singular values of the Jacobian against lag
+    lyapunov       all exponents, a line per file
+    dynamics       exponent and condition through training, from files saved with step=
+    source_target  which state each loss depends on
+    connectivity   which input steps, or tokens, the loss at a step looks at
+    whatif         the decay if the adjoint were clipped at every timestep
+
+    RUN is a run directory or a packed file. Every kind, and evidence of the lecture, is drawn from the CSV beside its
+    figure as well: in the style of another paper, say.
     """
     from gradscope import plots
     from gradscope.plots import figures
+    from gradscope.plots.sources import is_data, table_of
     from gradscope.plots.style import preset
     from gradscope.reading.select import left_out_words
 
     module = plots.load(kind)
     preset(style)
-    if not getattr(module, "FROM_RUNS", True):
-        raise SettingError(f"the figure {kind!r} is not drawn from a recording: it needs {module.NEEDS}.")
-    readings = opened(runs, **choice)
-    select = {"site": list(site) or None, "quantity": quantity, "step": _step(step)}
+    selected = {
+        "site": list(site) or None, "quantity": quantity, "step": _step(step), "metric": metric, "rows": rows,
+        "columns": columns, "targets": list(target) or None, "tokens": None if tokens is None else tokens.split(","),
+    }  # fmt: skip
     look: dict[str, Any] = {"horizon": horizon, "relative": False if absolute else None}
-    data = module.table(readings, **_accepted(module.table, select, kind))
+    readings: list[Any] = []
+    if any(map(is_data, sources)):
+        data = table_of(module, sources, _accepted(module.table, selected, kind))
+    elif not getattr(module, "FROM_RUNS", True):
+        raise SettingError(f"the figure {kind!r} is not drawn from a recording: it needs {module.NEEDS}.")
+    else:
+        readings = opened(sources, **choice)
+        data = module.table(readings, **_accepted(module.table, selected, kind))
     for line in left_out_words(data):
         click.echo(line, err=True)
     drawer = figures.drawer(module)

@@ -3,31 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from gradscope.errors import NotRecordedError
 from gradscope.plots import lines, marks, style
 from gradscope.plots.norms import running_median, smoothing
 from gradscope.plots.text import label
+from gradscope.reading import read, select
+from gradscope.reading.labelled import seeds_together
+from gradscope.words import number
 
 TITLE = "Training and held-out loss"
-NEEDS = "trainings of the lab"
-FROM_RUNS = False
+NEEDS = "a logged loss, and that on held-out data: recorder.log(loss=loss, held_out_loss=...)"
+
+#: Names under which the loss on held-out data may have been logged.
+HELD_OUT = ("held_out_loss", "val_loss", "validation_loss", "eval_loss", "test_loss")
+
+Trainings = Mapping[str, Sequence[tuple[Sequence[float], Mapping[int, float]]]]
 
 
-def table(trainings: Mapping[str, Sequence[tuple[Sequence[float], Mapping[int, float]]]]) -> pd.DataFrame:
+def table(runs: Trainings | Sequence[Any]) -> pd.DataFrame:
     """One row per model, seed, kind of loss and step.
 
     Parameters
     ----------
-    trainings : mapping
-        Model to what each seed gave: its batch losses, to be smoothed by a running median, and its held-out losses,
-        step to loss.
+    runs : sequence of Run, or mapping
+        Runs, of which seeds (by their labels) are put together; or model to what each seed gave: its batch losses, to
+        be smoothed by a running median, and its held-out losses, step to loss.
+
+    Raises
+    ------
+    NotRecordedError
+        No run logged a loss.
     """
+    if not isinstance(runs, Mapping):
+        return _of_runs(runs)
     frames = []
-    for model, seeds in trainings.items():
+    for model, seeds in runs.items():
         for seed, (losses, held_out) in enumerate(seeds):
             value = np.asarray(losses, dtype=np.float64)
             smooth = running_median(value, smoothing(int(np.isfinite(value).sum())))
@@ -36,6 +52,27 @@ def table(trainings: Mapping[str, Sequence[tuple[Sequence[float], Mapping[int, f
             rows = {"step": np.array(list(held_out)), "value": np.array(list(held_out.values()), dtype=float)}
             frames.append(pd.DataFrame({"model": model, "kind": "held out", "seed": seed, **rows}))
     return pd.concat(frames, ignore_index=True)
+
+
+def _of_runs(runs: Sequence[Any]) -> pd.DataFrame:
+    names, found = seeds_together(runs), {}
+    for name, run in zip(select.run_names(runs), runs, strict=True):
+        steps = read(run).steps()
+        if "loss" in steps and steps["loss"].notna().any():
+            steps = steps.sort_values("step", kind="stable")
+            held_out = next((each for each in HELD_OUT if each in steps), None)
+            known = steps[steps[held_out].notna()] if held_out else steps.iloc[:0]
+            at = dict(zip(known["step"].astype(int) + 1, known[held_out] if held_out else (), strict=True))
+            found[name] = (steps["loss"].to_numpy(dtype=float), at)
+    if not found:
+        paths = ", ".join(str(run.path) for run in runs)
+        raise NotRecordedError(f"{paths}: no loss was logged. It comes from {NEEDS}.")
+    together: dict[str, list[Any]] = {}
+    for name, training in found.items():
+        together.setdefault(names[name], []).append(training)
+    data = table(together)
+    data.attrs["left_out"] = select.left_out(runs, found, "no loss was logged")
+    return data
 
 
 def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "screen", guess: float | None = None) -> Axes:
@@ -68,7 +105,12 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
 
 def caption(data: pd.DataFrame) -> str:
     """What the figure shows, in words."""
-    return (
+    held = data[(data["kind"] == "held out") & data["value"].notna()].sort_values("step", kind="stable")
+    ends = held.groupby(["model", "seed"], sort=False)["value"].last().groupby("model", sort=False).mean()
+    each = ", ".join(f"{model} {number(value)}" for model, value in ends.head(8).items())
+    last = f" Held out, at the end: {each}." if each else " No held-out loss was logged."
+    said = (
         f"Loss against training step, mean over {data['seed'].nunique()} seeds. Solid: held out, band from the lowest "
-        "to the highest seed; dotted: training batches, running median."
+        f"to the highest seed; dotted: training batches, running median.{last}"
     )
+    return " ".join([said, *select.left_out_words(data)])

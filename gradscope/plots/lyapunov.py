@@ -17,6 +17,7 @@ from gradscope.words import number
 TITLE = "Lyapunov spectrum"
 NEEDS = "the model itself: gradscope.spectrum(model, x), drawn by gradscope.plots.lyapunov"
 FROM_RUNS = False
+PROBES = "Spectrum"
 
 
 def table(spectra: Mapping[str, Any]) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from gradscope.plots import heatmap, style
 TITLE = "Gradient from each target to each source step"
 NEEDS = "the model itself: gradscope.source_target(model, closure), drawn by gradscope.plots.source_target"
 FROM_RUNS = False
+PROBES = "SourceTarget"
 
 QUANTITIES = ("hidden", "cell")
 

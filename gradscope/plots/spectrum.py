@@ -16,6 +16,7 @@ from gradscope.words import number
 TITLE = "Singular values of the Jacobian against lag"
 NEEDS = "the model itself: gradscope.spectrum(model, x), drawn by gradscope.plots.spectrum"
 FROM_RUNS = False
+PROBES = "Spectrum"
 
 LEVELS = {"smallest": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "largest": 1.0}
 

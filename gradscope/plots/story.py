@@ -167,10 +167,12 @@ def _metric(value: float, rows: pd.DataFrame) -> str:
 
 
 def _ends(ax: Axes, looks: dict[str, Any], named: dict[str, tuple[float, str]]) -> None:
+    """Names, each with what follows it, beside the ends of the lines; too many of them in a legend."""
     if len(looks) > lines.MAX_ENDS:
-        style.legend(ax, lines.handles(looks))
+        style.legend(ax, lines.handles(looks, {name: label(name, style.name_limit(ax)) for name in looks}))
         return
-    lines.name_ends(ax, [(y, text, looks[name]) for name, (y, text) in named.items()])
+    ends = [(y, f"{label(name, 18)}{text.removeprefix(name)}", looks[name]) for name, (y, text) in named.items()]
+    lines.name_ends(ax, ends)
 
 
 def _arriving(ax: Axes) -> None:

@@ -15,6 +15,7 @@ from gradscope.plots import decay, lines, marks, style
 TITLE = "Decay under per-timestep clipping of the adjoint"
 NEEDS = "the model itself: gradscope.clip_whatif(model, closure, thresholds), drawn by gradscope.plots.whatif"
 FROM_RUNS = False
+PROBES = "ClipWhatIf"
 
 
 def table(measured: Any, *, quantity: str | None = None, coverage: float = 0.8) -> pd.DataFrame:

@@ -23,6 +23,11 @@ _CELLS = {"rnn_tanh": "RNN", "rnn": "RNN", "rnn_relu": "RNN (ReLU)", "rnn-relu":
 _INITS = {"forget1": "forget bias 1", "forget-bias-1": "forget bias 1", "update1": "update bias 1"}
 
 
+def init_words(init: str) -> str:
+    """An initialisation of the lab as one reads it; another name as it is."""
+    return _INITS.get(init, init)
+
+
 def labels_of(run: Run | Reading) -> dict[str, Any]:
     """What ``record(labels=...)`` was given: words and numbers under names; empty where nothing was."""
     given = run.settings.get("labels")
@@ -65,7 +70,7 @@ class Labelled:
         """Cell and initialisation in words; of a run without labels its name."""
         if not {"init", "cell", SEED} & set(self.labels):
             return self.name
-        return ", ".join(filter(None, [self.cell, _INITS.get(self.init, self.init)]))
+        return ", ".join(filter(None, [self.cell, init_words(self.init)]))
 
     def among(self, names: Iterable[str]) -> tuple[tuple[str, Any], ...]:
         """Its labels of these names."""

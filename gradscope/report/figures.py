@@ -64,7 +64,7 @@ SWEEP = (
 )
 
 #: Not from a recording, whatever it holds: the page says how to measure them.
-MEASURED = ("source_target", "spectrum", "lyapunov", "whatif")
+MEASURED = ("source_target", "connectivity", "spectrum", "lyapunov", "dynamics", "whatif")
 
 
 def pictures_of(

@@ -40,6 +40,7 @@ def test_it_writes_the_figure_and_its_data(run, tmp_path, kind):
         (["decay", "--step", "soon"], 2, "one of first, early, late, last, all"),
         (["norms", "--site", "lstm/l0"], 2, "does not apply"),
         (["source_target"], 2, "gradscope.source_target("),
+        (["map"], 2, "labels"),
         (["gates"], 1, "quantities=[..., 'gates']"),
     ],
 )
@@ -60,3 +61,49 @@ def test_options_reach_the_figure(run, tmp_path):
     assert call("decay", run, "-o", out, "--step", "first", "--quantity", "hidden", "--absolute").exit_code == 0
     rows = out.with_suffix(".csv").read_text().splitlines()
     assert rows[1].split(",")[2:4] == ["hidden", "0"]
+
+
+def test_a_figure_is_drawn_again_from_its_data_alone(run, tmp_path):
+    assert call("decay", run, "-o", tmp_path / "first.svg").exit_code == 0
+    done = call("decay", tmp_path / "first.csv", "-o", tmp_path / "again.svg")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "again.csv").read_text() == (tmp_path / "first.csv").read_text()
+    foreign = call("sweep_loss", tmp_path / "first.csv", "-o", tmp_path / "no.svg")
+    assert foreign.exit_code == 2
+    assert "not the data of a figure 'sweep_loss'" in foreign.stderr
+
+
+@pytest.fixture(scope="module")
+def probes(tmp_path_factory):
+    """Every kind of probe, saved: a spectrum at two steps, a matrix, a what-if."""
+    import torch
+    from torch import nn
+
+    import gradscope
+
+    root, module, x = tmp_path_factory.mktemp("probes"), nn.GRU(2, 3), torch.randn(6, 2, 2)
+    for step in (0, 10):
+        gradscope.spectrum(module, x).save(root / f"spectrum{step}.npz", step=step)
+    gradscope.source_target(module, lambda: module(x)[0].pow(2).sum(2)).save(root / "matrix.npz")
+    gradscope.clip_whatif(module, lambda: module(x)[0][-1].sum(), [1e-2]).save(root / "whatif.npz")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("kind", "files", "options"),
+    [
+        ("spectrum", ["spectrum0"], []),
+        ("lyapunov", ["spectrum0", "spectrum10"], []),
+        ("dynamics", ["spectrum0", "spectrum10"], []),
+        ("source_target", ["matrix"], []),
+        ("connectivity", ["matrix"], ["--target", "3", "--tokens", "a,b,c,d,e,f"]),
+        ("whatif", ["whatif"], []),
+    ],
+)
+def test_what_was_measured_on_demand_is_drawn_from_its_file(probes, tmp_path, kind, files, options):
+    done = call(kind, *(probes / f"{name}.npz" for name in files), "-o", tmp_path / "f.png", *options)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "f.png").stat().st_size > 3000
+    wrong = call("decay", probes / "matrix.npz", "-o", tmp_path / "no.png")
+    assert wrong.exit_code == 2
+    assert "drawn from runs" in wrong.stderr

@@ -14,7 +14,8 @@ from gradscope.plots import figures, style
 from gradscope.plots.saving import render
 from tests.made_runs import make_run
 
-FROM_RUNS = [name for name in plots.PLOTS if getattr(plots.load(name), "FROM_RUNS", True)]
+#: A map needs runs that differ in two settings; it has tests of its own.
+FROM_RUNS = [name for name in plots.PLOTS if getattr(plots.load(name), "FROM_RUNS", True) and name != "map"]
 
 
 def clipped(n: int) -> SimpleNamespace:
@@ -46,12 +47,22 @@ def replace_where(asked: SimpleNamespace, where: str) -> SimpleNamespace:
     return SimpleNamespace(**{**vars(asked), "where": where})
 
 
+def probe(step: int, lost: float = 0.0) -> SimpleNamespace:
+    """What ``gradscope.spectrum`` gives at a step of training."""
+    logs = np.stack([np.zeros((2, 2)), np.full((2, 2), -float(step))], axis=-1) - np.array([0.0, lost])
+    return SimpleNamespace(lags=np.arange(2), log_singular_values=logs, exponents_per_sequence=np.full((2, 3), -step))
+
+
 FROM_ARRAYS = {
     "evidence": lambda n: claims(n),
     "learning": lambda n: {
         "rnn": [(1 / np.arange(1, n + 1), {1: 1.0, n: 0.1}), (2 / np.arange(1, n + 1), {1: 2.0, n: 0.5})],
         "a_$": [([np.nan] * n, {})],
     },
+    "connectivity": lambda n: SimpleNamespace(
+        info=SimpleNamespace(site="lstm/l0", curve="cell"), input=np.tril(np.full((n, n), 0.5))
+    ),
+    "dynamics": lambda n: {"a": {3 * i: probe(i) for i in range(min(n, 9))}, "b_$": {0: probe(1, np.inf)}},
     "source_target": lambda n: np.tril(10.0 ** -np.abs(np.subtract.outer(np.arange(n), np.arange(n)) * 0.1)),
     "spectrum": lambda n: 10.0 ** (-0.1 * np.arange(n)[:, None] * np.linspace(0, 2, 5)),
     "lyapunov": lambda n: {"a": -np.arange(n) / 4.0, "b_$": [-0.5] * n},
@@ -167,7 +178,7 @@ def _in_view(ax, text) -> bool:
     return True
 
 
-@pytest.mark.parametrize("name", plots.PLOTS)
+@pytest.mark.parametrize("name", [*FROM_RUNS, *FROM_ARRAYS])
 def test_axes_are_labelled_and_the_caption_speaks(name, cases):
     module = plots.load(name)
     data = module.table(FROM_ARRAYS[name](20) if name in FROM_ARRAYS else cases("ordinary"))
@@ -180,7 +191,7 @@ def test_axes_are_labelled_and_the_caption_speaks(name, cases):
     assert module.NEEDS
 
 
-@pytest.mark.parametrize("name", plots.PLOTS)
+@pytest.mark.parametrize("name", [*FROM_RUNS, *FROM_ARRAYS])
 def test_an_axes_that_is_given_is_the_one_drawn_on(name, cases):
     module = plots.load(name)
     data = module.table(FROM_ARRAYS[name](20) if name in FROM_ARRAYS else cases("ordinary"))
