@@ -72,6 +72,7 @@ THRESHOLDS = CommaList("a positive threshold or 'none'", _threshold)
 @click.option("--lr", type=float, default=None, help="Learning rate  [default: adam 0.003; sgd the task's own]")
 @click.option("--every", type=int, default=20, show_default=True, help="Record one step in so many.")
 @click.option("--samples", type=int, default=8, show_default=True, help="Sequences of a batch to record.")
+@click.option("--quantity", help="Whose decay is shown: input, hidden, cell ...  [default: what describes each cell]")
 @click.option("--jobs", type=int, default=None, help="Trainings at once  [default: 2, or 1 on one core]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON list, a row per training.")
 def sweep(out: Path, jobs: int | None, as_json: bool, **asked: Any) -> None:
@@ -105,19 +106,20 @@ def sweep(out: Path, jobs: int | None, as_json: bool, **asked: Any) -> None:
         learning_rate=asked["lr"],
         every=asked["every"],
         samples=asked["samples"],
+        quantity=asked["quantity"],
     )
     for cell, init in grid.left_out():
         click.echo(f"left out: init {init} is not meant for {cell}", err=True)
     table = run_sweep(grid, out, jobs=usual_jobs() if jobs is None else jobs)
-    found = _report(table, out)
+    found = _report(table, out, grid.quantity)
     if as_json:
         click.echo(json.dumps(json.loads(table.to_json(orient="records")), indent=1))
         return
-    click.echo(_shown(summary_table(table)))
+    click.echo(_shown(summary_table(table), grid.quantity))
     click.echo(f"\n{found}Every training: {out / 'results.csv'}")
 
 
-def _report(table: pd.DataFrame, out: Path) -> str:
+def _report(table: pd.DataFrame, out: Path, quantity: str | None) -> str:
     """Write the report of the trainings in the table, in place of an earlier one; say what was found, and where."""
     from gradscope.lab.sweep.story import tell_sweep
     from gradscope.report import build_report
@@ -130,7 +132,7 @@ def _report(table: pd.DataFrame, out: Path) -> str:
         if not runs:  # nothing recurrent was trained
             return ""
         click.echo("writing the report", err=True)
-        told = tell_sweep(table, runs)
+        told = tell_sweep(table, runs, quantity)
         shutil.rmtree(directory, ignore_errors=True)
         compared = "Clipping thresholds" if table["clip"].nunique(dropna=False) > 1 else "Trainings"
         title = f"{compared} on the task {table['task'].iloc[0]}"
@@ -139,7 +141,7 @@ def _report(table: pd.DataFrame, out: Path) -> str:
     return f"{found}\n\nThe page:       {paths.index}\n"
 
 
-def _shown(summary: pd.DataFrame) -> str:
+def _shown(summary: pd.DataFrame, quantity: str | None) -> str:
     """Mean over the seeds, with its standard deviation."""
     columns = {
         "cell": summary["cell"],
@@ -159,7 +161,8 @@ def _shown(summary: pd.DataFrame) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     metric = summary["metric"].iloc[0]
-    return "\n".join([*lines, f"held-out: {metric}, mean ± sd over seeds; rate: log10 of the gradient per step back"])
+    whose = f"gradient ({quantity})" if quantity else "gradient"
+    return "\n".join([*lines, f"held-out: {metric}, mean ± sd over seeds; rate: log10 of the {whose} per step back"])
 
 
 def _rate(value: float) -> str:

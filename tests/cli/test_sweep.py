@@ -47,6 +47,15 @@ def test_it_ends_with_what_was_found_and_a_report_that_says_so_too(tmp_path):
     assert figures == {"sweep_loss", "sweep_metric", "norm_distribution", "sweep_decay"}
 
 
+def test_the_quantity_asked_for_is_the_one_shown(tmp_path):
+    result = sweep("-o", tmp_path / "out", "--clip", "none,0.5", "--seed", "0", "--every", "2", "--quantity", "input")
+    assert result.exit_code == 0, result.output
+    assert "rate: log10 of the gradient (input) per step back" in result.stdout
+    assert "Of the gradient with respect to the input at the last timestep" in result.stdout
+    drawn = (tmp_path / "out" / "report" / "data" / "sweep_decay.csv").read_text()
+    assert ",input," in drawn.splitlines()[1]
+
+
 @pytest.mark.slow
 def test_a_sweep_that_grew_has_its_report_replaced(tmp_path):
     arguments = ["-o", tmp_path / "out", "--clip", "none,0.5", "--every", "2"]
@@ -70,6 +79,8 @@ def test_trainings_without_a_recurrence_end_without_a_report(tmp_path):
         (["--cell", "lsmt"], "Did you mean 'lstm'"),
         (["--init", "xavier"], "unknown init 'xavier'"),
         (["--task", "adding2"], "Did you mean 'adding'"),
+        (["--quantity", "inputs"], "Did you mean 'input'"),
+        (["--quantity", "cell"], "no cell of the sweep has cell"),
         (["--steps", "0"], "steps 0 must be at least 1"),
         (["--jobs", "0"], "jobs 0 must be at least 1"),
     ],

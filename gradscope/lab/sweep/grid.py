@@ -8,14 +8,19 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from gradscope.errors import SettingError, UnknownNameError
-from gradscope.lab.zoo.models import CELLS, INITS
+from gradscope.lab.zoo.models import CELLS, INITS, WITH_CELL_STATE
 from gradscope.lab.zoo.tasks import build_task
 from gradscope.lab.zoo.train import TrainSettings
+from gradscope.reading.select import per_lag
+from gradscope.schema import DEFAULT_QUANTITIES
+
+#: Quantities of a cell state.
+CELL_STATES = ("cell", "cell_carry", "cell_path")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One training of a sweep."""
+    """One training of a sweep; ``quantity`` is recorded beside the usual ones."""
 
     task: str
     length: int
@@ -25,6 +30,7 @@ class Trial:
     settings: TrainSettings
     every: int = 10
     samples: int = 8
+    quantity: str | None = None
 
     @property
     def name(self) -> str:
@@ -57,6 +63,8 @@ class Grid:
         What all trials share; ``clip`` and ``seed`` in it are ignored.
     every, samples : int
         Of the recording.
+    quantity : str, optional
+        Whose decay is shown; by default that of the state that describes each cell.
     """
 
     task: str = "digits"
@@ -69,6 +77,7 @@ class Grid:
     settings: TrainSettings = field(default_factory=TrainSettings)
     every: int = 10
     samples: int = 8
+    quantity: str | None = None
 
     def left_out(self) -> list[tuple[str, str]]:
         """Pairs of cell and initialisation that are not trained because they mean nothing."""
@@ -83,18 +92,22 @@ class Grid:
         UnknownNameError
             A cell, initialisation or task that does not exist.
         SettingError
-            An empty axis, a length the task cannot have, or nothing left of the grid.
+            An empty axis, a length the task cannot have, nothing left of the grid, or a cell state where no cell has
+            one.
         """
         for axis in ("lengths", "cells", "inits", "clips", "seeds"):
             if not getattr(self, axis):
                 raise SettingError(f"the sweep's {axis} are empty: give at least one.")
         self._check_names()
+        per_lag(self.quantity)
         lengths = [build_task(self.task, length).length if length is None else length for length in self.lengths]
         for length in self.lengths:
             build_task(self.task, length)  # refuses a length that cannot be, before anything is trained
         pairs = [pair for pair in itertools.product(self.cells, self.inits) if _fits(*pair)]
         if not pairs:
             raise SettingError("no initialisation of the sweep fits any of its cells.")
+        if self.quantity in CELL_STATES and not any(cell in WITH_CELL_STATE for cell, _ in pairs):
+            raise SettingError(f"no cell of the sweep has {self.quantity}: of {', '.join(WITH_CELL_STATE)} only.")
         return [
             Trial(
                 self.task,
@@ -105,6 +118,8 @@ class Grid:
                 replace(self.settings, clip=clip, seed=seed),
                 self.every,
                 self.samples,
+                # What is recorded anyway is no setting of the training: an earlier sweep has it.
+                None if self.quantity in DEFAULT_QUANTITIES else self.quantity,
             )
             for length, (cell, init), clip, seed in itertools.product(lengths, pairs, self.clips, self.seeds)
         ]

@@ -23,7 +23,7 @@ LOWEST = 1e-30
 _START = "before training"
 
 
-def tell_sweep(table: pd.DataFrame, runs: Mapping[str, Any]) -> Story:
+def tell_sweep(table: pd.DataFrame, runs: Mapping[str, Any], quantity: str | None = None) -> Story:
     """Tell what a sweep found.
 
     Parameters
@@ -32,6 +32,8 @@ def tell_sweep(table: pd.DataFrame, runs: Mapping[str, Any]) -> Story:
         From :func:`gradscope.lab.sweep.trials.run_sweep`.
     runs : mapping of str to Run
         By the name of the trial; trials without a recording (``window``) are absent.
+    quantity : str, optional
+        Whose decay the table holds and the figure shows.
 
     Returns
     -------
@@ -41,11 +43,11 @@ def tell_sweep(table: pd.DataFrame, runs: Mapping[str, Any]) -> Story:
     groups = list(table.groupby(POINT, sort=False))
     several = len(groups) > 1
     chapters = []
-    for i, (point, rows) in enumerate(groups):
+    for point, rows in groups:
         where = dict(zip(POINT, point, strict=True))
         names = [name for name in rows["name"] if name in runs]
         prefix = f"{where['cell']}_{where['init']}_T{where['length']}_".replace("-", "_") if several else ""
-        chapters.append(_chapter(where, rows, [runs[name] for name in names], prefix if i or several else ""))
+        chapters.append(_chapter(where, rows, [runs[name] for name in names], prefix, quantity))
     return Story(_opening(table), tuple(chapters))
 
 
@@ -73,13 +75,18 @@ def _opening(table: pd.DataFrame) -> tuple[str, ...]:
     )
 
 
-def _chapter(where: Mapping[str, Any], rows: pd.DataFrame, runs: Sequence[Any], prefix: str) -> Chapter:
+def _chapter(
+    where: Mapping[str, Any], rows: pd.DataFrame, runs: Sequence[Any], prefix: str, quantity: str | None
+) -> Chapter:
     outcomes = outcomes_of(rows)
     metric = str(rows["metric"].iloc[0])
-    text = [*findings(outcomes, f"held-out {metric}", higher_is_better=metric == "accuracy"), *_gradients(rows)]
+    text = [
+        *findings(outcomes, f"held-out {metric}", higher_is_better=metric == "accuracy"),
+        *_gradients(rows, quantity),
+    ]
     question = "What the threshold did: " if len(outcomes) > 1 else ""
     title = f"{question}{where['cell']}, {where['init']} initialisation, {where['length']} timesteps"
-    pictures = tuple(_pictures(rows, runs, metric, prefix)) if runs else ()
+    pictures = tuple(_pictures(rows, runs, metric, prefix, quantity)) if runs else ()
     return Chapter(title, tuple(text), ((_CAPTION, _table(rows, outcomes)),), (), pictures)
 
 
@@ -108,7 +115,7 @@ def _table(rows: pd.DataFrame, outcomes: Sequence[Outcome]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _gradients(rows: pd.DataFrame) -> list[str]:
+def _gradients(rows: pd.DataFrame, quantity: str | None) -> list[str]:
     """What became of the gradient itself, at the start and at the end."""
     early = rows["reach_early"].dropna()
     if early.empty:
@@ -119,9 +126,8 @@ def _gradients(rows: pd.DataFrame) -> list[str]:
         reach = mine["reach_late"][mine["diverged"].isna()].dropna()
         if len(reach):
             ends.append(f"{_range(reach)} {_with(float(threshold))}")
-    said = (
-        f"Of the gradient at the last timestep, {_range(early)} reaches {lag} steps back in the first tenth of training"
-    )
+    whose = f"the gradient with respect to the {quantity.replace('_', ' ')}" if quantity else "the gradient"
+    said = f"Of {whose} at the last timestep, {_range(early)} reaches {lag} steps back in the first tenth of training"
     return [f"{said}; in the last tenth, {'; '.join(ends)}." if ends else f"{said}."]
 
 
@@ -141,7 +147,7 @@ def _range(values: pd.Series) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _pictures(rows: pd.DataFrame, runs: Sequence[Any], metric: str, prefix: str) -> list[Picture]:
+def _pictures(rows: pd.DataFrame, runs: Sequence[Any], metric: str, prefix: str, quantity: str | None) -> list[Picture]:
     gone = rows.set_index("name")["diverged"].dropna()
     shown: tuple[tuple[str, Any, dict[str, str]], ...] = (
         ("sweep_loss", sweep_loss, {"metric": "loss"}),
@@ -156,7 +162,7 @@ def _pictures(rows: pd.DataFrame, runs: Sequence[Any], metric: str, prefix: str)
             continue
         data = data.replace({"metric": {f"held_out_{metric}": f"held-out {metric}"}}) if "metric" in data else data
         found.append(Picture(f"{prefix}{name}", name, module.TITLE, module.caption(data), data))
-    curves = decay_by_threshold(runs)
+    curves = decay_by_threshold(runs, quantity)
     if not curves.empty:
         found.append(
             Picture(f"{prefix}sweep_decay", "decay", "Decay of the gradient by threshold", DECAY_CAPTION, curves,
@@ -181,7 +187,7 @@ DECAY_CAPTION = (
 )
 
 
-def decay_by_threshold(runs: Sequence[Any]) -> pd.DataFrame:
+def decay_by_threshold(runs: Sequence[Any], wanted: str | None = None) -> pd.DataFrame:
     """Rows as of :func:`gradscope.plots.decay.table`: a line per threshold over its runs, one before training."""
     from gradscope.reading.sweeps import threshold_of
 
@@ -190,7 +196,7 @@ def decay_by_threshold(runs: Sequence[Any]) -> pd.DataFrame:
     site, quantity = "", ""
     for run in runs:
         try:
-            _, _, site, quantity = select.sites_with([run], None)[0]
+            _, _, site, quantity = select.sites_with([run], wanted)[0]
         except (NotRecordedError, EmptyRunError):
             continue
         found = curves.norms(run, site, quantity)

@@ -21,8 +21,9 @@ from gradscope.errors import RunDamagedError, RunError, RunExistsError, RunNotFo
 from gradscope.lab.jobs import check_jobs, each
 from gradscope.lab.sweep.grid import Grid, Trial
 from gradscope.lab.zoo.models import assemble
-from gradscope.lab.zoo.tasks import build_task
+from gradscope.lab.zoo.tasks import Task, build_task
 from gradscope.lab.zoo.train import train
+from gradscope.schema import DEFAULT_QUANTITIES
 from gradscope.store.locking import is_being_written, lock_directory
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def run_sweep(grid: Grid, out: Path, *, jobs: int = 1, progress: bool = True) ->
         todo = [trial for trial in trials if not _is_done(trial, out)]
         for _ in each(partial(run_trial, out=out), todo, jobs=jobs, done=len(trials) - len(todo), progress=progress):
             pass
-        table = result_table(out, [trial.name for trial in trials])
+        table = result_table(out, [trial.name for trial in trials], grid.quantity)
         _write(out / "results.csv", result_table(out).to_csv(index=False))
     return table
 
@@ -79,14 +80,22 @@ def _train(trial: Trial, run_dir: Path) -> dict[str, Any]:
         found = train(model, task, trial.settings, progress=False).to_json() | {"decay": {}}
     else:
         samples = min(trial.samples, trial.settings.batch_size)
-        recording: dict[str, Any] = {"every": trial.every, "samples": samples}
+        recording: dict[str, Any] = {"every": trial.every, "samples": samples, "labels": _labels(trial, task)}
+        if trial.quantity is not None:
+            recording["quantities"] = (*DEFAULT_QUANTITIES, trial.quantity)
         found = train(model, task, trial.settings, run_dir=run_dir, progress=False, **recording).to_json()
         found |= {"decay": _decay(run_dir), "run_dir": f"runs/{trial.name}"}
     return found | {"trial": trial.to_json(), "name": trial.name}
 
 
-def result_table(out: Path, names: Sequence[str] | None = None) -> pd.DataFrame:
-    """Results found under ``out``, one row per trial.
+def _labels(trial: Trial, task: Task) -> dict[str, Any]:
+    chance = {"chance_loss": task.baseline_loss, f"chance_{task.metric}": task.baseline_metric}
+    settings = {"seed": trial.settings.seed, "optimizer": trial.settings.optimizer}
+    return {"task": trial.task, "length": trial.length, "cell": trial.cell, "init": trial.init, **settings, **chance}
+
+
+def result_table(out: Path, names: Sequence[str] | None = None, quantity: str | None = None) -> pd.DataFrame:
+    """Results found under ``out``, one row per trial; rate and reach are those of ``quantity``, where it was recorded.
 
     Columns: ``name, task, length, cell, init, clip`` (NaN without), ``seed, parameters, steps, diverged`` (the step,
     NaN if not), ``loss`` (training loss, mean of the last tenth of the steps), ``held_out_loss, metric, value`` (the
@@ -103,7 +112,7 @@ def result_table(out: Path, names: Sequence[str] | None = None) -> pd.DataFrame:
     if not (out / "results").is_dir():
         raise RunNotFoundError(f"{out} holds no sweep: there is no directory 'results' in it.")
     paths = sorted((out / "results").glob("*.json")) if names is None else [_result(out, name) for name in names]
-    return pd.DataFrame([_row(_read(path)) for path in paths])
+    return pd.DataFrame([_row(_of_quantity(_read(path), out, quantity)) for path in paths])
 
 
 def summary_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -152,6 +161,8 @@ def _is_done(trial: Trial, out: Path) -> bool:
     flat = {**wanted.pop("settings"), **wanted}
     there = {**found.pop("settings", {}), **found}
     changed = ", ".join(f"{key} {there.get(key)!r}, not {flat[key]!r}" for key in flat if there.get(key) != flat[key])
+    if not changed:  # by a version that had fewer settings
+        return True
     raise RunExistsError(f"{path} was made with other settings ({changed}); choose another directory with -o.")
 
 
@@ -169,13 +180,22 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
-def _decay(run_dir: Path) -> dict[str, Any]:
-    from gradscope.reading.answers import answers
+def _of_quantity(found: dict[str, Any], out: Path, quantity: str | None) -> dict[str, Any]:
+    """A result with the decay of the quantity in place of that of the state that describes the cell."""
+    if quantity is None or "run_dir" not in found:
+        return found
+    return {**found, "decay": _decay(out / found["run_dir"], quantity)}
+
+
+def _decay(run_dir: Path, quantity: str | None = None) -> dict[str, Any]:
+    from gradscope.reading.answers import answer, answers
     from gradscope.store import open_run
 
     with open_run(run_dir) as run:
         try:
-            found = answers(run)
+            found = answers(run) if quantity is None else [
+                answer(run, site, quantity) for site in run.sites if quantity in run.quantities(site)
+            ]  # fmt: skip
         except RunError:  # diverged before there was a curve
             return {}
         return {

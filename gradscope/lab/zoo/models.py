@@ -83,6 +83,9 @@ CELLS: dict[str, Callable[[int, int], nn.Module]] = {
     "lru": LRU,
 }
 
+#: Cells that carry a cell state beside the hidden one.
+WITH_CELL_STATE = ("lstm", "peephole", "coupled")
+
 
 @dataclass(frozen=True)
 class Init:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pandas as pd
@@ -12,6 +13,8 @@ from gradscope.lab.sweep import trials
 from gradscope.lab.sweep.grid import Grid
 from gradscope.lab.sweep.trials import result_table, run_sweep, summary_table
 from gradscope.lab.zoo.train import TrainSettings
+from gradscope.reading.answers import pooled_fit
+from gradscope.store import open_run
 from gradscope.store.locking import lock_directory
 
 GRID = Grid(
@@ -45,6 +48,41 @@ def test_every_trial_leaves_a_recording_and_a_row(swept):
     assert sorted(path.name for path in (out / "runs").iterdir()) == sorted(table["name"])
     assert table[["loss", "value", "rate_early", "reach_late"]].notna().all(axis=None)
     pd.testing.assert_frame_equal(pd.read_csv(out / "results.csv"), result_table(out), check_dtype=False)
+
+
+def test_rates_are_those_of_the_quantity_asked_for_without_training_again(swept, monkeypatch):
+    out, table = swept
+    monkeypatch.setattr(trials, "run_trial", lambda *_, **__: pytest.fail("trained again"))
+    found = run_sweep(replace(GRID, quantity="input"), out, progress=False)
+    for _, row in found.iterrows():
+        with open_run(out / "runs" / row["name"]) as run:
+            assert row["rate_late"] == pooled_fit(run, run.sites[0], "input", "late").rate
+    assert (found["rate_late"] != table["rate_late"]).all()
+
+
+def test_a_quantity_that_is_not_usual_is_recorded(tmp_path):
+    grid = replace(GRID, cells=("lstm",), inits=("default",), clips=(None,), seeds=(0,), quantity="cell_carry")
+    table = run_sweep(grid, tmp_path / "out", progress=False)
+    assert table["rate_late"].notna().all()
+    with open_run(tmp_path / "out" / "runs" / table["name"][0]) as run:
+        assert set(run.quantities("recurrent/l0")) >= {"cell_carry", "cell", "hidden", "input"}
+
+
+def test_a_run_carries_what_tells_it_from_the_others(swept):
+    out, _ = swept
+    with open_run(out / "runs" / "adding_T8_lstm_forget1_clip-0.1_seed-1") as run:
+        labels = run.settings["labels"]
+    assert labels.items() >= {"cell": "lstm", "init": "forget1", "seed": 1, "length": 8, "chance_mse": 1 / 6}.items()
+
+
+def test_a_result_of_a_version_with_fewer_settings_is_done(swept, tmp_path):
+    out, _ = swept
+    shutil.copytree(out, tmp_path / "older")
+    for path in (tmp_path / "older" / "results").iterdir():
+        found = json.loads(path.read_text())
+        del found["trial"]["quantity"]
+        path.write_text(json.dumps(found))
+    assert len(run_sweep(GRID, tmp_path / "older", progress=False)) == 12
 
 
 def test_the_summary_counts_seeds_and_averages_them(swept):
@@ -158,6 +196,8 @@ def test_damaged_and_missing_results_say_which(tmp_path):
         ({"lengths": (1,)}, SettingError),
         ({"seeds": ()}, SettingError),
         ({"cells": ("gru",), "inits": ("orthogonal",)}, SettingError),
+        ({"quantity": "gates"}, UnknownNameError),
+        ({"quantity": "cell", "cells": ("rnn",)}, SettingError),
     ],
 )
 def test_a_bad_grid_is_refused_before_anything_is_made(tmp_path, change, error):
