@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gradscope.lab.claims import Answered, Asked, number
 from gradscope.lab.lecture import pictures
-from gradscope.lab.lecture.claims import Answered, Asked, number
 from gradscope.lab.lecture.measuring import Measured, Results
 from gradscope.lab.lecture.textbook import TEXTBOOK
 from gradscope.lab.lecture.trainings import DIGITS, SUNSPOTS

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from gradscope.diagnostics import decay_curve
-from gradscope.lab.lecture.claims import Claim
+from gradscope.lab.claims import Claim
 from gradscope.lab.lecture.measuring import CLIP_FRACTIONS, Results
 from gradscope.lab.lecture.trainings import EXPLODING_CLIPS
 from gradscope.plots import decay, evidence, learning

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gradscope.lab.lecture.claims import Asked, Statement
+from gradscope.lab.claims import Asked, Statement
 from gradscope.lab.lecture.measuring import CLIP_FRACTIONS, Measured, Results
 
 TASKS = ("sunspots", "digits")

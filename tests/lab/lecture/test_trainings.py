@@ -7,9 +7,9 @@ import pytest
 
 from gradscope import plots
 from gradscope.errors import RunExistsError, SettingError
+from gradscope.lab.claims import OUTCOMES
 from gradscope.lab.lecture import trainings
 from gradscope.lab.lecture.chapters import tell
-from gradscope.lab.lecture.claims import OUTCOMES
 from gradscope.lab.lecture.textbook import TEXTBOOK
 from gradscope.lab.lecture.trainings import RECORDED, SEEDS, experiments, run_lecture
 from gradscope.lab.zoo.models import MODELS

@@ -1,4 +1,4 @@
-"""A textbook's statement, what would confirm or refute it, and what the measurement says.
+"""A statement of a textbook or a paper, what would confirm or refute it, and what the measurement says.
 
 What is asked is fixed before anything is measured; the outcome and its wording follow from the numbers.
 """
@@ -9,13 +9,10 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from scipy import stats
-
-if TYPE_CHECKING:
-    from gradscope.lab.lecture.measuring import Results
 
 CONFIDENCE = 0.95
 OUTCOMES = ("confirmed", "refined", "refuted", "undetermined")
@@ -49,7 +46,7 @@ class Asked:
 
     where: str
     what: str
-    measure: Callable[[Results], Sequence[float]]
+    measure: Callable[[Any], Sequence[float]]
     low: float = -math.inf
     high: float = math.inf
     log: bool = False
@@ -57,7 +54,7 @@ class Asked:
     reads: str = "{}"
     at: tuple[str, ...] = ()
 
-    def put_to(self, results: Results) -> Answered:
+    def put_to(self, results: Any) -> Answered:
         """Measure."""
         return Answered(self, tuple(float(value) for value in self.measure(results)))
 
@@ -149,12 +146,12 @@ class Answered:
 
 @dataclass(frozen=True)
 class Statement:
-    """What a textbook says, and the questions that decide it; all of them must be met to confirm it."""
+    """What is said, and the questions that decide it; all of them must be met to confirm it."""
 
     text: str
     asked: tuple[Asked, ...]
 
-    def put_to(self, results: Results) -> Claim:
+    def put_to(self, results: Any) -> Claim:
         """Measure every question."""
         return Claim(self.text, tuple(question.put_to(results) for question in self.asked))
 
@@ -206,7 +203,7 @@ class Claim:
             # The unit once, as long as it stays the same.
             unit = answers[0].asked.reads if answers[0].asked.reads != reads else "{}"
             reads = answers[0].asked.reads
-            parts.append(" ".join(filter(None, [where, f"({unit.format(_numbers(answers))})"])))
+            parts.append(" ".join(filter(None, [where, f"({unit.format(_span(answers))}{_open(answers)})"])))
         return _listed(parts)
 
 
@@ -245,10 +242,13 @@ def _split(
     return found
 
 
-def _numbers(answers: Sequence[Answered]) -> str:
-    """The mean, or the span of several; an open question with its interval."""
-    if len(answers) == 1 and answers[0].met is None:
-        return f"{answers[0].mean_words}; {answers[0].interval_words}"
+def _open(answers: Sequence[Answered]) -> str:
+    """The interval of an open question."""
+    return f"; {answers[0].interval_words}" if len(answers) == 1 and answers[0].met is None else ""
+
+
+def _span(answers: Sequence[Answered]) -> str:
+    """The mean, or the span of several."""
     low, high = (number(pick(answer.mean for answer in answers)) for pick in (min, max))
     return low if low == high else f"{low} to {high}"
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from gradscope.lab.lecture.claims import Asked, Claim, Statement, number
+from gradscope.lab.claims import Asked, Claim, Statement, number
 
 
 def answer(values, low=-math.inf, high=math.inf, log=False, where="here"):
