@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import textwrap
 from pathlib import Path
@@ -62,6 +63,29 @@ def lecture(out: Path, seed: int, quick: bool, jobs: int | None) -> None:
         for run in runs:
             run.close()
     click.echo(_findings(told, paths))
+
+
+@lab.command()
+@click.argument("names", nargs=-1, metavar="[NAME...]")
+@click.option("--quick", is_flag=True, help="Small and few networks: to see it work, not to learn from it.")
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON instead of sentences.")
+def replicate(names: tuple[str, ...], quick: bool, as_json: bool) -> None:
+    """Published experiments, measured again: the paper's statement, our figure, agree or not, and by how much.
+
+    Without NAME, lists them. Each takes a few minutes on one core; settings that differ from the paper's are named.
+    """
+    from gradscope.lab.replications import PAPERS, named
+
+    if not names:
+        width = max(map(len, PAPERS))
+        click.echo("\n".join(f"{name:<{width}}  {what}" for name, (_, what) in PAPERS.items()))
+        return
+    chosen = [named(name) for name in dict.fromkeys(names)]
+    found = [paper(quick=quick) for paper in chosen]
+    if as_json:
+        click.echo(json.dumps([one.to_json() for one in found], indent=1))
+    else:
+        click.echo("\n\n\n".join(one.words() for one in found))
 
 
 def _findings(told: Story, paths: ReportPaths) -> str:

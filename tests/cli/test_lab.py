@@ -7,6 +7,7 @@ from click.testing import CliRunner
 
 from gradscope.cli import main
 from gradscope.lab.lecture.textbook import TEXTBOOK
+from gradscope.lab.replications import PAPERS
 
 
 @pytest.mark.slow
@@ -31,6 +32,23 @@ def test_the_lecture_overwrites_nothing(tmp_path):
     assert result.exit_code == 2
     assert "exists already" in result.stderr
     assert not any(tmp_path.iterdir())
+
+
+def test_replications_are_listed_run_by_name_and_told_or_printed_as_json():
+    listed = CliRunner().invoke(main, ["lab", "replicate"])
+    assert listed.exit_code == 0
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == list(PAPERS)
+    told = CliRunner().invoke(main, ["lab", "replicate", "chen", "--quick"])
+    assert told.exit_code == 0, told.output
+    assert "differs from the paper" in told.stdout
+    (found,) = json.loads(CliRunner().invoke(main, ["lab", "replicate", "chen", "--quick", "--json"]).stdout)
+    assert found["name"] == "chen"
+
+
+def test_an_unknown_replication_is_named_with_the_nearest():
+    result = CliRunner().invoke(main, ["lab", "replicate", "engelkn"])
+    assert result.exit_code == 2
+    assert "Did you mean 'engelken'" in result.stderr
 
 
 def test_the_lab_lists_the_lecture_and_says_how_long_it_takes():

@@ -1,0 +1,36 @@
+"""Published experiments, measured again: ``gradscope lab replicate``.
+
+Each module has ``replicate(quick=False)``, which returns a :class:`~gradscope.lab.replications.telling.Replication`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from gradscope.errors import UnknownNameError
+
+if TYPE_CHECKING:
+    from gradscope.lab.replications.telling import Replication
+
+#: Name to the module that does it, and one line of what is measured.
+PAPERS: dict[str, tuple[str, str]] = {
+    "chen": ("gradscope.lab.replications.chen", "Chen 2018: mean-field theory of the Jacobian's singular values"),
+    "engelken": ("gradscope.lab.replications.engelken", "Engelken 2023: onset of chaos, dimension of its attractor"),
+    "saxe": ("gradscope.lab.replications.saxe", "Saxe 2014: orthogonal deep linear networks, learning time by depth"),
+}
+
+
+def named(name: str) -> Callable[..., Replication]:
+    """The function that replicates a paper.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such paper.
+    """
+    if name not in PAPERS:
+        raise UnknownNameError("replication", name, PAPERS)
+    replicate: Callable[..., Replication] = importlib.import_module(PAPERS[name][0]).replicate
+    return replicate

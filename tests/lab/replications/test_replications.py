@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from gradscope.lab.claims import Asked, Statement
+from gradscope.lab.replications import PAPERS, chen, engelken, named, saxe
+from gradscope.lab.replications.mean_field import chi, fixed_point, gaussian_mean, largest_exponent
+from gradscope.lab.replications.telling import Replication
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_every_paper_is_measured_and_told_at_small_size(name):
+    found = named(name)(quick=True)
+    assert found.name == name
+    assert found.differs
+    told = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert [one["statement"] for one in told["statements"]] == [claim.statement for claim in found.claims]
+    for one in told["statements"]:
+        assert one["verdict"] in ("agrees", "agrees in part", "does not agree", "undecided")
+        assert all(len(measured["values"]) == 2 for measured in one["measured"])
+    words = " ".join(found.words().split())
+    assert found.paper in words
+    assert all(claim.statement in words for claim in found.claims)
+
+
+def test_a_verdict_follows_from_the_numbers_and_names_what_was_asked_for():
+    asked = Asked("at g = 1", "the exponent", lambda found: found, -0.1, 0.1, at=("at g = 1",))
+    claims = tuple(Statement("It is zero.", (asked,)).put_to(values) for values in ([0.01, 0.02], [0.5, 0.51]))
+    words = Replication("a", "A 2000", claims, ("fewer units",)).words()
+    assert "agrees: holds at g = 1 (0.015)." in words
+    assert "does not agree: does not hold at g = 1 (0.505)." in words
+    assert "asked for: between -0.1 and 0.1" in words
+    assert "differs from the paper: fewer units" in words
+
+
+def test_integrals_over_a_gaussian_are_those_of_its_moments():
+    assert gaussian_mean(lambda u: u**2, 3.0, 1.0) == pytest.approx(4.0, rel=1e-9)
+    assert gaussian_mean(np.cos, 2.0) == pytest.approx(math.exp(-1.0), rel=1e-9)
+
+
+def test_the_mean_field_of_small_weights_is_linear():
+    # Without drive and below 1 the states die out: χ = σ².
+    assert chi(0.5) == pytest.approx(0.25, rel=1e-9)
+    assert fixed_point(0.5, 1e-6) == pytest.approx(1e-6 / 0.75, rel=1e-4)
+
+
+def test_the_mean_field_exponents_are_those_of_an_adaptive_integral():
+    # scipy.integrate.quad over the density, split where tanh bends: .5324279416
+    assert largest_exponent(5.0) == pytest.approx(0.5324279416, abs=1e-8)
+    assert largest_exponent(0.5) == pytest.approx(math.log(0.5), rel=1e-9)
+
+
+def test_below_the_onset_the_largest_exponent_is_that_of_the_matrix():
+    size = engelken.Size(units=20, steps=400, warmup=200)
+    found = engelken.layer_exponents(0.5, size, 3, 1)[0]
+    draw = torch.randn(20, 20, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 0.5 / 20**0.5
+    assert found == pytest.approx(math.log(np.abs(np.linalg.eigvals(draw.numpy())).max()), abs=0.02)
+
+
+def test_the_rate_network_at_rest_relaxes_with_its_time_constant():
+    # Without coupling every direction decays by 1 - dt a step.
+    found = engelken.rate_spectrum(1e-9, 8, engelken.QUICK, 0)
+    np.testing.assert_allclose(found.exponents, math.log(1 - engelken.TIME_STEP), rtol=1e-6)
+    assert found.dimension == 0
+
+
+def test_a_crossing_is_read_between_the_couplings_around_it():
+    assert engelken.crossing((0.8, 0.9, 1.1), np.array([-0.2, -0.1, 0.1])) == pytest.approx(1.0)
+    assert math.isnan(engelken.crossing((0.8, 0.9), np.array([-0.2, -0.1])))
+    assert engelken.extrapolated((0.8, 0.9), np.log([0.8, 0.9])) == pytest.approx(1.0)
+    assert engelken.extrapolated((0.8, 0.9), np.log([0.8, 0.9]) + 0.1) == pytest.approx(math.exp(-0.1))
+
+
+def test_a_rate_is_half_the_growth_of_the_mean_squared_singular_value():
+    lags = (2, 4, 6)
+    log_squared = np.array([[lag * math.log(0.25), -math.inf] for lag in lags])
+    assert chen.rate(log_squared, lags) == pytest.approx(math.log10(0.5))
+    assert chen.spread(np.zeros((1, 4))) == 0
+    assert chen.spread(np.log(np.array([[1.0, 3.0]]))) == pytest.approx(0.25)
+
+
+def test_an_orthogonal_matrix_near_the_origin_is_an_isometry():
+    found = chen.vanilla(1.0, chen.QUICK, 0, drive=1e-12, orthogonal=True)
+    np.testing.assert_allclose(found, 0.0, atol=1e-6)
+
+
+def gradients_of(weights, data):
+    """∂loss/∂W of every layer from autograd over the explicit loss on the moments."""
+    leaves = [w.clone().requires_grad_() for w in weights]
+    whole = torch.linalg.multi_dot([*reversed(leaves)])
+    loss = data.total + ((whole @ data.inputs) * whole).sum() - 2 * (whole * data.labels).sum()
+    return loss, torch.autograd.grad(loss, leaves)
+
+
+def test_a_linear_networks_training_is_that_of_autograd():
+    data, rate = saxe.digits(), 0.01
+    weights = saxe.layers("Gaussian", 3, data.inputs.shape[0], 10, 0)
+    goal, steps = data.total - saxe.LEARNT * data.explained, 0
+    expected = [w.clone() for w in weights]
+    while True:
+        loss, gradients = gradients_of(expected, data)
+        if loss <= goal:
+            break
+        expected = [w - rate * g for w, g in zip(expected, gradients, strict=True)]
+        steps += 1
+    assert steps > 3
+    assert saxe.steps_to_learn(weights, data, rate, 1000) == steps
+    assert saxe.steps_to_learn(weights, data, rate, 2) == 2
+    assert saxe.steps_to_learn(weights, data, 1e6, 50) == 50
+
+
+def test_the_moments_are_those_of_the_digits_and_their_best_linear_map():
+    data = saxe.digits()
+    torch.testing.assert_close(data.inputs, torch.eye(len(data.inputs), dtype=torch.float64))
+    # one-hot labels less their mean: 1 - sum of squared class shares
+    assert data.total == pytest.approx(0.9, abs=1e-3)
+    assert 0 < data.explained < data.total
+
+
+def test_orthogonal_layers_are_orthogonal_whatever_their_number():
+    assert saxe.conditioning("orthogonal", 20, 16, 0) == 1.0
+    assert saxe.conditioning("Gaussian", 20, 16, 0) < 0.5
