@@ -18,6 +18,7 @@ import gradscope
 from gradscope.capture.training.recorder import GradscopeWarning
 from gradscope.errors import RunExistsError
 from tests.integrations.running import launched
+from tests.readme import blocks
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -213,3 +214,13 @@ def test_the_launcher_records_the_same_script_with_the_same_numbers(tmp_path: Pa
     columns = ["step", "norm_before", "place", "applied"]
     assert found.clips()[columns].equals(expected.clips()[columns])
     assert found.steps().grad_norm.equals(expected.steps().grad_norm)
+
+
+def test_the_lines_of_readme_record_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("python", "lightning.Trainer(")
+    names: dict[str, Any] = {"lightning": lightning}
+    exec(compile(code, "README.md", "exec"), names)
+    names["trainer"].fit_loop.max_epochs = 1
+    names["trainer"].fit(Module(), _data())
+    assert gradscope.open_run("runs/lightning").sites == ("rnn/l0",)

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import gradscope
 from tests.integrations.running import launched, on_two_ranks
+from tests.readme import blocks
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -171,3 +172,13 @@ def test_the_launcher_records_the_same_script_with_the_same_numbers(tmp_path: Pa
     found = launched(SCRIPT, tmp_path)
     _plain(tmp_path / "plain", parts=2)
     _compare(found, gradscope.open_run(tmp_path / "plain"))
+
+
+def test_the_lines_of_readme_record_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("python", "transformers.Trainer(")
+    args = transformers.TrainingArguments(output_dir="out", report_to=[], use_cpu=True, num_train_epochs=1)
+    names: dict[str, Any] = {"transformers": transformers, "model": Model(), "args": args, "data": Data()}
+    exec(compile(code, "README.md", "exec"), names)
+    names["trainer"].train()
+    assert gradscope.open_run("runs/trainer").sites == ("rnn/l0",)
