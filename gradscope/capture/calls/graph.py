@@ -67,6 +67,8 @@ class Graph:
         Index of the first node that is not a leaf.
     of_weights : list of bool
         Whether a tensor is computed of parameters alone: transposed, normalised, multiplied with each other.
+    values_may_be_read : bool
+        Whether saved tensors may be looked at: not where somebody's hooks would unpack them.
     """
 
     nodes: list[Any]
@@ -76,6 +78,7 @@ class Graph:
     first_inner: int
     users: list[list[tuple[int, int]]] = field(default_factory=list)
     of_weights: list[bool] = field(default_factory=list)
+    values_may_be_read: bool = True
 
     def __post_init__(self) -> None:
         self.users = [[] for _ in self.nodes]

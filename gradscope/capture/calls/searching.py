@@ -123,6 +123,7 @@ class Search:
         ours = any(id(leaf) in self._names.parameters for leaf in graph.leaves.values())
         if not ours and not self._marked and not _has_calls(graph):
             return  # a loss of another model
+        graph.values_may_be_read = not self.saving_is_hooked
         check_known(graph)
         said = self._saying.opaque(graph)
         if second_order and _differentiates_again(graph):

@@ -163,6 +163,41 @@ class Liquid(nn.Module):
         return self.out(v)
 
 
+@case(site("field", h="hidden"))
+class LiquidGivenItsInputEachTime(nn.Module):
+    """The solver asks for the same timestep six times: only its values tell that it is one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.field, self.out = nn.Linear(FEATURES + H, H), nn.Linear(H, 1)
+        self.leak, self.reversal = nn.Parameter(torch.rand(H) + 0.5), nn.Parameter(torch.randn(H))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = zeros(x)
+        for x_t in x.unbind(1):
+            for _ in range(6):
+                f = torch.sigmoid(self.field(torch.cat((x_t, h), 1)))
+                h = (h + f * self.reversal / 6) / (1 + (self.leak + f) / 6)
+            note(h=h)
+        return self.out(h)
+
+
+@case(site("mix", h="hidden"))
+class LettersThatRepeat(nn.Module):
+    """The same data twice or three times in a row is no solver."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.out = nn.Linear(4 + H, H), nn.Linear(H, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, letters = zeros(x), torch.eye(4).to(x)
+        for letter in (0, 0, 1, 1, 1, 2, 3, 3, 0):
+            h = torch.tanh(self.mix(torch.cat((letters[letter].expand(len(x), 4), h), 1)))
+            note(h=h)
+        return self.out(h)
+
+
 class ClosedFormCell(nn.Module):
     """Closed-form continuous time (Hasani et al. 2022): a backbone and four heads."""
 

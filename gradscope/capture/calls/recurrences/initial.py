@@ -73,7 +73,13 @@ def _value(graph: Graph, user: int, at: int, found: Recurrence) -> Tensor | None
     before = _counterpart(graph, user, found)
     if before is None or at >= len(graph.inputs[before]) or graph.inputs[before][at][0] >= 0:
         return None
-    return _saved(graph.nodes[before], graph.names[before].rstrip("0123456789"), at)
+    return saved_operand(graph, before, at)
+
+
+def saved_operand(graph: Graph, index: int, at: int) -> Tensor | None:
+    """Return what an operation saved of one of its operands; None where it did not."""
+    key = graph.names[index].rstrip("0123456789"), at
+    return _saved_as(graph.nodes[index], _SAVED[key]) if key in _SAVED else None
 
 
 def _counterpart(graph: Graph, user: int, found: Recurrence) -> int | None:
@@ -88,17 +94,13 @@ def _counterpart(graph: Graph, user: int, found: Recurrence) -> int | None:
     return None
 
 
-def _saved(node: Any, kind: str, at: int) -> Tensor | None:
-    return _saved_as(node, _SAVED[kind, at]) if (kind, at) in _SAVED else None
-
-
 def _part(graph: Graph, cat: int, at: int, found: Recurrence) -> Tensor | None:
     """Return one part of the first step's concatenation, out of what the operation after it saved."""
     for user, place in graph.users[cat]:
         before = _counterpart(graph, user, found)
         if before is None:
             continue
-        whole = _saved(graph.nodes[before], graph.names[before].rstrip("0123456789"), place)
+        whole = saved_operand(graph, before, place)
         if whole is None:
             continue
         axis = from_zero(graph.nodes[cat]._saved_dim, whole.dim())

@@ -12,6 +12,7 @@ import numpy as np
 from gradscope.capture.calls.graph import Graph
 from gradscope.capture.calls.recurrences.anchors import Anchor, levels
 from gradscope.capture.calls.recurrences.recurrence import MIN_STEPS
+from gradscope.capture.calls.recurrences.repeats import in_a_row
 
 
 @dataclass(eq=False)
@@ -122,6 +123,8 @@ def _how_many(
     # What is used less often numbers the steps only where it is used evenly: once every so many uses of the others.
     even = [count for count in lengths if most % count == 0]
     steps = max(counts) if counts else most if _data_enters_each(graph, finest, most) else min(even)
+    if steps == most:
+        steps //= in_a_row(graph, finest, [order for order in orders if len(order) == most], most)
     return steps, orders
 
 
