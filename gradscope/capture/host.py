@@ -105,7 +105,7 @@ def rows_of(x: Tensor, axis: int, rows: Sequence[int]) -> Tensor:
     """
     x = x.detach().movedim(axis, 0)
     steps = {after - before for before, after in pairwise(rows)} or {1}
-    if rows and len(steps) == 1:
+    if rows and len(steps) == 1 and min(steps) > 0:
         return begun(x[rows[0] : rows[-1] + 1 : steps.pop()])
     there = _room(x, len(rows))
     for place, row in zip(there, rows, strict=True):

@@ -27,6 +27,8 @@ class FoundSequence(Line):
     axes : list of int
         Batch axis of each state; ``UNBATCHED`` where there is none.
     rows : Tensor of int64
+    rows_at : list of Tensor
+        Where the sequences stand at each step, where they change places; else empty.
     lengths : Tensor of int64 or None
     shapes : list of tuple of int
         Shape of each state without the batch axis.
@@ -50,6 +52,7 @@ class FoundSequence(Line):
     whole: bool
     lengths: Tensor | None
     shapes: list[tuple[int, ...]]
+    rows_at: list[Tensor] = field(default_factory=list)
     has_direct: bool = False
     entry_axes: list[int] = field(default_factory=list)
     handles: list[Any] = field(default_factory=list)
@@ -75,6 +78,8 @@ class FoundSequence(Line):
             (self.roles, self.shapes, self.entry_axes, self.has_direct)
             == (before.roles, before.shapes, before.entry_axes, before.has_direct)
             and self.lengths is before.lengths is None
+            and not self.rows_at
+            and not before.rows_at
             and torch.equal(self.rows, before.rows)
         )
         if not alike or before.beyond or self.skipped:
@@ -87,33 +92,32 @@ class FoundSequence(Line):
         self.tasks.add(task)
         kind, which = name[0], name[1]
         axis = self.entry_axes[which] if kind == "entry" else self.axes[which]
-        taken = self._of(gradient, axis)
+        taken = self._of(gradient, axis, self.rows_at[name[2]] if self.rows_at else self.rows)
         held = self.gradients[task]
         held[name] = added(held[name], taken) if name in held else taken
 
-    def _of(self, gradient: Tensor, axis: int) -> Tensor:
+    def _of(self, gradient: Tensor, axis: int, rows: Tensor) -> Tensor:
         """Return the sampled rows, flat, (b, N); those of another device are on their way to the host."""
         if not is_host(gradient):
-            return self._begun(gradient, axis)
+            return self._begun(gradient, axis, rows)
         if axis == 0 and not self.whole and self.lengths is None and gradient.dim() == 2 and not gradient.is_complex():
-            return gradient.index_select(0, self.rows)  # what most states are
+            return gradient.index_select(0, rows)  # what most states are
         if gradient.is_complex():  # real and imaginary parts side by side
             gradient = torch.view_as_real(gradient.resolve_conj())
         if axis == UNBATCHED:
             return gradient.reshape(1, -1).clone()
         moved = gradient if axis == 0 else gradient.movedim(axis, 0)
-        rows = self.rows
         if self.whole and len(moved) == len(rows):
             return moved.reshape(len(rows), -1).clone() if moved.dim() != 2 else moved.clone()
         if self.lengths is not None:
             rows = rows[rows < len(moved)]
         return moved.index_select(0, rows).reshape(len(rows), -1)
 
-    def _begun(self, gradient: Tensor, axis: int) -> Tensor:
+    def _begun(self, gradient: Tensor, axis: int, rows: Tensor) -> Tensor:
         if axis == UNBATCHED:
             taken = begun(gradient)[None]
         else:
-            rows = self.rows if self.lengths is None else self.rows[self.rows < gradient.shape[axis]]
+            rows = rows if self.lengths is None else rows[rows < gradient.shape[axis]]
             taken = rows_of(gradient, axis, rows.tolist())
         return (torch.view_as_real(taken) if taken.is_complex() else taken).reshape(len(taken), -1)
 

@@ -12,7 +12,7 @@ from gradscope.capture.calls.found import FoundSequence
 from gradscope.capture.calls.graph import Graph
 from gradscope.capture.calls.prehook import Place as HookPlace
 from gradscope.capture.calls.prehook import on_arrival, on_departure, on_leaf
-from gradscope.capture.calls.recurrences.axes import UNBATCHED, batch_axis, changes_rows, way_on
+from gradscope.capture.calls.recurrences.axes import UNBATCHED, batch_axis, changes_rows, rows_taken, way_on
 from gradscope.capture.calls.recurrences.entering import tensors_of
 from gradscope.capture.calls.recurrences.recurrence import UNMATCHED, Place, Recurrence
 from gradscope.capture.layers.rows import sampled_rows
@@ -23,7 +23,7 @@ NO_BATCH = (
     "single sequence"
 )
 IN_PLACE = "its state is written in place into a larger tensor: make a new tensor at each step to have it recorded"
-RESIZED = "its batch changes from step to step in a way that cannot be followed (rows reordered, or added)"
+RESIZED = "its batch changes from step to step in a way that cannot be followed (rows added, repeated or dropped)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,19 +47,24 @@ def open_found(
     if last - first < 2 and found.anchors:
         return UNMATCHED
     laid: list[_Laid] = []
-    followed = ""
+    moves: list[list[Tensor | None]] = []
     for state in found.states:
         places = [place for place in state[first:last] if place is not None]
         one = _laid_out(graph, places, level, marked=not found.anchors)
         if not isinstance(one, _Laid):
             return one
         laid.append(one)
-        followed = followed or _followed(graph, places, level, one.axis, one.counts, found.ways)
-    if followed:
-        return followed
+        followed = _followed(graph, places, level, one, found.ways)
+        if isinstance(followed, str):
+            return followed
+        moves.append(followed)
+    if not all(_alike_moved(moves[0], moved) for moved in moves):
+        return RESIZED
     if len({one.counts[0] for one in laid}) > 1:
         return "its states disagree about the size of the batch"
     rows, whole, lengths = _rows(max((one.counts for one in laid), key=len), samples)
+    moved = max(moves, key=len)
+    at = _rows_at(rows, moved) if any(order is not None for order in moved) else []
     return FoundSequence(
         info=info,
         use=use,
@@ -69,7 +74,8 @@ def open_found(
         beyond=found.steps - last,
         axes=[one.axis for one in laid],
         rows=rows,
-        whole=whole,
+        rows_at=at,
+        whole=whole and not at,
         lengths=lengths,
         shapes=[one.shape for one in laid],
         incomplete=incomplete,
@@ -139,21 +145,43 @@ def _followed(
     graph: Graph,
     places: list[Place],
     level: list[int],
-    axis: int,
-    counts: list[int],
+    laid: _Laid,
     ways: dict[Place, list[tuple[int, int]] | None],
-) -> str:
-    """Say why the rows of a state cannot be followed from step to step; nothing where they can."""
-    if axis == UNBATCHED:
-        return ""
-    for place, now, then in zip(places, counts, counts[1:], strict=False):
+) -> list[Tensor | None] | str:
+    """Return, of each step but the last, which rows of a state the next step's come from; None for the same.
+
+    A reason where they cannot be followed.
+    """
+    taken: list[Tensor | None] = []
+    for place, now, then in zip(places, laid.counts, laid.counts[1:], strict=False):
+        if laid.axis == UNBATCHED:
+            taken.append(None)
+            continue
         if place not in ways:
             ways[place] = way_on(graph, place, level, level[place[0]])
         way = ways[place]
-        change = changes_rows(graph, way, axis) if way else ""
-        if change == "other" or then > now or (then < now and change != "first"):
+        change = changes_rows(graph, way, laid.axis) if way else ""
+        order = None
+        if way and change == "other" and now == then == laid.counts[0] and graph.values_may_be_read:
+            order = rows_taken(graph, way, laid.axis, now)
+        if (change == "other" and order is None) or then > now or (then < now and change != "first"):
             return RESIZED
-    return ""
+        taken.append(order)
+    return taken if len(set(laid.counts)) == 1 or all(order is None for order in taken) else RESIZED
+
+
+def _alike_moved(some: list[Tensor | None], others: list[Tensor | None]) -> bool:
+    """Whether the rows of two states change places alike."""
+    pairs = zip(some, others, strict=False)
+    return all(a is b is None or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs)
+
+
+def _rows_at(rows: Tensor, taken: list[Tensor | None]) -> list[Tensor]:
+    """Return where the sampled sequences stand at each step, from where they stand at the first."""
+    at = [rows]
+    for order in taken:
+        at.append(at[-1] if order is None else order.argsort()[at[-1]])
+    return at
 
 
 def hook(graph: Graph, found: Recurrence, sequence: FoundSequence) -> None:

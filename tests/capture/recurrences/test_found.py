@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import gradscope
-from gradscope.errors import GradscopeError
+from gradscope.errors import GradscopeError, NothingToRecordError
 from tests.capture.recurrences.agreement import (
     EXACT,
     Training,
@@ -324,6 +324,7 @@ def test_rows_that_change_places_are_followed_or_refused(build: Any, tmp_path: P
     run = gradscope.open_run(tmp_path / "run")
     assert run.lost == {}
     if not run.sites:
+        assert build is Reordered
         assert any(re.search("batch|rows", line.reason) for line in run.coverage)
         return
     rows = [[row] for row in range(4)]  # where each sequence is at each step
@@ -336,6 +337,20 @@ def test_rows_that_change_places_are_followed_or_refused(build: Any, tmp_path: P
     assert len(stored) == 4
     for own, true in zip(stored, sorted(expected), strict=True):
         assert own == pytest.approx(true, rel=1e-10)
+
+
+class Beams(ReorderedLoop):
+    """The better hypotheses go on twice, the others not at all."""
+
+    @staticmethod
+    def order(t: int) -> Tensor:
+        return torch.tensor([0, 0, 1, 1])
+
+
+def test_rows_that_are_repeated_and_dropped_are_refused() -> None:
+    model, x = Beams().double(), _data(T, 2)
+    with pytest.raises(NothingToRecordError, match="repeated or dropped"):
+        gradscope.snapshot(model, lambda: model(x).pow(2).mean())
 
 
 # -- an independent check of the reference -----------------------------------------------------------------------------

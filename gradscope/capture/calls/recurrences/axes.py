@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
+from torch import Tensor
+
 from gradscope.capture.calls.graph import Graph, from_zero
 from gradscope.capture.calls.recurrences.recurrence import Place
 
@@ -194,3 +197,32 @@ def changes_rows(graph: Graph, way: list[tuple[int, int]], axis: int) -> str:
             pass
         return "other"
     return changed
+
+
+def rows_taken(graph: Graph, way: list[tuple[int, int]], axis: int, count: int) -> Tensor | None:
+    """Return which row of a state each row of the next step comes from, where they are put into another order.
+
+    None where they are not: rows are repeated, dropped, or taken in a way that is not told by an index.
+    """
+    order = torch.arange(count)
+    for index, at in way:
+        kind, node = _kind(graph.names[index]), graph.nodes[index]
+        if kind not in _SELECTS_ROWS:
+            continue
+        try:
+            taken = graph.shape(graph.inputs[index][at])
+            if kind == "IndexSelectBackward" and from_zero(node._saved_dim, len(taken)) == axis:
+                chosen = node._saved_index
+            elif kind == "IndexBackward" and [i for i, of in enumerate(node._saved_indices) if of is not None] == [
+                axis
+            ]:
+                chosen = node._saved_indices[axis]
+            else:
+                return None
+        except (AttributeError, IndexError, TypeError, RuntimeError):
+            return None
+        chosen = chosen.detach().cpu()
+        if chosen.dtype != torch.int64 or not torch.equal(chosen.remainder(count).sort()[0], torch.arange(count)):
+            return None
+        order = order[chosen]
+    return order
