@@ -134,6 +134,10 @@ DATASETS: dict[str, tuple[str, ...]] = {
 } | {f"{quantity.name}_tensor": quantity.tensor for quantity in QUANTITIES.values() if quantity.tensor}
 
 
+# Computed from gates and weights, not from what arrives at a state.
+_OF_EQUATIONS = ("cell_carry", "gates", "weight", "cell_path", "consistency", "activations")
+
+
 @dataclass(frozen=True)
 class SiteInfo:
     """What is known of a site before anything is recorded there.
@@ -176,6 +180,12 @@ class SiteInfo:
     call: int = 1
     how: str = ""
     weights: tuple[str, ...] = ()
+
+    def lacks(self, quantity: str) -> str:
+        """Return why no recording can hold a quantity at this site; empty where one may."""
+        if self.how and quantity in _OF_EQUATIONS:
+            return f"it follows from the equations of a layer, which are not known here ({self.how})"
+        return ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

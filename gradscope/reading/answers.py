@@ -287,7 +287,9 @@ def _quantity(run: Run | Reading, site: str, quantity: str | None) -> str:
     if not _has_curve(quantity):
         raise SettingError(f"{quantity!r} has no norm per sequence and lag, so no decay to fit.")
     if quantity not in run.quantities(site):
-        raise NotRecordedError(f"{site}: {quantity!r} was not recorded; pass quantities=[{quantity!r}] to record it.")
+        lacks = run.site(site).lacks(quantity)
+        advice = f"{lacks}." if lacks else f"pass quantities=[{quantity!r}] to record it."
+        raise NotRecordedError(f"{site}: {quantity!r} was not recorded; {advice}")
     return quantity
 
 

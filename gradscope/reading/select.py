@@ -110,9 +110,12 @@ def not_recorded(runs: Sequence[Any], quantity: str, sites: Sequence[str] | None
     there = sorted({name for run in runs for site in run.sites for name in recorded(run, site)})
     where = f" at {', '.join(sites)}" if sites else ""
     paths = ", ".join(str(run.path) for run in runs)
+    lacking = [run.site(site).lacks(quantity) for run in runs for site in sites or run.sites]
+    advice = f"Record it with gradscope.record(..., quantities=[..., {quantity!r}])."
+    if lacking and all(lacking):
+        advice = f"No recording can hold it there: {lacking[0]}."
     return NotRecordedError(
-        f"{paths}: {quantity!r} was not recorded{where} (recorded: {', '.join(there) or 'nothing'}). "
-        f"Record it with gradscope.record(..., quantities=[..., {quantity!r}])."
+        f"{paths}: {quantity!r} was not recorded{where} (recorded: {', '.join(there) or 'nothing'}). {advice}"
     )
 
 

@@ -350,9 +350,11 @@ class Run:
                 name for name, q in QUANTITIES.items() if dataset in q.datasets or dataset == f"{name}_tensor"
             )
             extra = ", tensors=True" if dataset.endswith("_tensor") else ""
+            advice = f"Record it with gradscope.record(..., quantities=[{quantity!r}, ...]{extra})."
+            if lacks := self.site(site).lacks(quantity):
+                advice = f"No recording can hold it there: {lacks}."
             raise NotRecordedError(
-                f"{dataset!r} was not recorded at {site!r} of {str(self.path)!r} (there is: {known}). "
-                f"Record it with gradscope.record(..., quantities=[{quantity!r}, ...]{extra})."
+                f"{dataset!r} was not recorded at {site!r} of {str(self.path)!r} (there is: {known}). {advice}"
             )
         return parts
 

@@ -136,13 +136,15 @@ def test_a_level_curve_is_not_called_preserved_where_what_enters_is_not_known(tm
     class Loop(nn.Module):
         def __init__(self):
             super().__init__()
-            self.i2h, self.h2h, self.out = nn.Linear(3, 9), nn.Linear(9, 9), nn.Linear(9, 1)
+            self.i2h, self.h2h, self.out, self.back = nn.Linear(3, 9), nn.Linear(9, 9), nn.Linear(9, 1), nn.Linear(1, 9)
 
         def forward(self, x):
-            h, ys = x.new_zeros(x.shape[1], 9), []
+            h, y, ys = x.new_zeros(x.shape[1], 9), x.new_zeros(x.shape[1], 1), []
             for x_t in x:
-                h = gradscope.state("h", torch.tanh(self.i2h(x_t) + self.h2h(h)))
-                ys.append(self.out(h))
+                # What is made of the state leaves the loop and is fed back: neither part of it can be told.
+                h = gradscope.state("h", torch.tanh(self.i2h(x_t) + self.h2h(h) + self.back(y)))
+                y = self.out(h)
+                ys.append(y)
             return torch.stack(ys)
 
     torch.manual_seed(0)

@@ -43,6 +43,9 @@ IN_TRANSFORM = (
     "it runs inside torch.func (vmap, grad, functional_call), which hides its values: run a recorded step without it"
 )
 
+NO_INPUT_GRAPH = "what enters each step, and it alone, has no graph of its own: call requires_grad_() on the input"
+SHARED_INPUT = "what enters a step enters other steps as well: no share of its gradient belongs to one of them"
+
 
 def failing(listener: Listener, target: Target) -> Callable[[Exception], None]:
     """Return who is told why something of a site was not recorded."""
@@ -142,11 +145,7 @@ class Saying:
         """Say which quantities of a recurrence are not recorded."""
         missing = self._listener.missing
         if not sequence.entry_axes and not found.by_depth:
-            missing(
-                target,
-                "input",
-                "what enters each step, and it alone, has no graph of its own: call requires_grad_() on the input",
-            )
+            missing(target, "input", SHARED_INPUT if found.shared_input else NO_INPUT_GRAPH)
         for anchor in found.rare:
             for path in anchors_of(graph, replace(found, anchors=(anchor,)), self._names):
                 self._listener.missed(target, f"{path!r}: {RARE}")
@@ -155,9 +154,7 @@ class Saying:
                 target, role, "the graph of the loss does not show it at every step, so that its lags cannot be told"
             )
         if not sequence.has_direct and "hidden" in found.roles:
-            mixed = "what is made of the state both leaves the loop and is fed back to it"
-            marked = "of a marked state, what leaves the loop cannot be told from what is fed back"
-            missing(target, "direct", mixed if found.anchors else marked)
+            missing(target, "direct", "what is made of the state both leaves the loop and is fed back to it")
 
     def nothing(self, graph: Graph, begun: Pass, near: list[str]) -> str:
         """Say that nothing recurs, and what came nearest to it."""

@@ -56,9 +56,10 @@ class CoverageLedger:
         self.version += (about, reason) not in self._remarks
         self._remarks[about, reason] += 1
 
-    def missing(self, path: str, quantity: str, reason: str) -> None:
+    def missing(self, path: str, quantity: str, reason: str, *, unless_known: bool = False) -> None:
         """Note why one quantity of a site is not recorded."""
-        self._missed[path][f"{quantity}: {reason}"] = None
+        if not (unless_known and any(known.startswith(f"{quantity}: ") for known in self._missed.get(path, ()))):
+            self._missed[path][f"{quantity}: {reason}"] = None
 
     def found(self, site: str, how: str) -> None:
         """Note how a site was found that no class told of."""

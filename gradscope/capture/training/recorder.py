@@ -37,7 +37,7 @@ from gradscope.capture.training.pace import Pace
 from gradscope.capture.training.settings import Settings
 from gradscope.capture.training.uses import Opened, Uses
 from gradscope.errors import RunError
-from gradscope.schema import Record, SiteInfo, SiteRecord
+from gradscope.schema import QUANTITIES, Record, SiteInfo, SiteRecord
 from gradscope.store import RunWriter
 
 #: Recorders of this process that are not closed.
@@ -448,10 +448,15 @@ class Recorder:
         if name not in self._infos:
             self._infos[name] = replace(info, site=name, call=number)
             self._store(lambda: self._writer.set_sites(self._infos))
-        self._account.sites_of_pass(name)[name] = site_record(
+        record = site_record(
             adjoints, self.settings.quantities, info.gates, rows, self.settings.tensors, carried, after
         )
+        self._account.sites_of_pass(name)[name] = record
         self._coverage.found(name, info.how)
+        for quantity in self.settings.asked:
+            if not QUANTITIES[quantity].datasets.keys() & record.arrays.keys():
+                reason = info.lacks(quantity) or f"the site has none: {info.how or info.module_class}"
+                self._coverage.missing(target.path, quantity, reason, unless_known=True)
 
     def missed(self, target: Target, reason: str) -> None:
         self._coverage.missed(target.path, reason)

@@ -90,6 +90,12 @@ class Settings:
         )
         return settings, targets
 
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """Return the quantities that were asked for by name; no site has all there are."""
+        unnamed = ((*DEFAULT_QUANTITIES, *STATES), tuple(QUANTITIES))
+        return () if self.quantities in unnamed else self.quantities
+
     def to_json(self, chosen: int | None = None) -> dict[str, Any]:
         """Return what is written into the run; ``chosen`` is the interval that ``every="auto"`` came to."""
         automatic = {"budget": self.budget, "chosen_every": chosen} if self.every is None else {}

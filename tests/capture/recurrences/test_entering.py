@@ -168,3 +168,41 @@ def test_a_timestep_that_is_cut_out_several_times_is_one_input(computed: bool) -
     (true,) = torch.autograd.grad(model(entering).pow(2).sum(), entering)
     assert site.input.shape == (T, B, FEATURES)
     assert error(site.input, true.transpose(0, 1)) < 1e-12
+
+
+class SharedInput(nn.Module):
+    """A code of the whole sequence is given to every step of a decoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode, self.h2h, self.out = nn.Linear(FEATURES, H), nn.Linear(H, H), nn.Linear(H, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        code, h = self.encode(x.mean(1)), torch.zeros(len(x), H).to(x)
+        for _ in range(T):
+            h = torch.tanh(self.h2h(h) + code)
+        return self.out(h)
+
+
+def test_an_input_that_serves_all_steps_is_not_said_to_lack_a_graph() -> None:
+    model, x = SharedInput().double(), torch.randn(B, T, FEATURES, dtype=torch.float64)
+    snapshot = gradscope.snapshot(model, lambda: model(x).pow(2).mean())
+    (line,) = [line for line in snapshot.coverage if line.reason.startswith("input: ")]
+    assert "requires_grad_" not in line.reason
+    assert "other steps" in line.reason
+
+
+def test_a_quantity_that_was_asked_for_and_is_not_there_has_a_line(tmp_path: Path) -> None:
+    case = CASES["TwoLinears"]
+    model, x = case.build(torch.float64), case.data(torch.float64)
+    with gradscope.record(model, tmp_path / "run", quantities=["hidden", "cell", "gates"], every=1) as recorder:
+        case.loss(model, x).backward()
+        recorder.step()
+    run = gradscope.open_run(tmp_path / "run")
+    (site,) = run.sites
+    said = {line.reason.partition(": ")[0]: line.reason for line in run.coverage if line.status == "partial"}
+    assert set(said) == {"cell", "gates"}
+    assert "equations" in said["gates"]
+    with pytest.raises(NotRecordedError, match="equations") as refused:
+        run.norms(site, "gates")
+    assert "Record it" not in str(refused.value)

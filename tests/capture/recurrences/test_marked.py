@@ -69,6 +69,24 @@ def test_two_names_are_two_sites() -> None:
         assert error(snapshot[name].hidden, truth[name]) < 1e-10
 
 
+def test_what_reaches_a_marked_state_from_above_is_apart() -> None:
+    class EachStep(Marked):
+        def forward(self, x: Tensor) -> Tensor:
+            h, outputs = torch.zeros(len(x), H).to(x), []
+            for x_t in x.unbind(1):
+                h = self.mark("h", torch.tanh(self.i2g(x_t)[:, :H] + self.h2g(h)[:, :H]))
+                outputs.append(self.out(h))
+            return torch.cat(outputs, 1)
+
+    marked, x = EachStep().double(), _data()
+    loose = EachStep(_nothing).double()
+    loose.load_state_dict(marked.state_dict())
+    found, named = (gradscope.snapshot(m, lambda m=m: m(x).pow(2).mean()) for m in (loose, marked))
+    (site,) = found.sites
+    assert torch.equal(named["h"].direct, found[site].direct)
+    assert torch.equal(named["h"].hidden, found[site].hidden)
+
+
 @pytest.mark.parametrize("through", ["the package", "the recorder"])
 def test_a_run_has_the_marked_state(through: str, tmp_path: Path) -> None:
     model, x, marks = Marked().double(), _data(), []

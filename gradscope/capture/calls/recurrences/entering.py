@@ -28,6 +28,14 @@ def _something_enters(steps: Steps) -> bool:
     return False
 
 
+def enters_several(steps: Steps) -> bool:
+    """Whether a tensor from outside that has a graph, and is no weight, enters a step in the middle and others."""
+    graph, level = steps.graph, steps.level
+    children = {child for index in steps.at.get(steps.last // 2 + 1, ()) for child, _ in graph.inputs[index]}
+    outside = [child for child in children if child >= 0 and level[child] == 0 and not graph.of_weights[child]]
+    return any(len({level[user] for user, _ in graph.users[child]} - {0}) > 1 for child in outside)
+
+
 def _something_leaves(steps: Steps) -> bool:
     """Whether what a step in the middle makes is used anywhere but in the next step."""
     middle = steps.at.get(steps.last // 2, ())

@@ -8,10 +8,12 @@ in the chain, the uses of an input projection number the steps instead.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from gradscope.capture.calls.graph import Graph
 from gradscope.capture.calls.recurrences.anchors import Anchor, levels, slices_of, sources_in, weights_in
 from gradscope.capture.calls.recurrences.chains import chained, separate
+from gradscope.capture.calls.recurrences.entering import direct_of
 from gradscope.capture.calls.recurrences.joins import numbered_by_input
 from gradscope.capture.calls.recurrences.recurrence import MIN_STEPS, UNMATCHED, NearMiss, Place, Recurrence
 from gradscope.capture.calls.recurrences.states import recurrence_of
@@ -112,5 +114,6 @@ def of_marks(graph: Graph, marked: Sequence[Place]) -> list[Recurrence]:
     for sequence in sorted(sequences, key=lambda s: min(s.uses)):
         places = [by_node[index] for index in sorted(sequence.uses)]
         level = levels(graph, [dict.fromkeys(sequence.uses, 1)], add=True)[:, 0].tolist()
-        found.append(Recurrence((), len(places), [list(places)], ("hidden",), initial=[None], level=level))
+        one = Recurrence((), len(places), [list(places)], ("hidden",), initial=[None], level=level)
+        found.append(replace(one, direct=direct_of(Steps(graph, (), level, sequence.uses, len(places)), one)))
     return found

@@ -31,6 +31,8 @@ class Recurrence:
     direct : list of list of (int, int)
         Of each step, who consumes the hidden state outside of the loop, and at which place. None where what is made of
         the state both leaves the loop and is fed back.
+    shared_input : bool
+        Whether what enters a step enters others as well, so that no share of its gradient belongs to one.
     by_depth : bool
         Whether the steps are applications in depth: nothing enters from outside after the first.
     level : list of int
@@ -50,6 +52,7 @@ class Recurrence:
     entries: list[dict[int, Place]] = field(default_factory=list)
     initial: list[Place | None] = field(default_factory=list)
     direct: list[list[Place]] | None = None
+    shared_input: bool = False
     by_depth: bool = False
     level: list[int] = field(default_factory=list, repr=False)
     rare: tuple[int, ...] = ()

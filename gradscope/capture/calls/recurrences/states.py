@@ -9,7 +9,13 @@ from itertools import count
 from gradscope.capture.calls.graph import Graph
 from gradscope.capture.calls.recurrences.anchors import levels
 from gradscope.capture.calls.recurrences.cut import smallest_cut
-from gradscope.capture.calls.recurrences.entering import direct_of, entries_of, initials_of, only_in_depth
+from gradscope.capture.calls.recurrences.entering import (
+    direct_of,
+    enters_several,
+    entries_of,
+    initials_of,
+    only_in_depth,
+)
 from gradscope.capture.calls.recurrences.kinds import kind_of
 from gradscope.capture.calls.recurrences.matching import below_rearrangements, follow
 from gradscope.capture.calls.recurrences.operations import PRODUCTS, REARRANGES
@@ -88,6 +94,7 @@ def _described(steps: Steps, middle: int, states: list[list[Place | None]]) -> R
         entries=entries,
         initial=[None if place in entering else place for place in initials_of(steps, states)],
         direct=direct_of(steps, found),
+        shared_input=enters_several(steps),
         by_depth=only_in_depth(steps),
         level=steps.level,
         rare=steps.rare,
