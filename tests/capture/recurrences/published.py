@@ -276,3 +276,22 @@ class UniversalTransformer(nn.Module):
             h = self.layer(h + of_step)
             note(h=h)
         return self.out(h)
+
+
+@case(site("*", below="state", h="hidden"))
+class LeakyBelowAndFedBack(nn.Module):
+    """Both layers depend on each other by way of the output; that one of them decays makes it no cell state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leaky, self.above = nn.Linear(FEATURES + 2, H), nn.Linear(2 * H, H)
+        self.out = nn.Linear(H, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        below, h, y = zeros(x), zeros(x), zeros(x, 2)
+        for x_t in x.unbind(1):
+            below = 0.9 * below + self.leaky(torch.cat((x_t, y), 1))
+            h = torch.tanh(self.above(torch.cat((below, h), 1)))
+            note(below=below, h=h)
+            y = self.out(h)
+        return y

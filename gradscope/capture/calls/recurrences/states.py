@@ -201,9 +201,7 @@ def _roles(steps: Steps, middle: int, states: list[list[Place | None]]) -> tuple
         named[own] = "hidden"
         for i in range(len(states)):
             only = not entering[i] and (len(states) == 2 or past == [i])
-            if only and (
-                _carries(steps, here[i], middle, states[own]) or (i in past and _makes(steps, here[i], here[own]))
-            ):
+            if only and _carries(steps, here[i], middle, states[own]):
                 named[i] = "cell"
     numbers = count(1)
     return tuple(named.get(i) or f"state_{next(numbers)}" for i in range(len(states)))
