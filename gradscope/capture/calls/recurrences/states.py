@@ -201,7 +201,8 @@ def _roles(steps: Steps, middle: int, states: list[list[Place | None]]) -> tuple
         named[own] = "hidden"
         for i in range(len(states)):
             only = not entering[i] and (len(states) == 2 or past == [i])
-            if only and _carries(steps, here[i], middle, states[own]):
+            gated = i in past and _is_gated(steps, here[i]) and _makes(steps, here[i], here[own])
+            if only and (gated or _carries(steps, here[i], middle, states[own])):
                 named[i] = "cell"
     numbers = count(1)
     return tuple(named.get(i) or f"state_{next(numbers)}" for i in range(len(states)))
@@ -225,6 +226,16 @@ def _carries(steps: Steps, place: Place | None, step: int, hidden: list[Place | 
         return False
     wanted = {state[0] for state in hidden[step - 1 : step + 1] if state is not None}
     return any(index in wanted for index in _past_products(steps, place, step))
+
+
+def _is_gated(steps: Steps, place: Place | None) -> bool:
+    """Whether a state is multiplied with what a step makes, as by a forget gate; a fixed decay is none."""
+    graph = steps.graph
+    for user, _ in graph.users[place[0]] if place is not None else ():
+        others = [child for child, _ in graph.inputs[user] if place is not None and child != place[0]]
+        if graph.names[user].startswith("Mul") and any(steps.level[c] > 0 for c in others if c >= 0):
+            return True
+    return False
 
 
 def _past_products(steps: Steps, place: Place, step: int) -> Iterator[int]:
