@@ -28,6 +28,15 @@ _MISPLACED = {
     "skipped": "were in steps whose update was skipped",
 }
 
+_OF_SUMS = (
+    "Clipping ran {each} times a step while gradients were accumulated: {count} of {of} calls were on partial sums, to "
+    "which later passes added. Clip once, after the last pass of the step."
+)
+_OF_SINGLE_PASSES = (
+    "Clipping ran {each} times a step, {count} of {of} calls on the gradient of a single pass, which the script then "
+    "combined with others: what they saw is not the norm of the update."
+)
+
 
 def acting(clips: pd.DataFrame) -> pd.DataFrame:
     """The calls whose clipped gradient an update used; all of them in a run that did not note it."""
@@ -77,7 +86,7 @@ def clip_remarks(clips: pd.DataFrame) -> list[str]:
     if not len(clips) or "place" not in clips:
         return []
     said = [_share(clips, clips["place"] == place, words) for place, words in _MISPLACED.items()]
-    return [line for line in (*said, *_lost_updates(clips), _scaled(clips), _partial(clips), _changed(clips)) if line]
+    return [line for line in (*said, *_lost_updates(clips), _scaled(clips), *_partial(clips), _changed(clips)) if line]
 
 
 def _share(clips: pd.DataFrame, which: Any, words: str) -> str:
@@ -113,16 +122,20 @@ def _scaled(clips: pd.DataFrame) -> str:
     return _share(clips, clips.index.isin(scaled.index), words)
 
 
-def _partial(clips: pd.DataFrame) -> str:
-    partial = clips[clips["place"] == "partial"]
-    if not len(partial):
-        return ""
-    calls = clips[clips["step"].isin(partial["step"]) & clips["place"].isin(["partial", "update"])]
-    each = calls.groupby([name for name in ("attempt", "rank", "step", "part") if name in calls]).size().median()
-    return (
-        f"Clipping ran {each:.0f} times a step while gradients were accumulated: {len(partial)} of {len(clips)} calls "
-        "were on partial sums, to which later passes added. Clip once, after the last pass of the step."
-    )
+def _partial(clips: pd.DataFrame) -> Sequence[str]:
+    by = [name for name in ("attempt", "rank", "step", "part") if name in clips]
+    calls = clips[clips["place"].isin(["partial", "update"])]
+    steps = calls.assign(partial=calls["place"] == "partial").groupby(by)
+    partial, passes = steps["partial"].transform("sum"), steps["passes"].transform("max")
+    # No call saw a sum: each pass was clipped by itself, and its gradient taken away for the script to combine.
+    apart = (partial > 1) & (passes <= 1)
+    said = []
+    for kept, words in (((partial > 0) & ~apart, _OF_SUMS), (apart, _OF_SINGLE_PASSES)):
+        if kept.any():
+            each = calls[kept].groupby(by).size().median()
+            count = int((calls[kept]["place"] == "partial").sum())
+            said.append(words.format(each=f"{each:.0f}", count=count, of=len(clips)))
+    return said
 
 
 def _changed(clips: pd.DataFrame) -> str:

@@ -50,10 +50,19 @@ def test_a_call_after_the_update_saw_the_norm_that_was_applied_and_one_before_th
 
 
 def test_clipping_of_partial_sums_is_named_with_how_often_it_ran() -> None:
-    rows = [{"step": k, "place": p} for k in range(3) for p in ("partial", "partial", "partial", "update")]
+    places = ("partial", "partial", "partial", "update")
+    rows = [{"step": k, "place": p, "passes": n} for k in range(3) for n, p in enumerate(places, start=1)]
     (said,) = clip_remarks(calls(*rows))
     assert said.startswith("Clipping ran 4 times a step while gradients were accumulated: 9 of 12 calls")
     assert len(norms_before(calls(*rows))) == 3, "one norm a step: that of the whole sum"
+
+
+def test_clipping_of_single_passes_that_the_script_combines_is_no_mistake() -> None:
+    rows = [{"step": k, "place": "partial", "passes": 1} for k in range(3) for _ in range(8)]
+    (said,) = clip_remarks(calls(*rows))
+    assert said.startswith("Clipping ran 8 times a step, 24 of 24 calls on the gradient of a single pass")
+    assert "Clip once" not in said
+    assert norms_before(calls(*rows)).empty, "the norms of the parts are not those of the update"
 
 
 def test_a_threshold_on_scaled_gradients_is_given_in_true_units() -> None:

@@ -20,6 +20,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from gradscope.capture.calls import passes
 from gradscope.capture.calls.passes import Pass
+from gradscope.capture.training.attempts import Attempts
 from gradscope.capture.training.clips import ClipNote
 from gradscope.capture.training.gradients import GradientBook, Movement, PassNote
 from gradscope.capture.training.rounds import Rounds
@@ -42,6 +43,14 @@ class Keeper(Protocol):
 
     def step_ends(self, skipped: bool, late: bool) -> None:
         """Write what belongs to the step. ``late``: forward calls of the next one have been made already."""
+        ...
+
+    def iteration_ends(self) -> None:
+        """Keep apart what belongs to an iteration that may turn out to have been a step."""
+        ...
+
+    def iterations_were_steps(self, count: int) -> Iterator[None]:
+        """Yield for each of so many kept iterations, with what belongs to it in place."""
         ...
 
     def entering(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
@@ -114,10 +123,9 @@ class Account:
         self._evaluation = 0
         self._elsewhere = False
         self._asides = 0
-        #: Whether the script makes its gradients of several that it drops; whether it has done so in this step.
-        self._gathers = self._placed = False
-        self._prepared = False
-        self._usual: int | None = None
+        self._attempts = Attempts()
+        #: Whether the script has made the gradient of this step of several that it dropped.
+        self._placed = False
         self._moved: Movement | None = None
         self._waiting: Any = None
         self._ends_after_pass: bool | None = None
@@ -335,28 +343,44 @@ class Account:
         self.order.append("zeroed")
         for note in open_passes:
             note.considered = True
-        if not moved and self._is_skip(open_passes):
-            for note in open_passes:
-                note.whole = True
-            for clip in self.clips:
-                if clip.place == "dropped":
-                    clip.place = "skipped"
-            self._end(True, late)
-        self._elsewhere = self._prepared = False
+        meant = not (moved or self._elsewhere or self.by == "mark") and self._rounds.any
+        if meant and self._attempts.is_one(open_passes):
+            if self._attempts.keep(open_passes):
+                self._keeper.iteration_ends()
+            else:
+                self._skip(open_passes)
+                self._end(True, late)
+        self._elsewhere = self._attempts.prepared = False
 
-    def _is_skip(self, dropped: list[PassNote]) -> bool:
-        """Whether a gradient that was dropped had been meant for an update: made ready, or all of a usual step's."""
-        if self._elsewhere or self._gathers or self.by == "mark" or not self._rounds.any:
-            return False
-        if self._usual is None:
-            return self._prepared
-        # Fewer than usual are the rest of an accumulation that was given up, at the end of an epoch for instance.
-        return len(dropped) == self._usual or (self._prepared and len(dropped) > self._usual)
+    def _skip(self, dropped: list[PassNote]) -> None:
+        """Take these passes for those of an update that the script skipped."""
+        for note in dropped:
+            note.whole = True
+        for clip in self.clips:
+            if clip.place == "dropped" and any(note in dropped for note in clip.notes):
+                clip.place = "skipped"
+
+    def _end_attempts(self) -> None:
+        """What was kept did not come back in the update: every iteration was a step that the script skipped."""
+        attempts = self._attempts.take()
+        if not attempts:
+            return
+        passes, clips = self.passes, self.clips
+        for dropped, _ in zip(attempts, self._keeper.iterations_were_steps(len(attempts)), strict=True):
+            self.passes = [note for note in passes if note in dropped]
+            self.clips = [clip for clip in clips if any(note in dropped for note in clip.notes)]
+            passes = [note for note in passes if note not in dropped]
+            clips = [clip for clip in clips if clip not in self.clips]
+            self._skip(dropped)
+            # The passes of those that follow have been made.
+            self._keeper.step_ends(True, True)
+            self._ended_count += 1
+        self.passes, self.clips = passes, clips
 
     def prepared(self) -> None:
         """Note that the script does with the gradient what one does before an update."""
         if any(p.reached and not p.fed and not p.considered for p in self.passes):
-            self._prepared = True
+            self._attempts.prepared = True
 
     def _wait(self, on: bool) -> None:
         """Look at the next forward pass: a step that ended without a word ends before it."""
@@ -425,10 +449,15 @@ class Account:
         """
         placed = self.book.placed(given)
         gathered = [note for note in self.passes if not placed.isdisjoint(note.lost) and not note.elsewhere]
+        if not gathered:
+            return
+        self._attempts.gather()
         for note in gathered:
-            note.whole = self._gathers = True
+            note.whole = True
         for clip in self.clips:
-            if clip.place == "dropped" and any(note in gathered for note in clip.notes):
+            # What was clipped last may have been replaced without having been zeroed.
+            replaced = clip.open and not clip.anew and not placed.isdisjoint(clip.touches)
+            if replaced or (clip.place == "dropped" and any(note in gathered for note in clip.notes)):
                 clip.place, clip.used = "partial", True
 
     def placed_anew(self, parameters: Iterable[Tensor]) -> bool:
@@ -525,6 +554,7 @@ class Account:
 
     def _end(self, skipped: bool, late: bool = False) -> None:
         self._wait(False)
+        self._end_attempts()
         if not any(note.fed for note in self.passes):
             for note in self._unaccounted():
                 note.whole = True
@@ -537,12 +567,12 @@ class Account:
         try:
             self._keeper.step_ends(skipped, late)
         finally:
-            self._usual = len(fed) if regular else self._usual if skipped else None
+            self._attempts.end_step(len(fed) if regular else None, skipped)
             self.passes, self.clips, self.order = [], [], []
             self._asides = 0
             self._note = self._moved = None
             self._updated = frozenset()
-            self._elsewhere = self._prepared = self._measured = self._placed = False
+            self._elsewhere = self._measured = self._placed = False
             self.book.clear()
             self.scales.end_step()
 

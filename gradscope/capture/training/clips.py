@@ -35,6 +35,8 @@ class ClipNote:
         Identities of the parameters.
     notes : list of PassNote
         The passes in their gradients at the call.
+    anew : bool
+        Whether the script had put a gradient of its own making in place before.
     place : str
         One of ``schema.CLIP_PLACES``, empty while it is open.
     used : bool
@@ -52,6 +54,7 @@ class ClipNote:
     parameters: int
     notes: list[PassNote] = field(default_factory=list)
     place: str = ""
+    anew: bool = False
     used: bool = False
     norm: Tensor | None = None
     before: float = math.nan
@@ -164,7 +167,8 @@ class ClipBook:
         note.norm_type, note.foreach = call.norm_type, -1 if call.foreach is None else int(call.foreach)
         note.part, note.evaluation = self._part(parameters), account.evaluation
         note.notes = account.passes_in(parameters)
-        if not note.notes:
+        note.anew = bool(account.book.placed(note.touches))
+        if not note.notes and not note.anew:
             self._place_outside(note, parameters)
         else:
             account.prepared()
@@ -247,8 +251,10 @@ class ClipBook:
             if note.used and note.left is not None:
                 note.applied = note.left
 
-    def end_step(self, recorded: bool) -> None:
+    def end_step(self, step: int, recorded: bool) -> None:
         """Take over the calls of a step that is over."""
+        for note in self._account.clips:
+            note.step = step
         self._done += self._account.clips
         self._last_recorded = recorded
 

@@ -74,12 +74,12 @@ class PassNote:
 class _Held:
     """What is known of one parameter's gradient."""
 
-    __slots__ = ("mark", "parameter", "placed", "sources")
+    __slots__ = ("empty", "mark", "parameter", "placed", "sources")
 
     def __init__(self, parameter: Tensor) -> None:
         self.parameter = parameter
         self.sources: list[PassNote] = []
-        self.placed = False
+        self.placed = self.empty = False
         self.mark = _mark(parameter.grad)
 
 
@@ -130,15 +130,16 @@ class GradientBook:
                 continue
             held.mark = mark
             same = before is not None and before[0] == id(gradient)
-            if same and not held.sources and not held.placed:
+            if same and not (held.sources or held.placed or held.empty):
                 continue  # zeroed or not, it is no pass's: to look at it would be to wait for its device
             if gradient is None or not _any(gradient):
                 for note in held.sources:
                     note.lost.add(id(held.parameter))
                 held.sources.clear()
-                held.placed = False
+                held.placed, held.empty = False, True
             else:
-                held.placed = held.placed or not same
+                held.placed = held.placed or held.empty or not same
+                held.empty = False
                 self.edited = self.edited or bool(held.sources)
 
     def placed(self, identities: Collection[int]) -> set[int]:
@@ -153,6 +154,7 @@ class GradientBook:
                 note.reached.add(id(held.parameter))
                 if note not in held.sources:
                     held.sources.append(note)
+                held.empty = False
             held.mark = mark
 
     def edit(self, parameters: Iterable[Tensor]) -> None:
@@ -189,7 +191,7 @@ class GradientBook:
         """After the update: what is still there is no pass's any more."""
         for held in self._among(identities):
             held.sources.clear()
-            held.placed = False
+            held.placed = held.empty = False
             held.mark = _mark(held.parameter.grad)
 
     def _among(self, identities: Collection[int]) -> Iterator[_Held]:
@@ -199,7 +201,7 @@ class GradientBook:
         """Forget the passes of a step that is over."""
         for held in self._held.values():
             held.sources.clear()
-            held.placed = False
+            held.placed = held.empty = False
         self.edited = False
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ class StepLedger:
         self._at_pass_end: dict[str, float] = {}
         self._latest: dict[str, float] = {}
         self._current: dict[str, Any] = {}
+        # Of iterations that may turn out to have been steps: the row, norms before clipping, norms as passes left them.
+        self._iterations: list[tuple[dict[str, Any], dict[str, float], dict[str, float]]] = []
         self._ended: tuple[int, dict[str, Any]] | None = None
         # Rows that hold scalars of another device, which nobody has waited for, and when they were complete.
         self._unread: list[tuple[int, float, dict[str, Any]]] = []
@@ -52,11 +54,35 @@ class StepLedger:
         after_step = not self.touched
         if self._ended is not None and after_step and self._logs_after_step:
             self._ended[1].update(kept)
+        elif self._iterations and after_step:
+            self._iterations[-1][0].update(kept)
         else:
             self._current.update(kept)
 
+    def end_iteration(self) -> None:
+        """Keep what belongs to an iteration whose gradient was dropped; it may turn out to have been a step."""
+        self._iterations.append((self._current, self._raw, self._at_pass_end))
+        self._current, self._raw, self._at_pass_end, self._latest = {}, {}, {}, {}
+        self.touched = False
+
+    def iterations(self, count: int) -> Iterator[None]:
+        """Yield for each of the last ``count`` iterations that were kept, with what belongs to it in place."""
+        now = self._current, self._raw, self._at_pass_end, self._latest, self.applied, self.parameter_norms
+        touched, before, logs = self.touched, self._applied_before, self._logs_after_step
+        kept, self._iterations = self._iterations, []
+        for row, raw, left in kept[:count]:
+            self._current, self._raw, self._at_pass_end, self._latest = row, raw, left, {}
+            self.applied, self.parameter_norms = {}, {}
+            yield
+        if kept:
+            self._current, self._raw, self._at_pass_end, self._latest, self.applied, self.parameter_norms = now
+            self.touched, self._applied_before, self._logs_after_step = touched, before, logs
+
     def end_step(self, step: int, recorded: bool, rate: float | None) -> None:
         """Close the row of ``step``."""
+        for row, *_ in self._iterations:  # that were parts of the step after all
+            self._current = row | self._current
+        self._iterations = []
         if recorded:
             # Forward passes are seen in recorded steps only: a loop that logs before its optimizer step there does
             # so in the others.

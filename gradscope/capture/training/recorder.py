@@ -335,8 +335,14 @@ class Recorder:
             self._ledger.updated_by_hand()
             self._clips.applied_by_hand()
 
+    def iteration_ends(self) -> None:
+        self._ledger.end_iteration()
+
+    def iterations_were_steps(self, count: int) -> Iterator[None]:
+        return self._ledger.iterations(count)
+
     def step_ends(self, skipped: bool, late: bool) -> None:
-        self._clips.end_step(self.recording)
+        self._clips.end_step(self.step_number, self.recording)
         self._write_rows(ended_only=True, wait=self.recording)
         if self.recording:
             self._end_recorded(skipped)

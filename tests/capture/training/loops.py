@@ -593,6 +593,22 @@ def an_update_skipped_with_zero_grad_after_the_forward_pass(t: Table) -> None:
 
 
 @loop
+def updates_skipped_from_the_first_step_on(t: Table) -> None:
+    """Nothing has shown yet what a step of this loop is; the batches' losses are logged after all."""
+    optimizer = t.sgd(lr=1e-4)
+    with t.recorded(optimizer) as recorder:
+        for k in range(5):
+            optimizer.zero_grad()
+            passed = t.backward(t.loss() * (1000 if k < 2 else 1))
+            skipped = k < 2
+            t.clip("skipped" if skipped else "update", raw := float(recorder.clip_grad_norm_(10.0)))
+            t.note([passed], raw, math.nan if skipped else t.norm(), skipped=skipped)
+            if not skipped:
+                optimizer.step()
+            recorder.log(batch=k)
+
+
+@loop
 def an_accumulation_given_up_at_the_end_of_an_epoch(t: Table) -> None:
     optimizer = t.sgd()
     with t.recorded(optimizer) as recorder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -399,6 +400,86 @@ def gradients_of_single_sequences_clipped_and_summed(t: Table) -> None:
             t.note(passes, t.norm(), t.norm())
             optimizer.step()
             optimizer.zero_grad()
+
+
+def _clipped_one_by_one(t: Table, clear: Callable[[torch.optim.Optimizer], None], first: bool) -> None:
+    """A pass a sequence, each clipped by torch and zeroed; the sum with noise is put in place for the update."""
+    optimizer = t.sgd()
+    with t.recorded(optimizer):
+        for _ in range(2):
+            passes, total = [], [torch.zeros_like(p) for p in t.model.parameters()]
+            for _ in range(3):
+                if first:
+                    clear(optimizer)
+                passes.append(t.backward())
+                t.clip("partial", float(nn.utils.clip_grad_norm_(t.model.parameters(), 0.1)))
+                for kept, p in zip(total, t.model.parameters(), strict=True):
+                    kept.add_(p.grad)
+                if not first:
+                    clear(optimizer)
+            for kept, p in zip(total, t.model.parameters(), strict=True):
+                p.grad = (kept + 1e-3 * torch.randn_like(kept)) / 3
+            t.note(passes, t.norm(), t.norm())
+            optimizer.step()
+            if not first:
+                clear(optimizer)
+
+
+@loop
+def sequences_clipped_by_torch_one_by_one_and_summed(t: Table) -> None:
+    _clipped_one_by_one(t, lambda optimizer: optimizer.zero_grad(), first=False)
+
+
+@loop
+def sequences_clipped_by_torch_one_by_one_zeroed_before_each(t: Table) -> None:
+    _clipped_one_by_one(t, lambda optimizer: optimizer.zero_grad(), first=True)
+
+
+@loop
+def sequences_clipped_by_torch_one_by_one_in_tensors_that_are_kept(t: Table) -> None:
+    _clipped_one_by_one(t, lambda optimizer: optimizer.zero_grad(set_to_none=False), first=True)
+
+
+@loop
+def gradients_of_workers_logged_averaged_and_clipped(t: Table) -> None:
+    """Every worker's norm is logged and its gradient taken away; what is clipped is their mean."""
+    optimizer = t.sgd()
+    with t.recorded(optimizer) as recorder:
+        for _ in range(2):
+            passes, taken = [], []
+            for _ in range(3):
+                passes.append(t.backward())
+                recorder.log(norm_of_worker=t.norm())
+                taken.append([p.grad.clone() for p in t.model.parameters()])
+                t.model.zero_grad()
+            for p, *parts in zip(t.model.parameters(), *taken, strict=True):
+                p.grad = torch.stack(parts).mean(0)
+            t.clip("update", raw := float(nn.utils.clip_grad_norm_(t.model.parameters(), 0.1)))
+            t.note(passes, raw, t.norm())
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+@loop
+def conflicting_gradients_clipped_each_and_added_into_zeros(t: Table) -> None:
+    """Gradient surgery in place: tensors of zeros are kept, and what was projected is added to them."""
+    optimizer = t.sgd(lr=1e-2)
+    with t.recorded(optimizer) as recorder:
+        for _ in range(3):
+            passes, kept = [], []
+            for loss in _tasks(t):
+                passes.append(t.backward_once_more(loss, retain_graph=True))
+                t.clip("partial", float(nn.utils.clip_grad_norm_(t.model.parameters(), 0.2)))
+                kept.append(_flat(t))
+                optimizer.zero_grad(set_to_none=False)
+            recorder.log(conflicts=1.0)
+            offset, projected = 0, _projected(kept)
+            for p in t.model.parameters():
+                p.grad.add_(projected[offset : offset + p.numel()].view_as(p))
+                offset += p.numel()
+            t.note(passes, t.norm(), t.norm())
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
 
 
 @loop

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import gradscope
+from gradscope.capture.training import attempts
 from gradscope.capture.training.coverage import ZEROED
 from gradscope.capture.training.recorder import GradscopeWarning
 from tests.capture.training import loops_of_many_hands, loops_of_several_losses  # noqa: F401
@@ -165,6 +166,8 @@ def test_steps_are_counted_alike_however_few_are_recorded(tmp_path: Path) -> Non
         "a_gradient_looked_at_and_dropped",
         "lbfgs",
         "closure_that_clips",
+        "updates_skipped_from_the_first_step_on",
+        "sequences_clipped_by_torch_one_by_one_and_summed",
     ):
         for every in (1, 100):
             table = Table(tmp_path / f"{name}-{every}")
@@ -172,6 +175,37 @@ def test_steps_are_counted_alike_however_few_are_recorded(tmp_path: Path) -> Non
             LOOPS[name](table)
             counted[name, every] = table.recorder.step_number
         assert counted[name, 1] == counted[name, 100] == len(table.steps), name
+
+
+def test_what_is_logged_in_skipped_iterations_stays_theirs_though_they_are_known_for_steps_later(
+    tmp_path: Path,
+) -> None:
+    _run("updates_skipped_from_the_first_step_on", tmp_path / "run")
+    rows = gradscope.open_run(tmp_path / "run").steps()
+    assert rows[["step", "batch"]].values.tolist() == [[k, k] for k in range(5)]
+
+
+def test_a_script_that_never_updates_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts, "UNDECIDED", 4)
+    table, counted = Table(tmp_path / "run"), []
+
+    def loop() -> None:
+        optimizer = table.sgd()
+        with table.recorded(optimizer) as recorder:
+            for _ in range(8):
+                table.backward()
+                torch.nn.utils.clip_grad_norm_(table.model.parameters(), 0.1)
+                optimizer.zero_grad()
+                counted.append(recorder.step_number)
+
+    with pytest.warns(GradscopeWarning, match="never stepped"):
+        loop()
+    assert counted == [0, 0, 0, 0, 0, 5, 6, 7]
+    run = gradscope.open_run(tmp_path / "run")
+    assert run.records("rnn/l0")[["step", "micro", "skipped"]].values.tolist() == [[k, 0, True] for k in range(8)]
+    assert run.clips()[["step", "place"]].values.tolist() == [[k, "skipped"] for k in range(8)]
 
 
 def test_a_gradient_that_is_zeroed_before_its_update_is_said_in_coverage(tmp_path: Path) -> None:
