@@ -82,7 +82,8 @@ class Run(store.Run):
         step : int, optional
             One recorded step instead of a part.
         **options
-            Of :func:`gradscope.fit_decay`.
+            ``lag_range``, ``confidence``, ``resamples``, ``seed`` and ``horizon_fraction`` of
+            :func:`gradscope.fit_decay`.
 
         Raises
         ------

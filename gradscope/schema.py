@@ -6,7 +6,7 @@ with their dimensions, so that the recorder, the store and the readers cannot di
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -196,6 +196,15 @@ class SiteInfo:
         for name in ("gates", "weights"):
             known[name] = tuple(known.get(name, ()))
         return cls(**known)
+
+
+def in_order(sites: Iterable[str]) -> list[str]:
+    """Sites as given, every further use of a module (``rnn/l0#2`` ... ``rnn/l0#10``) after the ones before it."""
+    named = [(*site.partition("#"), site) for site in sites]
+    place: dict[str, int] = {}
+    for base, *_ in named:
+        place.setdefault(base, len(place))
+    return [site for *_, site in sorted(named, key=lambda one: (place[one[0]], int(one[2]) if one[2].isdigit() else 0))]
 
 
 @dataclass(frozen=True)

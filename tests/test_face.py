@@ -8,7 +8,10 @@ import pytest
 from matplotlib.figure import Figure
 
 import gradscope
+from gradscope import schema
 from gradscope.errors import SettingError, UnknownNameError
+from gradscope.plots import load
+from gradscope.reading.answers import decay_fits
 from tests.made_runs import make_run
 
 
@@ -24,6 +27,25 @@ def test_a_fit_of_a_run_is_that_of_its_answer(run):
     assert (fit.rate, fit.interval, fit.verdict) == (said.late.rate, said.late.interval, said.late.verdict)
     assert run.decay(part="first").rate == pytest.approx(-0.2, abs=0.01)  # one site need not be named
     assert run.decay("lstm/l0", lag_range=(10, 20)).lag_range == (10, 20)
+
+
+def test_an_option_that_the_fit_does_not_have_is_named_beside_those_that_it_has(run):
+    with pytest.raises(UnknownNameError, match=r"'lag_rang'. Did you mean 'lag_range'\? Known: confidence, horizon"):
+        run.decay(lag_rang=(10, 20))
+    with pytest.raises(UnknownNameError, match="'steps'"):  # known to the function, and taken from the run here
+        run.decay(steps=[1])
+
+
+def test_the_tenth_use_of_a_layer_comes_after_the_second_in_tables_and_legends(tmp_path):
+    found = ("a/l0", "b/l0", "a/l0#10", "a/l0#9", "a/l0#2")  # a backward pass meets the last one first
+    make_run(tmp_path / "run", sites=found)
+    run = gradscope.open_run(tmp_path / "run")
+    in_order = ["a/l0", "a/l0#2", "a/l0#9", "a/l0#10", "b/l0"]
+    assert list(run.sites) == in_order
+    assert [said.site for said in run.answers()] == in_order
+    assert decay_fits(run).site.drop_duplicates().tolist() == in_order
+    assert load("decay").table([run]).site.drop_duplicates().tolist() == in_order
+    assert list(schema.in_order(["x", *found])) == ["x", *in_order]
 
 
 def test_one_of_several_sites_is_to_be_named(tmp_path):

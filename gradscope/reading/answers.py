@@ -119,7 +119,8 @@ def pooled_fit(
         ``early`` and ``late`` are the first and last tenth of the recorded steps with a usable norm; a number is one
         recorded step.
     **options
-        Of :func:`gradscope.fit_decay`. Its interval is over the recorded steps, where there are several.
+        ``lag_range``, ``confidence``, ``resamples``, ``seed`` and ``horizon_fraction`` of
+        :func:`gradscope.fit_decay`. Its interval is over the recorded steps, where there are several.
 
     Raises
     ------

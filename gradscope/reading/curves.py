@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from gradscope.diagnostics import DecayCurve, DecayFit, Entry, decay_curve, find_entry, fit_decay, unknown_entry
+from gradscope.errors import UnknownNameError
 from gradscope.reading.counted import Reading, read
 from gradscope.reading.records import part_of
 from gradscope.reading.select import laid, recorded, recorded_step
@@ -19,6 +20,9 @@ from gradscope.store import Run
 
 Floats = NDArray[np.float64]
 Positions = NDArray[np.int64]
+
+#: Of :func:`gradscope.fit_decay`, what is not read from the records themselves.
+FIT_OPTIONS = ("lag_range", "confidence", "resamples", "seed", "horizon_fraction")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +76,16 @@ class Norms:
         return int(steps.min()), int(steps.max())
 
     def fit(self, at: Positions, **options: Any) -> DecayFit:
-        """:func:`gradscope.fit_decay` of some records, pooled: all their sequences, with the step of each."""
+        """:func:`gradscope.fit_decay` of some records, pooled: all their sequences, with the step of each.
+
+        Raises
+        ------
+        UnknownNameError
+            No such option.
+        """
+        for name in options:
+            if name not in FIT_OPTIONS:
+                raise UnknownNameError("option of the fit", name, FIT_OPTIONS)
         lags, values = self._laid(self.values, at)
         starts, lengths = self._ends(at)
         steps = self.records["step"].to_numpy(dtype=np.int64)[at]

@@ -22,6 +22,7 @@ from gradscope.schema import (
     Coverage,
     RunMeta,
     SiteInfo,
+    in_order,
 )
 from gradscope.store import frames, guard
 from gradscope.store.codec import CorruptEntryError, decode, dtype_of
@@ -210,7 +211,7 @@ class Run:
         """Sites with at least one record, in the model's order."""
         found = dict.fromkeys(site for part in self._shown for site in part.sites())
         known = [site for site in self.header.sites if site in found]
-        return tuple(dict.fromkeys([*known, *found]))
+        return tuple(in_order(dict.fromkeys([*known, *found])))
 
     def site(self, site: str) -> SiteInfo:
         """What is known of a site.

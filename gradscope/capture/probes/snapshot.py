@@ -28,7 +28,7 @@ from gradscope.errors import (
     SettingError,
     UnknownNameError,
 )
-from gradscope.schema import MAX_STATES, Coverage, SiteInfo
+from gradscope.schema import MAX_STATES, Coverage, SiteInfo, in_order
 
 if TYPE_CHECKING:
     from gradscope.diagnostics import DecayFit
@@ -273,8 +273,7 @@ class _Collector:
     def in_order(self, targets: list[Target]) -> dict[str, SiteSnapshot]:
         """Return the sites as the model defines them, then what was found; a backward pass meets the last one first."""
         known = [info.site for target in targets for info in target.sites]
-        place = {site: i for i, site in enumerate(known)}
-        names = sorted(self.sites, key=lambda name: place.get(name.partition("#")[0], len(known)))
+        names = in_order(dict.fromkeys([*(site for site in known if site in self.sites), *self.sites]))
         return {name: self.sites[name] for name in names}
 
     def coverage(self, targets: list[Target]) -> list[Coverage]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 
 from gradscope.capture.layers.discovery import Target
-from gradscope.schema import Coverage
+from gradscope.schema import Coverage, in_order
 
 NOT_CALLED = "it was not called"
 NO_GRADIENT = (
@@ -108,7 +108,7 @@ class CoverageLedger:
     def lines(self) -> list[Coverage]:
         """Return one line per site and reason."""
         lines = []
-        for site in dict.fromkeys([*self._recorded, *self._reasons]):
+        for site in in_order(dict.fromkeys([*self._recorded, *self._reasons])):
             count, reasons = self._recorded[site], self._reasons.get(site, Counter())
             if count and not reasons:
                 lines.append(Coverage(site, "recorded", self._how.get(site, ""), count))
