@@ -52,10 +52,10 @@ class StepLedger:
         """Add scalars to the current step, or to the one that just ended when no forward pass has begun since."""
         kept = {name: _scalar(name, value) for name, value in scalars.items()}
         after_step = not self.touched
-        if self._ended is not None and after_step and self._logs_after_step:
-            self._ended[1].update(kept)
-        elif self._iterations and after_step:
+        if self._iterations and after_step:
             self._iterations[-1][0].update(kept)
+        elif self._ended is not None and after_step and self._logs_after_step:
+            self._ended[1].update(kept)
         else:
             self._current.update(kept)
 
