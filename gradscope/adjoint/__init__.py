@@ -1,6 +1,6 @@
 """Exact reverse-time equations per cell: pure functions of tensors, no hooks, no files."""
 
-from gradscope.adjoint.cells import CELLS, Cell
+from gradscope.adjoint.cells import CELLS, Cell, Local
 from gradscope.adjoint.contributions import cell_path, consistency, weight_contribution
 from gradscope.adjoint.linear import Linearization
 from gradscope.adjoint.order import Order
@@ -15,6 +15,7 @@ __all__ = [
     "Keep",
     "Kept",
     "Linearization",
+    "Local",
     "Order",
     "StackCall",
     "Trajectory",

@@ -21,10 +21,19 @@ def graph_task() -> int:
     return torch._C._current_graph_task_id()
 
 
+def current_node() -> Any:
+    """Return the node of the graph that the backward pass is at; None outside of one."""
+    return torch._C._current_autograd_node()
+
+
 def is_transformed(tensor: torch.Tensor) -> bool:
     """Whether a tensor belongs to a torch.func transform or a batched backward pass, and has no values of its own."""
-    functorch = torch._C._functorch
+    functorch = _FUNCTORCH
     return functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
+
+
+# Looked up once: it is asked about everything that arrives.
+_FUNCTORCH = torch._C._functorch
 
 
 def queue_callback(function: Any) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import gradscope
-from gradscope.adjoint import CELLS, Adjoints, Cell, GateClip, Keep, Linearization, Order, Trajectory, Weights
+from gradscope.adjoint import CELLS, Adjoints, Cell, GateClip, Keep, Linearization, Local, Order, Trajectory, Weights
 from gradscope.adjoint.types import KEEP_GATES
 from gradscope.adjoint.walk import Walk
 
@@ -88,11 +88,11 @@ class MGUCell(Cell):
         candidate = u * (1 - n * n)
         return (n - trajectory.hidden_prev + candidate * trajectory.candidate_hh) * u * (1 - u), candidate
 
-    def local(self, trajectory: Trajectory, hidden: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor]:
+    def local(self, trajectory: Trajectory, hidden: Tensor, cell: Tensor | None, carry_only: bool = False) -> Local:
         assert trajectory.activations is not None
         to_u, candidate = (part * hidden for part in self._coefficients(trajectory))
         u = trajectory.activations[:, :, 0]
-        return torch.cat((to_u, candidate), 2), torch.cat((to_u, candidate * u), 2)
+        return Local(torch.cat((to_u, candidate), 2), torch.cat((to_u, candidate * u), 2))
 
     def linearise(self, trajectory: Trajectory, weights: Weights) -> MGULinearization:
         assert trajectory.activations is not None

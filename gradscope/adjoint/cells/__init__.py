@@ -1,6 +1,6 @@
 """The equations of each kind of recurrence, a file each; how to add one: docs/adding.md."""
 
-from gradscope.adjoint.cells.cell import Cell
+from gradscope.adjoint.cells.cell import Cell, Local
 from gradscope.adjoint.cells.gru import GRUCell
 from gradscope.adjoint.cells.lstm import LSTMCell
 from gradscope.adjoint.cells.rnn import ElmanCell
@@ -13,4 +13,4 @@ CELLS: dict[str, Cell] = {
     "LSTM": LSTMCell(),
 }
 
-__all__ = ["CELLS", "Cell", "ElmanCell", "GRUCell", "LSTMCell"]
+__all__ = ["CELLS", "Cell", "ElmanCell", "GRUCell", "LSTMCell", "Local"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -11,6 +12,23 @@ from torch import Tensor, nn
 from gradscope.adjoint.linear import Linearization
 from gradscope.adjoint.order import Order
 from gradscope.adjoint.types import KEEP_GATES, Adjoints, GateClip, Keep, Trajectory, Weights
+
+
+@dataclass(frozen=True)
+class Local:
+    """What follows at each step, without recurrence, from the adjoints of its states.
+
+    Attributes
+    ----------
+    gates, gates_hh : Tensor, shape (T, B, G·H)
+    cell, carry : Tensor of shape (T, B, H) or None
+        ∂L/∂c_t, total and with h_t held fixed.
+    """
+
+    gates: Tensor
+    gates_hh: Tensor
+    cell: Tensor | None = None
+    carry: Tensor | None = None
 
 
 def shifted(states: Tensor, initial: Tensor) -> Tensor:
@@ -64,12 +82,8 @@ class Cell(ABC):
         """Recompute gates at steps whose previous states are all known (a cell called step by step)."""
 
     @abstractmethod
-    def local(self, trajectory: Trajectory, hidden: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return ``gates`` and ``gates_hh`` (T, B, G·H) from known adjoints of h_t and c_t."""
-
-    def through_output(self, trajectory: Trajectory, hidden: Tensor) -> Tensor | None:
-        """Return the part of ∂L/∂c_t that comes through h_t: total minus carry, (T, B, H); None without one."""
-        return None
+    def local(self, trajectory: Trajectory, hidden: Tensor, cell: Tensor | None, carry_only: bool = False) -> Local:
+        """Return what follows at each step from known adjoints of h_t and c_t: total, or carried past h_t only."""
 
     @abstractmethod
     def reverse(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gradscope.adjoint.cells.cell import Cell, shifted
+from gradscope.adjoint.cells.cell import Cell, Local, shifted
 from gradscope.adjoint.linear import Linearization
 from gradscope.adjoint.order import Order
 from gradscope.adjoint.types import KEEP_GATES, Adjoints, GateClip, Keep, Trajectory, Weights
@@ -110,13 +110,13 @@ class GRUCell(Cell):
         torch.mul(part.hidden_prev - n, from_new.mul_(z), out=to_z)
         return kappa
 
-    def local(self, trajectory: Trajectory, hidden: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor]:
+    def local(self, trajectory: Trajectory, hidden: Tensor, cell: Tensor | None, carry_only: bool = False) -> Local:
         coefficient = hidden.new_empty(*hidden.shape[:2], 4, hidden.shape[2])
         kappa = self._coefficients(trajectory, coefficient)
         gates_hh = coefficient[:, :, 1:] * hidden[:, :, None]
         gates = gates_hh.clone()
         torch.mul(kappa, hidden, out=gates[:, :, 2])
-        return gates.flatten(2), gates_hh.flatten(2)
+        return Local(gates.flatten(2), gates_hh.flatten(2))
 
     def reverse(
         self,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gradscope.adjoint.cells.cell import Cell, shifted
+from gradscope.adjoint.cells.cell import Cell, Local, shifted
 from gradscope.adjoint.linear import Linearization
 from gradscope.adjoint.order import Order
 from gradscope.adjoint.types import KEEP_GATES, Adjoints, GateClip, Keep, Trajectory, Weights
@@ -156,20 +156,27 @@ class LSTMCell(Cell):
         self._coefficients(trajectory, slice(None), out, to_cell)
         return out[:, :, 1:], to_cell
 
-    def local(self, trajectory: Trajectory, hidden: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor]:
+    def local(self, trajectory: Trajectory, hidden: Tensor, cell: Tensor | None, carry_only: bool = False) -> Local:
         assert cell is not None
-        coefficient, _ = self._all_coefficients(trajectory)
-        coefficient[:, :, :3] *= cell[:, :, None]
-        coefficient[:, :, 3] *= hidden
-        gates = coefficient.flatten(2)
-        return gates, gates
-
-    def through_output(self, trajectory: Trajectory, hidden: Tensor) -> Tensor:
-        """Return the part of ∂L/∂c_t that comes through h_t: total minus carry, (T, B, H)."""
         assert trajectory.activations is not None
         assert trajectory.cell is not None
-        o, tanh_c = trajectory.activations[:, :, 3], torch.tanh(trajectory.cell)
-        return torch.addcmul(o, o * tanh_c, tanh_c, value=-1).mul_(hidden)
+        assert trajectory.cell_prev is not None
+        i, f, g, o = trajectory.activations.unbind(2)
+        tanh_c = trajectory.cell.tanh()
+        out = o * tanh_c
+        through = torch.addcmul(o, out, tanh_c, value=-1).mul_(hidden)
+        carry, total = (cell, cell + through) if carry_only else (cell - through, cell)
+        gates = torch.empty_like(trajectory.activations)
+        to_i, to_f, to_g, to_o = gates.unbind(2)
+        both = torch.mul(total, i, out=to_g) * g
+        torch.addcmul(both, both, i, value=-1, out=to_i)
+        to_g.addcmul_(both, g, value=-1)
+        kept = total * f
+        torch.addcmul(kept, kept, f, value=-1, out=to_f).mul_(trajectory.cell_prev)
+        out *= hidden
+        torch.addcmul(out, out, o, value=-1, out=to_o)
+        flat = gates.flatten(2)
+        return Local(flat, flat, total, carry)
 
     def reverse(
         self,

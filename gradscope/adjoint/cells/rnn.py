@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gradscope.adjoint.cells.cell import Cell, shifted
+from gradscope.adjoint.cells.cell import Cell, Local, shifted
 from gradscope.adjoint.linear import Linearization
 from gradscope.adjoint.order import Order
 from gradscope.adjoint.types import KEEP_GATES, Adjoints, GateClip, Keep, Trajectory, Weights
@@ -67,9 +67,9 @@ class ElmanCell(Cell):
         # As torch does, which lets a gradient through a NaN.
         return (h <= 0).logical_not_().to(h.dtype) if self.relu else 1 - h * h
 
-    def local(self, trajectory: Trajectory, hidden: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor]:
+    def local(self, trajectory: Trajectory, hidden: Tensor, cell: Tensor | None, carry_only: bool = False) -> Local:
         gates = hidden * self._slope(trajectory.hidden)
-        return gates, gates
+        return Local(gates, gates)
 
     def reverse(
         self,

@@ -33,7 +33,7 @@ class LayerCall:
     inner: frozenset[str] = frozenset()
     done: Callable[[LayerCall, int], None] | None = None
     told: Callable[[Exception], None] | None = None
-    gradients: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    gradients: dict[int, dict[Any, Any]] = field(default_factory=dict)
     graphed: set[int] = field(default_factory=set)
     refused: set[int] = field(default_factory=set)
 
@@ -183,7 +183,7 @@ class InputTap:
     shape: torch.Size
     done: Callable[[InputTap, int], None]
     told: Callable[[Exception], None]
-    gradients: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    gradients: dict[int, dict[Any, Any]] = field(default_factory=dict)
     graphed: set[int] = field(default_factory=set)
     refused: set[int] = field(default_factory=set)
 

@@ -90,7 +90,7 @@ class FusedCall:
         output = call.output
         if not precise and output.dtype != torch.float64:
             found = stack_adjoints(call, torch.float32, layers, keep=keep)
-            if not any(map(_left_float32, found.values())):
+            if not any(map(left_float32, found.values())):
                 return found
         return stack_adjoints(call.again(), torch.float64, layers, keep=keep)
 
@@ -112,13 +112,13 @@ class FusedCall:
             if since:
                 dtype = torch.float64 if self.call.output.dtype == torch.float64 else torch.float32
                 adjoints = earlier_adjoints(self.call, direction, adjoints, since, dtype)
-                if dtype == torch.float32 and _left_float32(adjoints):
+                if dtype == torch.float32 and left_float32(adjoints):
                     return None
             found[layer, direction] = adjoints
         return found
 
 
-def _left_float32(adjoints: Adjoints) -> bool:
+def left_float32(adjoints: Adjoints) -> bool:
     """Return whether an adjoint is not finite, or came close to the lower end of float32 on its way back.
 
     Either may be true, or may be the range of float32 over a single block: only float64 can tell.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
@@ -44,8 +44,14 @@ class KnownCall:
     position: int = 0
 
 
-#: From the sequence number of a node to the known call that it is an output of.
-Known = Mapping[int, KnownCall]
+class Known(Protocol):
+    """Finds the known call that a node made an output of, by the node's sequence number."""
+
+    def get(self, number: int) -> KnownCall | None:
+        """Return the call, if there is one."""
+        ...
+
+    def __len__(self) -> int: ...
 
 
 @dataclass(eq=False)

@@ -19,7 +19,8 @@ from gradscope.capture.host import is_host
 from gradscope.capture.layers.rows import Selection
 from gradscope.capture.torch_private import saving_is_hooked
 
-_NODE = "MkldnnRnnLayerBackward0"
+#: What oneDNN's LSTM is in the graph, a layer and direction a node.
+NODE = "MkldnnRnnLayerBackward0"
 
 # Gates lie between -1 and 1; a wrong layout is off by far more, the kernel's own rounding by far less.
 _TOLERANCE = 1e-4
@@ -79,13 +80,36 @@ def kept_gates(
     return found if all(len(layer) == call.directions for layer in found) else None
 
 
+def key_of(node: Any) -> tuple[Any, ...]:
+    """Return what the layout of a node's workspace depends on."""
+    sizes = (*node._saved_input.shape, node._saved_result0.shape[2], node._saved_result3.numel() // 4)
+    return (*sizes, node._saved_train, node._saved_reverse, node._saved_has_biases)
+
+
+def width_of(node: Any) -> int:
+    """Return how far apart the gates of two sequences are in the workspace of a timestep's node; 0 where unknown."""
+    layout = _layouts.get(key_of(node))
+    return 0 if layout is None else layout.stride
+
+
+def gates_in(workspace: Tensor, width: int) -> Tensor:
+    """Return the gates of all sequences, (B, ``width``) and perhaps more, in the workspace of a call of one step."""
+    floats = workspace.view(torch.float32)
+    return floats[: len(floats) // width * width].view(-1, width)
+
+
+def mistaken(key: tuple[Any, ...]) -> None:
+    """Take note that gates were not where they had been found."""
+    _layouts[key] = None
+
+
 def _nodes(end: Any, layers: int, directions: int) -> list[list[Any]] | None:
     """Find the node of every layer and direction, from the top down along the edge of the input."""
     found: list[list[Any]] = []
     for _ in range(layers):
         end = _below(end)
         at_layer = [node for node, _ in end.next_functions] if directions == 2 and end is not None else [end]
-        if len(at_layer) != directions or any(node is None or node.name() != _NODE for node in at_layer):
+        if len(at_layer) != directions or any(node is None or node.name() != NODE for node in at_layer):
             return None
         if [node._saved_reverse for node in at_layer] != [False, True][:directions]:
             return None
@@ -104,8 +128,7 @@ def _below(node: Any) -> Any:
 def _of_node(node: Any, weights: Weights, selection: Selection) -> Kept | None:
     output = node._saved_result0.detach()
     workspace = node._saved_result3.view(torch.float32)
-    key = (*node._saved_input.shape, output.shape[2], len(workspace))
-    key = (*key, node._saved_train, node._saved_reverse, node._saved_has_biases)
+    key = key_of(node)
     if key not in _layouts:
         _layouts[key] = _layout(node, weights, workspace, output)
     output = output if selection.every_row else output.index_select(1, selection.rows)

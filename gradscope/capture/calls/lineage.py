@@ -40,12 +40,50 @@ class Unread:
         return UNKNOWN if any(bool(state.any()) for state in self.began) else self.steps
 
 
+class Known:
+    """Calls by the sequence numbers of the nodes that made their outputs, as long as somebody else holds them."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, weakref.ref[KnownCall]] = {}
+
+    def add(self, call: KnownCall) -> None:
+        """Take a call with all of its outputs."""
+        held = weakref.ref(call)
+        for number, _ in call.made:
+            self._held[number] = held
+
+    def get(self, number: int) -> KnownCall | None:
+        """Return the call that this node made an output of."""
+        held = self._held.get(number)
+        return None if held is None else held()
+
+    def __contains__(self, number: int) -> bool:
+        return self.get(number) is not None
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def forget(self, call: KnownCall) -> None:
+        """Let the graph be walked as if this were no call."""
+        for number, _ in call.made:
+            self._held.pop(number, None)
+
+    def clear(self) -> None:
+        """Forget every call."""
+        self._held.clear()
+
+    def calls(self) -> list[KnownCall]:
+        """Return the calls that are left."""
+        found = [call for held in self._held.values() if (call := held()) is not None]
+        return list({id(call): call for call in found}.values())
+
+
 class Lineage:
     """The calls of a step being recorded, and the states that the ones before left."""
 
     def __init__(self) -> None:
         #: Calls by the sequence numbers of the nodes of their outputs; each lives as long as its graph.
-        self.known: weakref.WeakValueDictionary[int, KnownCall] = weakref.WeakValueDictionary()
+        self.known = Known()
         self._nearest: dict[tuple[int, int], tuple[int, ...]] = {}
         # The states that calls left, the last of each layer last; those of earlier steps but for the last are dropped.
         self._left: dict[str, deque[tuple[tuple[Tensor, ...], int | Unread]]] = {}
@@ -69,11 +107,9 @@ class Lineage:
         """Follow states anew: calls have been taken out."""
         self._nearest.clear()
 
-    def made(self, call: KnownCall, outputs: Iterable[Tensor]) -> None:
+    def made(self, call: KnownCall) -> None:
         """Note which nodes made the outputs of a call."""
-        for output in outputs:
-            if output.grad_fn is not None:
-                self.known[output.grad_fn._sequence_nr()] = call
+        self.known.add(call)
 
     def before(self, states: Iterable[Tensor]) -> list[KnownCall]:
         """Return the calls that the given states were computed from, the nearest on every way."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -214,10 +213,10 @@ def hook(graph: Graph, found: Recurrence, sequence: FoundSequence) -> None:
     if found.direct is not None:
         sequence.has_direct = True
         hidden = found.roles.index("hidden")
-        leaving: dict[int, list[tuple[int, Any]]] = {}
+        leaving: dict[int, list[HookPlace]] = {}
         for step, consumers in enumerate(found.direct[begins:ends]):
             for user, at in consumers:
-                leaving.setdefault(user, []).append((at, ("direct", hidden, step)))
+                leaving.setdefault(user, []).append((at, ("direct", hidden, step), None))
         for index, sources in leaving.items():
             if not graph.is_call(index):
                 sequence.handles.append(on_departure(graph.nodes[index], sources, sequence))

@@ -7,7 +7,7 @@ holds who receives it, never a node: the graph goes when the user lets it go.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -31,13 +31,13 @@ class CannotRecordError(Exception):
 class Receiver(Protocol):
     """Who takes what arrives in backward passes, told apart by torch's number of the pass."""
 
-    gradients: dict[int, dict[Any, Tensor]]
+    gradients: dict[int, dict[Any, Any]]
     #: Passes that built a graph of their own, and those that cannot be recorded.
     graphed: set[int]
     refused: set[int]
 
-    def take(self, task: int, name: Any, gradient: Tensor) -> None:
-        """Keep a gradient that arrived in backward pass ``task``."""
+    def take(self, task: int, name: Any, gradient: Any) -> None:
+        """Keep a gradient that arrived in backward pass ``task``; several where ``ALL`` are asked for."""
         ...
 
     def forget(self, task: int) -> None:
@@ -52,6 +52,9 @@ class Receiver(Protocol):
         """Note why a pass is not recorded, or an error of gradscope's own."""
         ...
 
+
+#: In place of an output: all of them, as they are.
+ALL = -1
 
 #: Which output of a node, what the receiver calls it, and how its gradient gets the shape that the receiver knows.
 Place = tuple[int, Any, Callable[[Tensor], Tensor] | None]
@@ -72,7 +75,7 @@ def on_arrival(
     """
 
     def prehook(gradients: tuple[Tensor | None, ...]) -> None:
-        _take(receiver, ((gradients[place], name, layout) for place, name, layout in places))
+        _take(receiver, gradients, places)
 
     prehook.kept = keep_alive  # type: ignore[attr-defined]
     handle: torch.utils.hooks.RemovableHandle = node.register_prehook(prehook)
@@ -83,22 +86,22 @@ def on_leaf(leaf: Tensor, name: Any, receiver: Receiver) -> torch.utils.hooks.Re
     """Hand over the gradient of a leaf, also where it is asked for by ``torch.autograd.grad``."""
 
     def hook(gradient: Tensor) -> None:
-        _take(receiver, ((gradient, name, None),))
+        _take(receiver, (gradient,), ((0, name, None),))
 
     return leaf.register_hook(hook)
 
 
-def on_departure(node: Any, places: Sequence[tuple[int, Any]], receiver: Receiver) -> torch.utils.hooks.RemovableHandle:
+def on_departure(node: Any, places: Sequence[Place], receiver: Receiver) -> torch.utils.hooks.RemovableHandle:
     """Hand over the gradients that leave a node towards what it consumed; ``places`` are those of its inputs."""
 
     def posthook(towards: tuple[Tensor | None, ...], _: tuple[Tensor | None, ...]) -> None:
-        _take(receiver, ((towards[place], name, None) for place, name in places))
+        _take(receiver, towards, places)
 
     handle: torch.utils.hooks.RemovableHandle = node.register_hook(posthook)
     return handle
 
 
-def _take(receiver: Receiver, arrived: Iterable[tuple[Tensor | None, Any, Callable[[Tensor], Tensor] | None]]) -> None:
+def _take(receiver: Receiver, gradients: tuple[Tensor | None, ...], places: Sequence[Place]) -> None:
     """Give the receiver what arrived; whatever goes wrong is its to know, and never the user's pass's."""
     task = -1
     try:
@@ -109,18 +112,20 @@ def _take(receiver: Receiver, arrived: Iterable[tuple[Tensor | None, Any, Callab
             return
         if torch.is_grad_enabled():
             with torch.no_grad():
-                _hand_over(receiver, task, arrived)
+                _hand_over(receiver, task, gradients, places)
         else:  # as in every pass without create_graph; the context costs as much as the rest
-            _hand_over(receiver, task, arrived)
+            _hand_over(receiver, task, gradients, places)
     except Exception as error:
         _refuse(receiver, task, error)
 
 
-def _hand_over(
-    receiver: Receiver, task: int, arrived: Iterable[tuple[Tensor | None, Any, Callable[[Tensor], Tensor] | None]]
-) -> None:
-    for gradient, name, layout in arrived:
-        if gradient is not None:
+def _hand_over(receiver: Receiver, task: int, gradients: tuple[Tensor | None, ...], places: Sequence[Place]) -> None:
+    for place, name, layout in places:
+        if place == ALL:
+            if any(gradient is not None and is_transformed(gradient) for gradient in gradients):
+                raise CannotRecordError(TRANSFORMED)
+            receiver.take(task, name, gradients)
+        elif (gradient := gradients[place]) is not None:
             if is_transformed(gradient):
                 raise CannotRecordError(TRANSFORMED)
             receiver.take(task, name, gradient if layout is None else layout(gradient))

@@ -18,8 +18,18 @@ from gradscope.adjoint import Adjoints, Keep, Order
 from gradscope.adjoint.types import Trajectory
 from gradscope.capture.calls.fused import FusedCall
 from gradscope.capture.calls.prehook import CannotRecordError
+from gradscope.capture.calls.stepping import (
+    Arrived,
+    NextStep,
+    adjoints_of_steps,
+    known_by_step,
+    origin_of,
+    parts_of,
+    rows_of,
+)
 from gradscope.capture.host import added
 from gradscope.capture.layers.discovery import Target
+from gradscope.capture.torch_private import current_node
 
 
 @dataclass(eq=False, kw_only=True)
@@ -38,6 +48,8 @@ class Line:
         Take the end of a pass, and an error.
     calls : list
         In the order in which they hand their state on.
+    ends : dict of (int, int) to int
+        The states that the last one left, as in :class:`~gradscope.capture.calls.graph.KnownCall`.
     followers : list of Line
         Sequences of other layers that the last state was handed to.
     tasks : set of int
@@ -59,13 +71,14 @@ class Line:
     done: Callable[[Any, int], None] | None = None
     told: Callable[[Exception], None] | None = None
     calls: list[Any] = field(default_factory=list)
+    ends: dict[tuple[int, int], int] = field(default_factory=dict)
     followers: list[Line] = field(default_factory=list)
     tasks: set[int] = field(default_factory=set)
     delivered: bool = False
     mixed: bool = True
     again: bool = False
     unfollowed: str = ""
-    gradients: dict[int, dict[Any, Tensor]] = field(default_factory=dict)
+    gradients: dict[int, dict[Any, Any]] = field(default_factory=dict)
     graphed: set[int] = field(default_factory=set)
     refused: set[int] = field(default_factory=set)
 
@@ -116,10 +129,19 @@ class FusedSequence(Line):
     def batch(self) -> int:
         return self.calls[0].selection.size
 
-    def take(self, task: int, name: tuple[int, str], gradient: Tensor) -> None:
-        """Keep the sampled rows of a gradient that arrived in backward pass ``task`` at one of the calls."""
-        held, call = self.gradients[task], self.calls[name[0]]
+    def take(self, task: int, name: Any, gradient: Any) -> None:
+        """Keep the sampled rows of what arrived in backward pass ``task`` at one of the calls.
+
+        A gradient by position and name; by position alone all that arrived at the single node of a call.
+        """
+        held = self.gradients[task]
         self.tasks.add(task)
+        if isinstance(name, int):
+            if None not in held:
+                held[None] = Arrived(self.calls[0].selection, len(self.calls))
+            held[None].take(name, gradient, current_node())
+            return
+        call = self.calls[name[0]]
         taken = call.rows_of(name[1], gradient)
         held[name] = added(held[name], taken) if name in held else taken
 
@@ -143,11 +165,18 @@ class FusedSequence(Line):
         if self.unfollowed:
             self.forget(task)
             raise CannotRecordError(self.unfollowed)
-        if any(call.changed for call in self.calls):
+        if any(call.changed for call in self.calls if not isinstance(call, NextStep)):
             self.forget(task)
             raise CannotRecordError("the weights changed during backward (an optimizer inside backward?)")
+        gradients = self.gradients.pop(task)
+        nodes = gradients.pop(None, None)
+        steps = {position: call for position, call in enumerate(self.calls) if call.steps == 1}
+        if len(steps) == len(self.calls) > 1 and known_by_step(self.calls[0].call):
+            rows = rows_of(steps, gradients, nodes)
+            whole = adjoints_of_steps(self.calls[0].call, rows, scale, precise, keep)
+            return {(0, 0): replace(whole, direct=None) if self.mixed else whole}
         arrived: dict[int, dict[str, Tensor]] = defaultdict(dict)
-        for (position, name), gradient in self.gradients.pop(task).items():
+        for (position, name), gradient in gradients.items():
             arrived[position][name] = gradient
         if len(self.calls) == 1:
             return self.calls[0].adjoints(task, arrived[0], layers, scale, precise, keep)
@@ -166,8 +195,16 @@ class FusedSequence(Line):
             return {place: self._in_a_row(place, adjoints, arrived, scale) for place, adjoints in found.items()}
         parts: list[dict[tuple[int, int], Adjoints]] = [{} for _ in self.calls]
         for positions in alike.values():
-            gradients = [arrived[position] for position in positions]
-            beside, together = _beside([self.calls[position] for position in positions], gradients)
+            if nodes is not None and len(steps) == len(positions) and positions[0] in steps:
+                origin, ends = origin_of(self.calls[positions[0]]).call, positions[-1] == len(self.calls) - 1
+                whole = adjoints_of_steps(origin, rows_of(steps, gradients, nodes), scale, precise, keep, ends)
+                for position, part in zip(positions, parts_of(whole), strict=True):
+                    parts[position][0, 0] = part
+                    arrived[position].pop("grad_hn", None)  # is in no direct gradient
+                continue
+            beside, together = _beside(
+                [self.calls[position] for position in positions], [arrived[position] for position in positions]
+            )
             found = beside.adjoints(task, together, layers, scale, precise, keep)
             for place, adjoints in found.items():
                 for position, part in zip(positions, _apart(adjoints, len(positions)), strict=True):
@@ -234,7 +271,7 @@ class FusedSequence(Line):
         return joined([part[place] for part in parts])
 
 
-def _beside(calls: list[FusedCall], arrived: list[dict[str, Tensor]]) -> tuple[FusedCall, dict[str, Tensor]]:
+def _beside(calls: list[FusedCall | NextStep], arrived: list[dict[str, Tensor]]) -> tuple[FusedCall, dict[str, Tensor]]:
     """Put calls of the same length side by side, as rows of one batch, with what arrived at them."""
     first = calls[0].call
 
@@ -257,7 +294,7 @@ def _beside(calls: list[FusedCall], arrived: list[dict[str, Tensor]]) -> tuple[F
                 [torch.zeros_like(z) if g is None else g for g, z in zip(given, like_them, strict=True)]
             )
     call = replace(first, input=of("input"), output=of("output"), h0=of("h0"), c0=of("c0"), masks=masks, kept=None)
-    return replace(calls[0], call=call, step_nodes=None), gradients
+    return replace(origin_of(calls[0]), call=call, step_nodes=None), gradients
 
 
 def _apart(adjoints: Adjoints, calls: int) -> list[Adjoints]:

@@ -29,11 +29,19 @@ from gradscope.capture.calls.graph import KnownCall
 from gradscope.capture.calls.kernels import KernelCall
 from gradscope.capture.calls.lineage import Lineage, edges_of, later, tupled
 from gradscope.capture.calls.passes import Pass
-from gradscope.capture.calls.prehook import TRANSFORMED, CannotRecordError, guarded, on_arrival
+from gradscope.capture.calls.prehook import ALL, TRANSFORMED, CannotRecordError, guarded, on_arrival
 from gradscope.capture.calls.saying import failing
 from gradscope.capture.calls.searching import Search
 from gradscope.capture.calls.sequence import FusedSequence, Line
 from gradscope.capture.calls.step_nodes import step_nodes
+from gradscope.capture.calls.stepping import (
+    OTHER_WEIGHTS,
+    NextStep,
+    made_by_node,
+    next_step,
+    origin_of,
+    same_weights,
+)
 from gradscope.capture.calls.views import behind_views
 from gradscope.capture.layers.discovery import Names, Target
 from gradscope.capture.torch_private import graph_task, in_transform, remove_global_hook, saving_is_hooked
@@ -107,7 +115,6 @@ class Watcher:
         self._handles: list[Any] = []
         self._resting: list[Any] = []
         self._silenced: Any = None
-        self._observe_call = self._observe_guarded
         self._rng: dict[int, Tensor] = {}
         self._lineage = Lineage()
         self._search = Search(names, targets, listener, self._lineage)
@@ -141,7 +148,6 @@ class Watcher:
             return
         self._remove()
         self._silenced = self._silenced or quieten()
-        self._observe_call = eager(self._observe_guarded)
         self._handles.append(register_module_forward_hook(eager(self._after_forward), with_kwargs=True))
         if self._draws_masks or self._tapped:
             self._handles.append(register_module_forward_pre_hook(eager(self.before_forward)))
@@ -265,7 +271,8 @@ class Watcher:
         if id(module) in self._handed:
             self.guarded(target, lambda: self._edited(target))
         if torch.is_grad_enabled():
-            self._observe_call(target, args, kwargs, output)
+            if target.kind != "fused" or kwargs or not self._goes_on(target, args, output):
+                self._observe_guarded(target, args, kwargs, output)
         elif target.kind in ("fused", "cell"):
             self.guarded(target, lambda: self._note_left(target, args, kwargs, output))
 
@@ -317,13 +324,42 @@ class Watcher:
         states = call.states if len(call.states) > 1 else call.states[0]
         self._observe_fused(target, (call.x, states), {}, (call.output, finals))
 
+    def _goes_on(self, target: Target, args: tuple[Any, ...], output: Any) -> bool:
+        """Take one more step of a decoder where that is little work; whether it was."""
+        line, listener = self._latest.get(target.path), self._listener
+        if not isinstance(line, FusedSequence) or line.calls[-1].steps != 1 or listener.precise or listener.keep.gates:
+            return False
+        try:
+            return self._took_step(target, line, args, output)
+        except Exception as error:
+            self._telling(target)(error)
+            return False
+
+    def _took_step(self, target: Target, line: FusedSequence, args: tuple[Any, ...], output: Any) -> bool:
+        last, module = line.calls[-1], target.module
+        assert isinstance(module, nn.RNNBase)
+        if overrides_forward(module) or in_transform() or saving_is_hooked():
+            return False
+        found = made_by_node(origin_of(last), line.ends, module, args, output)
+        if found is None:
+            return False
+        node, places, edges = found
+        self._pending.pop(id(module), None)
+        line.calls.append(last if isinstance(last, NextStep) and last.input is None else NextStep(origin_of(last)))
+        known = KnownCall(f"{target.path}:{line.use}", places, (), edges, line, len(line.calls) - 1)
+        self._lineage.made(known)
+        line.ends = places
+        on_arrival(node, ((ALL, known.position, None),), line, keep_alive=known)
+        self._leave(target, line, output[1])
+        return True
+
     def _observe_fused(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         module, listener = target.module, self._listener
         assert isinstance(module, nn.RNNBase)
         hx = args[1] if len(args) > 1 else kwargs.get("hx")
         given = tupled(hx)
         x = args[0] if args else kwargs["input"]
-        before, carried = self._before(target, given)
+        before, carried = self._handed_on(target, given, 1) or self._before(target, given)
         packed = not isinstance(x, Tensor)
         same = isinstance(before, FusedSequence) and before.target is target
         if same and before is not None and (packed or before.calls[-1].selection.gather is not None):
@@ -332,9 +368,16 @@ class Watcher:
         rng = self._rng.pop(id(module), None)
         like = sequence.calls[-1] if sequence is not None else None
         precise = listener.precise or overrides_forward(module)
-        call, watched = open_call(module, args, kwargs, output, listener.samples, rng, precise, like)
-        if sequence is not None and (
-            call.selection.lengths is not None or like is None or _batch(call) != _batch(like)
+        going_on = next_step(like, module, x, given, output)
+        if going_on is None and sequence is not None and like is not None and not same_weights(module, like):
+            sequence.unfollowed = OTHER_WEIGHTS
+            raise CannotRecordError(OTHER_WEIGHTS)
+        origin = None if like is None else origin_of(like)
+        call, watched = going_on or open_call(module, args, kwargs, output, listener.samples, rng, precise, origin)
+        if (
+            going_on is None
+            and sequence is not None
+            and (call.selection.lengths is not None or like is None or _batch(call) != _batch(like))
         ):
             sequence.unfollowed = cells.REORDERED
             raise CannotRecordError(cells.REORDERED)
@@ -348,10 +391,10 @@ class Watcher:
                 given_to, weights = watched.get("grad_output"), call.call.weights
                 call.step_nodes = step_nodes(module, given_to, call.selection, weights, reach, listener.keep.input)
         sequence.calls.append(call)
+        if isinstance(call, NextStep):
+            call.copy(x, given, watched["grad_output"])
         self._stand(target, sequence, len(sequence.calls) - 1, watched, getattr(x, "data", x), given, _FUSED_SLOTS)
-        finals = tupled(output[1])
-        behind = carried if sequence.carried < 0 else sequence.carried + sequence.steps
-        self._lineage.left(target.path, finals, behind if behind >= 0 else -1, again=graph_task() != -1)
+        self._leave(target, sequence, tupled(output[1]))
         self._latest[target.path] = sequence
 
     def _observe_cell(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -360,8 +403,9 @@ class Watcher:
             raise CannotRecordError(cells.FROZEN)
         if target.path in self._search.parted:
             return
-        before, carried = self._before(target, given)
-        if self._parts(target, given):
+        handed_on = self._handed_on(target, given, 0)
+        before, carried = handed_on or self._before(target, given)
+        if handed_on is None and self._parts(target, given):
             self._leave_to_data_flow(target)
             return
         sequence = before if isinstance(before, cells.CellSequence) and before.target is target else None
@@ -373,13 +417,24 @@ class Watcher:
             sequence.done = self._delivering(self._deliver_cell)
             sequence.use = self._listener.opened(target)
             self._follows(before, given, sequence)
+            if not (self._listener.precise or self._listener.keep.gates):
+                node, weight = cells.gate_node(target.mode, after[0]), target.module.weight_ih
+                sequence.seen = node is not None and cells.multiplies(node, weight)
         position = sequence.steps
-        sequence.add(x, given or tuple(torch.zeros(state.shape, dtype=state.dtype) for state in after), after)
+        sequence.add(x, given, after)
         watched = {(position, i): state for i, state in enumerate(after) if state.requires_grad}
+        if sequence.seen:
+            if (node := cells.gate_node(target.mode, after[0])) is None:
+                sequence.unfollowed = cells.UNLIKE
+            else:
+                on_arrival(node, ((0, (position, cells.GATES), None),), sequence)
         self._stand(target, sequence, position, watched, x, given, None)
-        behind = -1 if sequence.carried < 0 else sequence.carried + sequence.steps
-        self._lineage.left(target.path, after, behind, again=graph_task() != -1)
+        self._leave(target, sequence, after)
         self._latest[target.path] = sequence
+
+    def _leave(self, target: Target, line: Line, finals: tuple[Tensor, ...]) -> None:
+        behind = -1 if line.carried < 0 else line.carried + line.steps
+        self._lineage.left(target.path, finals, behind, again=graph_task() != -1)
 
     def _parts(self, target: Target, given: tuple[Tensor, ...]) -> bool:
         """Whether a state is given to a cell that has been given it before: only the graph tells which call goes on.
@@ -396,11 +451,25 @@ class Watcher:
         """Let the calls of a cell in this step be found like any other recurrence."""
         self._search.parted.add(target.path)
         self._listener.missed(target, cells.PARTED)
-        for number, call in list(self._lineage.known.items()):
+        for call in self._lineage.known.calls():
             if call.owner.target is target:
                 call.owner.done = None
-                del self._lineage.known[number]
+                self._lineage.known.forget(call)
         self._lineage.parted()
+
+    def _handed_on(self, target: Target, given: tuple[Tensor, ...], slot: int) -> tuple[Line, int] | None:
+        """Do what :meth:`_before` does for the very states that the call before has left, as nearly always.
+
+        ``slot`` is that of the first state among what a call returns.
+        """
+        line = self._latest.get(target.path)
+        if line is None or not given or not _may_join(target):
+            return None
+        for place, state in enumerate(given, start=slot):
+            node = state.grad_fn
+            if node is None or line.ends.get((node._sequence_nr(), state.output_nr)) != place:
+                return None
+        return line, -1 if line.carried < 0 else line.carried + line.steps
 
     def _before(self, target: Target, given: tuple[Tensor, ...]) -> tuple[Line | None, int]:
         """Return the sequence that a call continues or comes after, and how many steps lie behind its state."""
@@ -450,14 +519,13 @@ class Watcher:
         known = KnownCall(f"{target.path}:{sequence.use}", {}, edges_of([x]), edges_of(given), sequence, position)
         by_node: dict[Any, list[Any]] = {}
         for name, behind in behind_views(watched).items():
-            tensor = behind.tensor
+            tensor, slot = behind.tensor, int(slots[name] if slots is not None else name[1])
             by_node.setdefault(tensor.grad_fn, []).append((tensor.output_nr, _key(name, position), behind.layout))
-            slot = int(slots[name] if slots is not None else name[1])
-            outputs = (tensor,) if tensor is watched[name] else (tensor, watched[name])
-            for made in outputs:
+            for made in (tensor,) if tensor is watched[name] else (tensor, watched[name]):
                 if made.grad_fn is not None:
                     known.made[made.grad_fn._sequence_nr(), made.output_nr] = slot
-            self._lineage.made(known, outputs)
+        self._lineage.made(known)
+        sequence.ends = known.made
         for node, places in by_node.items():
             on_arrival(node, places, sequence, keep_alive=known)
 
@@ -476,8 +544,10 @@ class Watcher:
             by_node.setdefault(found.tensor.grad_fn, []).append((found.tensor.output_nr, name, found.layout))
         x = args[0] if args else next(iter(kwargs.values()))
         sequence = Line()
-        known = KnownCall(target.path, {}, edges_of([x]), (), sequence, 0)
-        self._lineage.made(known, [*watched.values(), *(found.tensor for found in behind.values())])
+        outputs = (*watched.values(), *(found.tensor for found in behind.values()))
+        made = {(o.grad_fn._sequence_nr(), o.output_nr): 0 for o in outputs if o.grad_fn is not None}
+        known = KnownCall(target.path, made, edges_of([x]), (), sequence, 0)
+        self._lineage.made(known)
         for node, places in by_node.items():
             on_arrival(node, places, call, keep_alive=known)
 
@@ -510,7 +580,9 @@ class Watcher:
     def _deliver_cell(self, sequence: cells.CellSequence, task: int) -> None:
         assert sequence.target is not None
         listener = self._listener
-        adjoints = sequence.adjoints(task, torch.float64, listener.loss_scale(), listener.precise)
+        adjoints = sequence.adjoints(task, listener.loss_scale(), listener.precise, listener.keep)
+        if listener.keep.input and adjoints.input is None:
+            listener.missing(sequence.target, "input", cells.IN_PART)
         parts = {info.site: adjoints for info in sequence.target.sites}
         self._search.deliver(sequence, sequence.target, sequence.use, parts, sequence.rows, task)
 
@@ -593,7 +665,7 @@ def _key(name: Any, position: int) -> Any:
     return (position, name) if isinstance(name, str) else name
 
 
-def _batch(call: FusedCall) -> int:
+def _batch(call: FusedCall | NextStep) -> int:
     return call.shape[call.selection.batch_dim] if len(call.shape) > 2 else 1
 
 

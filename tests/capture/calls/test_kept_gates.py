@@ -32,7 +32,7 @@ def _call(module: nn.LSTM, x: Tensor, samples: int | None = None) -> StackCall:
 def _fused(module: nn.LSTM, x: Tensor) -> bool:
     """Whether this torch runs a float32 LSTM on this processor by the kernel in question."""
     node = module(x)[0].grad_fn
-    while node is not None and node.name() != kept_gates._NODE:
+    while node is not None and node.name() != kept_gates.NODE:
         node = node.next_functions[0][0] if node.next_functions else None
     return node is not None
 
