@@ -11,6 +11,9 @@ FADES_BELOW = 2.0**-100
 # Between these a float32 norm has squares that float32 holds; beyond them float64 has to sum them.
 _SAFE = 2.0**-50, 2.0**60
 
+# As many elements are summed in float64 in the time that looking at the norms takes.
+_FEW = 2**18
+
 # Between these the squares of a float64 vector neither underflow nor overflow when they are summed.
 _SQUARES_SAFE = 1e-140, 1e150
 
@@ -28,6 +31,9 @@ def norms(x: Tensor) -> Tensor:
     """
     if x.dtype == torch.float64:
         return _double_norms(x)
+    if x.numel() <= _FEW and x.dtype == torch.float32:
+        # No square of a float32 is out of float64's range: one operation instead of several.
+        return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)
     plain = torch.linalg.vector_norm(x.float(), dim=-1).double()
     unsafe = ~((plain > _SAFE[0]) & (plain < _SAFE[1]))
     if not bool(unsafe.any()):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradscope.adjoint import Adjoints, Order
+from gradscope.capture.calls.blocks import Blocks
 from gradscope.capture.calls.recurrences.axes import UNBATCHED
 from gradscope.capture.calls.sequence import Line
 from gradscope.capture.host import added, begun, is_host, rows_of
@@ -90,18 +91,22 @@ class FoundSequence(Line):
     def take(self, task: int, name: tuple[Any, ...], gradient: Tensor) -> None:
         """Keep the sampled rows of what arrived at a state, an entry, or an initial state."""
         self.tasks.add(task)
-        kind, which = name[0], name[1]
-        axis = self.entry_axes[which] if kind == "entry" else self.axes[which]
-        taken = self._of(gradient, axis, self.rows_at[name[2]] if self.rows_at else self.rows)
         held = self.gradients[task]
+        kind, which, step = name
+        axis = self.entry_axes[which] if kind == "entry" else self.axes[which]
+        plain = axis == 0 and gradient.dim() == 2 and not gradient.is_complex()
+        if plain and self.lengths is None and not self.rows_at and kind != "initial":  # as most
+            if None not in held:
+                held[None] = Blocks(self.rows, self.length)
+            held[None].add((kind, which), step, gradient)
+            return
+        taken = self._of(gradient, axis, self.rows_at[step] if self.rows_at else self.rows)
         held[name] = added(held[name], taken) if name in held else taken
 
     def _of(self, gradient: Tensor, axis: int, rows: Tensor) -> Tensor:
         """Return the sampled rows, flat, (b, N); those of another device are on their way to the host."""
         if not is_host(gradient):
             return self._begun(gradient, axis, rows)
-        if axis == 0 and not self.whole and self.lengths is None and gradient.dim() == 2 and not gradient.is_complex():
-            return gradient.index_select(0, rows)  # what most states are
         if gradient.is_complex():  # real and imaginary parts side by side
             gradient = torch.view_as_real(gradient.resolve_conj())
         if axis == UNBATCHED:
@@ -124,22 +129,27 @@ class FoundSequence(Line):
     def adjoints(self, task: int, scale: float) -> Adjoints:
         """Stack what arrived in backward pass ``task``: (T, b, N) of every state."""
         arrived = self.gradients.pop(task)
+        blocks: Blocks = arrived.pop(None, None) or Blocks(self.rows, self.length)
         order = Order(self.length, len(self.rows), self.lengths, reverse=False)
-        states = {role: self._stacked(arrived, "state", i, self.shapes[i]) / scale for i, role in enumerate(self.roles)}
+
+        def stacked(kind: str, which: int, shape: tuple[int, ...] | None) -> Tensor:
+            values = blocks.get((kind, which))
+            if values is None or any(name[:2] == (kind, which) for name in arrived):
+                others = self._stacked(arrived, kind, which, shape)
+                values = others if values is None else others + values.to(others)
+            values = values.to("cpu", torch.float64)
+            return values if scale == 1.0 else values / scale
+
+        states = {role: stacked("state", i, self.shapes[i]) for i, role in enumerate(self.roles)}
         numbered = tuple(states[role] for role in self.roles if role.startswith("state_"))
         hidden, cell = states.get("hidden"), states.get("cell")
         direct = None
         if self.has_direct:
             at = self.roles.index("hidden")
-            direct = self._stacked(arrived, "direct", at, self.shapes[at]) / scale
-        entering = [
-            self._stacked(arrived, "entry", i, None) / scale
-            for i in range(len(self.entry_axes))
-            if any(name[:2] == ("entry", i) for name in arrived)
-        ]
-        initial = {
-            i: arrived["initial", i, 0].double() / scale for i in self.initial_states if ("initial", i, 0) in arrived
-        }
+            direct = stacked("direct", at, self.shapes[at])
+        kinds = {name[:2] for name in arrived} | blocks.names()
+        entering = [stacked("entry", i, None) for i in range(len(self.entry_axes)) if ("entry", i) in kinds]
+        initial = {i: arrived["initial", i, 0].double() / scale for i in self.initial_states if ("initial", i) in kinds}
         by_role = {self.roles[i]: value for i, value in initial.items()}
         return Adjoints(
             order,

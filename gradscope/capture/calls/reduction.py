@@ -96,32 +96,38 @@ def _norms_by_lag(name: str, values: Tensor, adjoints: Adjoints, gate_names: tup
         found = source.norms(adjoints)[:, :, None]
     else:
         found = norms(values.unflatten(2, (len(gate_names) or 1 if per_gate else 1, -1)))
+    # So few numbers that numpy is done with them before torch has begun.
+    sizes = found.numpy()
     if source.scaled and adjoints.scale is not None:
-        found = found / adjoints.scale
-    found = _marked(found, adjoints.faded if source.scaled or name == "recurrent" else None)
-    lagged = adjoints.order.to_lag(found)
+        with np.errstate(over="ignore"):  # inf, as an adjoint beyond float64 is
+            sizes = sizes / adjoints.scale.numpy()
+    sizes = _marked(sizes, adjoints.faded if source.scaled or name == "recurrent" else None)
+    if adjoints.order.lengths is None:
+        lagged = torch.from_numpy(np.ascontiguousarray(sizes[::-1].swapaxes(0, 1)))
+    else:
+        lagged = adjoints.order.to_lag(torch.from_numpy(sizes))
     return lagged.transpose(1, 2) if per_gate else lagged[:, :, 0]
 
 
-def _marked(found: Tensor, faded: list[bool] | None) -> Tensor:
+def _marked(found: np.ndarray, faded: list[bool] | None) -> np.ndarray:
     """Mark what is not 0 but below what float64 holds, in norms (T, ...) in processing order.
 
     That is where the adjoint was known to fade, and where a norm of 0 follows one that is nearly as small: what ends at
     a gate or a unit that is shut ends at any size.
     """
     zero = found == 0
-    if not bool(zero.any()):
+    if not zero.any():
         return found
-    lost = torch.zeros_like(zero)
+    lost = np.zeros_like(zero)
     if faded is not None and any(faded):
-        lost |= torch.tensor(faded).reshape(-1, *[1] * (found.dim() - 1))
-    if bool((found[~zero] < _NEARLY_LOST).any()):
+        lost[np.asarray(faded)] = True
+    if (found[~zero] < _NEARLY_LOST).any():
         # The norm at the next step that has one, with 1 where no step after has: nothing was lost on the way.
-        time = torch.arange(len(found)).reshape(-1, *[1] * (found.dim() - 1))
-        after = torch.where(zero, len(found), time).flip(0).cummin(0).values.flip(0)
-        padded = torch.cat((found, torch.ones_like(found[:1])))
-        lost |= padded.gather(0, after) < _NEARLY_LOST
-    return torch.where(zero & lost, _BELOW_NORMAL, found)
+        time = np.arange(len(found)).reshape(-1, *[1] * (found.ndim - 1))
+        after = np.minimum.accumulate(np.where(zero, len(found), time)[::-1])[::-1]
+        padded = np.concatenate((found, np.ones_like(found[:1])))
+        lost |= np.take_along_axis(padded, after, 0) < _NEARLY_LOST
+    return np.where(zero & lost, _BELOW_NORMAL, found)
 
 
 def _weight(adjoints: Adjoints, gate_names: tuple[str, ...]) -> dict[str, Tensor]:
@@ -131,8 +137,9 @@ def _weight(adjoints: Adjoints, gate_names: tuple[str, ...]) -> dict[str, Tensor
     reverse = adjoints.order.reverse
     # Sequences of different lengths are at different steps of the reverse direction at one time.
     faded = None if reverse and adjoints.order.lengths is not None else adjoints.faded
-    marked = _marked(found.flip(0) if reverse else found, faded)
-    return {"weight": marked.flip(0) if reverse else marked}
+    sizes = found.numpy()
+    marked = _marked(sizes[::-1] if reverse else sizes, faded)
+    return {"weight": torch.from_numpy(np.ascontiguousarray(marked[::-1] if reverse else marked))}
 
 
 def _consistency(adjoints: Adjoints, gate_names: tuple[str, ...]) -> dict[str, Tensor]:
