@@ -7,6 +7,7 @@ surprise: the replay computes everything again then.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,8 +52,13 @@ class _Layout:
     cell: int | None
 
 
-# What was found at each size; None where it was not as expected.
-_layouts: dict[tuple[Any, ...], _Layout | None] = {}
+# What was found at each size; None where it was not as expected, or where the size has been seen once: to find it out
+# takes as long as several replays, which a length of its own at every step would pay each time.
+_layouts: OrderedDict[tuple[Any, ...], _Layout | None] = OrderedDict()
+_seen_once: OrderedDict[tuple[Any, ...], None] = OrderedDict()
+
+# Sizes that are remembered.
+_REMEMBERED = 64
 
 
 def kept_gates(
@@ -68,7 +74,7 @@ def kept_gates(
         return None
     try:
         nodes = _nodes(output.grad_fn, len(call.weights), call.directions)
-        if nodes is None:
+        if nodes is None or not _worth_it([key_of(node) for at_layer in nodes for node in at_layer], len(call.input)):
             return None
         kept = [
             [_of_node(node, weights, selection) for node, weights in zip(*at_layer, strict=True)]
@@ -118,6 +124,21 @@ def _nodes(end: Any, layers: int, directions: int) -> list[list[Any]] | None:
     return found[::-1]
 
 
+def _worth_it(keys: list[tuple[Any, ...]], steps: int) -> bool:
+    """Whether all of these sizes have been seen before; of a single timestep all is known at once."""
+    new = [key for key in keys if key not in _layouts and key not in _seen_once] if steps > 1 else []
+    for key in new:
+        _remember(_seen_once, key, None)
+    return not new
+
+
+def _remember(where: OrderedDict[Any, Any], key: tuple[Any, ...], value: _Layout | None) -> None:
+    where[key] = value
+    where.move_to_end(key)
+    if len(where) > _REMEMBERED:
+        where.popitem(last=False)
+
+
 def _below(node: Any) -> Any:
     """Pass over what stands between the layers and changes no state: a transposition, a dropout."""
     while node is not None and node.name().startswith(("Transpose", "Mul", "NativeDropout")):
@@ -130,7 +151,7 @@ def _of_node(node: Any, weights: Weights, selection: Selection) -> Kept | None:
     workspace = node._saved_result3.view(torch.float32)
     key = key_of(node)
     if key not in _layouts:
-        _layouts[key] = _layout(node, weights, workspace, output)
+        _remember(_layouts, key, _layout(node, weights, workspace, output))
     output = output if selection.every_row else output.index_select(1, selection.rows)
     first, last = (output[-1], output[0]) if node._saved_reverse else (output[0], output[-1])
     for searched_again in (False, True):

@@ -590,9 +590,9 @@ def record(
         model's parameters is followed, and an update by hand is seen from their having changed after a pass;
         ``recorder.step()`` after each update says it outright.
     every : int or "auto"
-        Record one step in ``every``. With ``"auto"`` the interval is chosen from the first two recorded steps and looked
-        at again after every other, so that all of recording, from the first step on, costs at most ``budget`` of the
-        training; it is written into the run (``settings["chosen_every"]``).
+        Record one step in ``every``. With ``"auto"`` the interval is chosen from the first two recorded steps and
+        looked at again after each later one, so that recording costs at most ``budget`` of the training, from the first
+        step on; it is written into the run (``settings["chosen_every"]``).
     budget : float
         Only with ``every="auto"``.
     samples : int or None

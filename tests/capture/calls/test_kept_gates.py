@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import replace
 from typing import Any
 
@@ -24,8 +25,10 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 def _call(module: nn.LSTM, x: Tensor, samples: int | None = None) -> StackCall:
-    rng = torch.get_rng_state()
     given = x.transpose(0, 1) if module.batch_first else x
+    other, rng = torch.randn_like(given), torch.get_rng_state()
+    open_call(module, (other,), {}, module(other), samples, rng, precise=False)  # so that the size has been seen
+    rng = torch.get_rng_state()
     return open_call(module, (given,), {}, module(given), samples, rng, precise=False)[0].call
 
 
@@ -56,9 +59,22 @@ def test_adjoints_equal_a_replay_in_float64(
             torch.testing.assert_close(found, getattr(expected, quantity), rtol=1e-4, atol=1e-5, msg=quantity)
 
 
+def test_a_size_is_looked_at_when_it_is_seen_again_and_few_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_gates, "_layouts", OrderedDict())
+    monkeypatch.setattr(kept_gates, "_seen_once", OrderedDict())
+    module = nn.LSTM(6, 16)
+    for steps in range(2, 200):
+        x = torch.randn(steps, 4, 6)
+        assert open_call(module, (x,), {}, module(x), None, None, precise=False)[0].call.kept is None
+    assert not kept_gates._layouts
+    assert len(kept_gates._seen_once) == 64
+    again = _call(module, torch.randn(150, 4, 6))
+    assert (again.kept is not None) == _fused(module, x)
+
+
 def test_another_layout_is_noticed_and_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(kept_gates, "_layouts", {})
+    monkeypatch.setattr(kept_gates, "_layouts", OrderedDict())
     monkeypatch.setattr(kept_gates, "_ALIGNMENT", 24)
     assert _call(nn.LSTM(6, 16), torch.randn(9, 4, 6)).kept is None
 
@@ -106,7 +122,7 @@ def test_states_of_an_earlier_call_are_not_taken_for_those_of_this_one(
 ) -> None:
     """Where they were when a layer of the size was first seen may be memory that an earlier call had left behind."""
     torch.manual_seed(0)
-    monkeypatch.setattr(kept_gates, "_layouts", {})
+    monkeypatch.setattr(kept_gates, "_layouts", OrderedDict())
     module = nn.LSTM(6, 16, bidirectional=bidirectional)
     first = _call(module, torch.randn(9, 4, 6), samples)
     if first.kept is None:
@@ -130,7 +146,7 @@ def test_states_of_an_earlier_call_are_not_taken_for_those_of_this_one(
 
 def test_a_layer_whose_states_never_fit_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(kept_gates, "_layouts", {})
+    monkeypatch.setattr(kept_gates, "_layouts", OrderedDict())
     module, x = nn.LSTM(6, 16), torch.randn(9, 4, 6)
     if _call(module, x).kept is None:
         pytest.skip("no such kernel here")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,7 @@ def test_gates_that_are_none_are_noticed(tmp_path: Path, monkeypatch: pytest.Mon
     model = Stepper(layer)
     if layer(x[:1])[0].grad_fn.name() != kept_gates.NODE:
         pytest.skip("this torch does not run an LSTM by oneDNN")
-    monkeypatch.setattr(kept_gates, "_layouts", {})
+    monkeypatch.setattr(kept_gates, "_layouts", OrderedDict())
     read = kept_gates.gates_in
     monkeypatch.setattr(
         "gradscope.capture.calls.stepping.gates_in", lambda workspace, width: read(workspace, width) * 0.5
