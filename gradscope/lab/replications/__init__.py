@@ -19,6 +19,7 @@ PAPERS: dict[str, tuple[str, str]] = {
     "chen": ("gradscope.lab.replications.chen", "Chen 2018: mean-field theory of the Jacobian's singular values"),
     "engelken": ("gradscope.lab.replications.engelken", "Engelken 2023: onset of chaos, dimension of its attractor"),
     "saxe": ("gradscope.lab.replications.saxe", "Saxe 2014: orthogonal deep linear networks, learning time by depth"),
+    "tallec": ("gradscope.lab.replications.tallec", "Tallec & Ollivier 2018: chrono initialisation against length"),
 }
 
 

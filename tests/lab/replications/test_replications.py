@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from gradscope.lab.claims import Asked, Statement
-from gradscope.lab.replications import PAPERS, chen, engelken, named, saxe
+from gradscope.lab.replications import PAPERS, chen, engelken, named, saxe, tallec
 from gradscope.lab.replications.mean_field import chi, fixed_point, gaussian_mean, largest_exponent
 from gradscope.lab.replications.telling import Replication
+from gradscope.lab.zoo.models import build_model
+from gradscope.lab.zoo.tasks import adding
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -125,3 +127,33 @@ def test_the_moments_are_those_of_the_digits_and_their_best_linear_map():
 def test_orthogonal_layers_are_orthogonal_whatever_their_number():
     assert saxe.conditioning("orthogonal", 20, 16, 0) == 1.0
     assert saxe.conditioning("Gaussian", 20, 16, 0) < 0.5
+
+
+def test_what_arrives_before_training_is_that_of_autograd():
+    task = adding(6)
+    model = build_model("lstm-chrono", task, 5, seed=1).double()
+    inputs, targets = task.draw(torch.Generator().manual_seed(1), 32)
+    core, h, states = model.recurrent, torch.zeros(32, 5, dtype=torch.float64), [torch.zeros(32, 5).double()]
+    for x in inputs.double().unbind(1):
+        gates = x @ core.weight_ih_l0.T + core.bias_ih_l0 + h @ core.weight_hh_l0.T + core.bias_hh_l0
+        i, f, g, o = gates.chunk(4, -1)
+        c = torch.sigmoid(f) * states[-1] + torch.sigmoid(i) * torch.tanh(g)
+        c.requires_grad_().retain_grad()
+        states.append(c)
+        h = torch.sigmoid(o) * torch.tanh(c)
+    task.loss(model.readout(h), targets.double()).backward()
+    first, last = (states[k].grad.norm(dim=1).log10().mean() for k in (1, -1))
+    found = tallec.reach("lstm-chrono", 6, tallec.Size(units=5), 1)
+    assert found == pytest.approx(float(10 ** (first - last)), rel=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "verdicts"),
+    [
+        ("chen", ["agrees", "agrees", "does not agree", "agrees"]),
+        ("engelken", ["agrees in part", "agrees", "agrees", "agrees", "agrees in part"]),
+    ],
+)
+def test_the_page_of_replications_says_what_is_measured(name, verdicts):
+    assert [one["verdict"] for one in named(name)().to_json()["statements"]] == verdicts

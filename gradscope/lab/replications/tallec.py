@@ -1,0 +1,108 @@
+"""Tallec & Ollivier 2018: chrono initialisation against a forget bias of 1, on the adding task, against its length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from gradscope.capture import snapshot
+from gradscope.lab.claims import Asked, Statement
+from gradscope.lab.replications.telling import Replication
+from gradscope.lab.zoo.models import build_model
+from gradscope.lab.zoo.tasks import adding
+from gradscope.lab.zoo.train import TrainSettings, train
+
+
+@dataclass(frozen=True)
+class Size:
+    """Lengths of the task, lengths looked at before training only, units, optimizer steps and networks."""
+
+    lengths: tuple[int, ...] = (30, 60)
+    looked_at: tuple[int, ...] = (30, 120, 480)
+    units: int = 64
+    steps: int = 800
+    seeds: int = 5
+
+
+QUICK = Size(lengths=(8, 12), looked_at=(8, 12), units=8, steps=6, seeds=2)
+INITS = {"chrono": "lstm-chrono", "bias 1": "lstm-forget1"}
+_SEQUENCES = 32
+
+
+def reach(model_name: str, length: int, size: Size, seed: int) -> float:
+    """∂L/∂c at the first timestep over that at the last, before training: geometric mean over 32 sequences."""
+    task = adding(length)
+    model = build_model(model_name, task, size.units, seed=seed).double()
+    inputs, targets = task.draw(torch.Generator().manual_seed(seed), _SEQUENCES)
+    taken = snapshot(model, lambda: task.loss(model(inputs.double()), targets.double()))
+    norms = taken["recurrent/l0"].cell.norm(dim=2).log10().mean(1)
+    return float(10 ** (norms[0] - norms[-1]))
+
+
+def error(model_name: str, length: int, size: Size, seed: int) -> float:
+    """Held-out error after training, over that of guessing."""
+    task = adding(length)
+    model = build_model(model_name, task, size.units, seed=seed)
+    settings = TrainSettings(steps=size.steps, batch_size=32, learning_rate=3e-3, clip=1.0, seed=seed)
+    result = train(model, task, settings, progress=False)
+    return float("inf") if result.diverged is not None else result.final.loss / task.baseline_loss
+
+
+def measure(size: Size) -> dict[str, list[float]]:
+    """One value per seed of everything that is asked."""
+    found: dict[str, list[float]] = {}
+    for seed in range(size.seeds):
+        for init, model in INITS.items():
+            for length in size.looked_at:
+                found.setdefault(f"reach {init} {length}", []).append(reach(model, length, size, seed))
+            for length in size.lengths:
+                found.setdefault(f"error {init} {length}", []).append(error(model, length, size, seed))
+    for length in size.lengths:
+        pairs = zip(found[f"error chrono {length}"], found[f"error bias 1 {length}"], strict=True)
+        found[f"ratio {length}"] = [one / other for one, other in pairs]
+    return found
+
+
+def replicate(*, quick: bool = False) -> Replication:
+    """Measure, and compare with the paper."""
+    size = QUICK if quick else Size()
+    first, last = "∂L/∂c at the first timestep over that at the last, before training", "of the gradient arrives"
+    held_out, guessing = "held-out error over that of guessing", "{} of the error of guessing"
+    longest = size.looked_at[-1]
+    statements = (
+        Statement(
+            "With biases spread over the task's length the gradient reaches its beginning, whatever the length.",
+            tuple(_asked(f"reach chrono {t}", first, 0.01, np.inf, f"{{}} {last}", f"at length {t}")
+                  for t in size.looked_at),
+        ),
+        Statement(
+            f"With a constant forget bias of 1 it does not: at length {longest} less than 1e-6 arrives.",
+            (_asked(f"reach bias 1 {longest}", first, -np.inf, 1e-6, f"{{}} {last}"),),
+        ),
+        Statement(
+            "Chrono initialisation learns the adding task (half the error of guessing, or less).",
+            tuple(_asked(f"error chrono {t}", held_out, -np.inf, 0.5, guessing, f"at length {t}")
+                  for t in size.lengths),
+        ),
+        Statement(
+            "It learns it better than a forget bias of 1 in the same number of steps (half its error, or less).",
+            tuple(_asked(f"ratio {t}", "held-out error over that with a forget bias of 1, same seed", -np.inf, 0.5,
+                         "{} of the error with bias 1", f"at length {t}") for t in size.lengths),
+        ),
+    )  # fmt: skip
+    measured = measure(size)
+    return Replication(
+        name="tallec",
+        paper="Tallec & Ollivier 2018, Can recurrent neural networks warp time?",
+        claims=tuple(statement.put_to(measured) for statement in statements),
+        differs=(
+            f"lengths {size.lengths[0]} to {size.lengths[-1]}, shorter than in the paper, and {size.steps} steps each",
+            f"{size.units} units, batches of 32, Adam at .003 with clipping at 1, {size.seeds} networks",
+        ),
+    )
+
+
+def _asked(key: str, what: str, low: float, high: float, reads: str, where: str = "") -> Asked:
+    return Asked(where, what, lambda found: found[key], low, high, log=True, reads=reads, at=(where,))
