@@ -127,6 +127,12 @@ class Saying:
                 self._listener.missed(target, SECOND_ORDER)
         self._listener.missed(self.model, SECOND_ORDER)
 
+    def inside_of_layers(self, graph: Graph, misses: list[NearMiss]) -> bool:
+        """Whether weights of a fused layer are used step by step: only the gradient of its call does so in a graph."""
+        fused = {target.path for target in self._targets if target.kind == "fused"}
+        used = (anchors_of(graph, Recurrence(miss.anchors, miss.steps, [], ()), self._names) for miss in misses)
+        return any(owner_of(paths[0]) in fused for paths in used if paths)
+
     def missed(self, graph: Graph, misses: list[NearMiss]) -> list[str]:
         """Say which weights are used again on what they made, but could not be followed."""
         said = []

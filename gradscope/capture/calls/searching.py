@@ -126,7 +126,9 @@ class Search:
         graph.values_may_be_read = not self.saving_is_hooked
         check_known(graph)
         said = self._saying.opaque(graph)
-        if second_order and _differentiates_again(graph):
+        if second_order and (
+            _differentiates_again(graph) or self._saying.inside_of_layers(graph, self._find(graph)[1])
+        ):
             self._saying.second_order(graph)
             return
         said += self._search(graph, hooked, called)

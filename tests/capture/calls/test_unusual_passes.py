@@ -72,6 +72,19 @@ def test_a_gradient_penalty_is_refused_and_its_first_pass_kept_apart(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_gradient_penalty_alone_is_refused_for_the_true_reason(kind: str, tmp_path: Path) -> None:
+    """No call is in its graph: only what torch makes of a layer's inside when its gradient is differentiated."""
+    module, x = KINDS[kind](3, 6), torch.randn(9, 4, 3, requires_grad=True)
+    with gradscope.record(module, tmp_path / "run", every=1) as recorder:
+        (gradient,) = torch.autograd.grad(module(x)[0][-1].sum(), x, create_graph=True)
+        gradient.pow(2).sum().backward()
+        recorder.step()
+    run = gradscope.open_run(tmp_path / "run")
+    assert (run.n_records, run.lost) == (0, {})
+    assert [(line.site, line.status, line.reason) for line in run.coverage] == [("model/l0", "missing", SECOND_ORDER)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_batched_backward_pass_is_said_in_coverage(kind: str, tmp_path: Path) -> None:
     module, x = KINDS[kind](3, 6).double(), torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
     with gradscope.record(module, tmp_path / "run", every=1) as recorder:
