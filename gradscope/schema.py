@@ -259,10 +259,10 @@ class SiteRecord:
 class Record:
     """What one backward pass of a step left behind.
 
-    ``micro`` counts the passes whose gradients were accumulated for the update, from 0; passes that did not feed it
-    have another ``role`` and count -1, -2 ... ``skipped`` marks a step whose update was not carried out.
-    ``parameters`` are per-parameter gradient norms before clipping, else as the optimizer saw them. ``loss_scale`` has
-    been divided out.
+    ``micro`` counts the passes whose gradients were accumulated in the same parameters for the update, from 0; passes
+    that did not feed it have another ``role`` and count -1, -2 ... ``skipped`` marks a step whose update was not
+    carried out. ``parameters`` are per-parameter gradient norms before clipping, else as the optimizer saw them.
+    ``loss_scale`` has been divided out.
     """
 
     step: int

@@ -384,16 +384,18 @@ class Recorder:
 
     def _write_records(self, parts: list[tuple[PassNote, int, dict[str, SiteRecord]]], skipped: bool) -> set[str]:
         """Write a record for each pass of the step, and for each role that its sites had in it; return sites used."""
-        now, micro, apart, seen = time.time(), 0, -1, set[str]()
+        now, apart, seen = time.time(), -1, set[str]()
+        fed: list[tuple[int, set[int], set[str]]] = []
         last = max((i for i, (_, role, _) in enumerate(parts) if role == UPDATE), default=-1)
         for index, (note, role, sites) in enumerate(parts):
             parameters = self._ledger.parameter_norms if index == last else {}
-            number = micro if role == UPDATE else apart
+            number = _accumulated(note.reached, set(sites), fed) if role == UPDATE else apart
             record = Record(self.step_number, number, now, sites, parameters, note.scale, skipped, role)
             self._store(lambda record=record: self._writer.add_record(record))  # type: ignore[misc]
             self.records_written += 1
             if role == UPDATE:
-                micro, seen = micro + 1, seen | sites.keys()
+                fed.append((number, note.reached, set(sites)))
+                seen |= sites.keys()
             else:
                 apart -= 1
         return seen
@@ -540,6 +542,11 @@ class Recorder:
             return
         self._warned.add(doing)
         _warn(f"gradscope: {doing} failed ({type(error).__name__}: {error}); training goes on, the report will say so")
+
+
+def _accumulated(reached: set[int], sites: set[str], before: list[tuple[int, set[int], set[str]]]) -> int:
+    """Return how many passes a pass was added to: those that share a parameter or a site with it."""
+    return max((n + 1 for n, held, known in before if held & reached or known & sites), default=0)
 
 
 def _warn(message: str) -> None:

@@ -304,6 +304,55 @@ def a_copy_that_learns_and_is_approached(t: Table) -> None:
             optimizer.zero_grad()
 
 
+# --- two networks ---------------------------------------------------------------------------------------------------
+
+
+def _teacher_and_student(t: Table, site: str) -> None:
+    """Each has its loss and its pass; one optimizer updates both."""
+    teacher, student = Net().double(), Net().double()
+    _part(t, site, teacher=teacher, student=student)
+    optimizer = t.sgd()
+    with t.recorded(optimizer):
+        for _ in range(3):
+            optimizer.zero_grad()
+            x = _batch()
+            loss = (teacher(x) - x.sum((0, 2))[:, None]).pow(2).mean()
+            passed = {"teacher": [t_backward(t, teacher, loss)], "student": []}
+            for _ in range(2):
+                loss = (student(x) - teacher(x).detach()).pow(2).mean() / 2
+                passed["student"].append(t_backward(t, student, loss))
+            t.note(passed[site], t.norm())
+            optimizer.step()
+
+
+@loop
+def a_student_in_passes_of_its_own(t: Table) -> None:
+    _teacher_and_student(t, "student")
+
+
+@loop
+def a_teacher_in_a_pass_of_its_own(t: Table) -> None:
+    _teacher_and_student(t, "teacher")
+
+
+@loop
+def a_frozen_recurrence_under_two_heads(t: Table) -> None:
+    """The passes share no parameter that learns; they do share the recurrence."""
+    t.model.rnn.requires_grad_(False)
+    before, other = nn.Linear(FEATURES, FEATURES).double(), nn.Linear(H, 1).double()
+    t.model, t.site = nn.ModuleDict({"net": t.model, "before": before, "other": other}), "net.rnn/l0"
+    optimizer = t.sgd()
+    with t.recorded(optimizer):
+        for _ in range(2):
+            optimizer.zero_grad()
+            x = _batch()
+            first = t_backward(t, t.model.net, t.model.net(before(x)).pow(2).mean())
+            t.model.net(x.requires_grad_())
+            second = t_backward(t, t.model.net, (other(t.model.net.states[-1]) - 1).pow(2).mean())
+            t.note([first, second], t.norm())
+            optimizer.step()
+
+
 # --- many tasks ------------------------------------------------------------------------------------------------------
 
 
