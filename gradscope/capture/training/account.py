@@ -10,6 +10,7 @@ script skipped.
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Protocol
@@ -31,6 +32,8 @@ UPDATE, DROPPED, OTHER, EVALUATION = range(4)
 
 #: Gradients for attribution that are kept of one step: a script may take thousands after its last update.
 KEPT_ASIDE = 64
+#: Passes that are kept of one step once their gradients have been dropped, or reach no parameter: no update may come.
+KEPT_DROPPED = 1024
 
 
 class Keeper(Protocol):
@@ -96,8 +99,8 @@ class Account:
         Of the current step, in order.
     clips : list of ClipNote
         Calls whose place in the step is open.
-    order : list of str
-        What happened in the step, in words.
+    order : deque of str
+        What happened in the step last, in words.
     """
 
     def __init__(
@@ -108,7 +111,7 @@ class Account:
         self._own = {id(p) for module in (model, around) for p in module.parameters()}
         self.passes: list[PassNote] = []
         self.clips: list[ClipNote] = []
-        self.order: list[str] = []
+        self.order: deque[str] = deque(maxlen=KEPT_DROPPED)
         self.book = GradientBook(model.parameters())
         self.scales = Scales()
         self._rounds = Rounds(self._round_ends, keeper.entering)
@@ -135,6 +138,8 @@ class Account:
         self._stepped: set[int] = set()
         self._updated: frozenset[int] = frozenset()
         self.seen_passes = 0
+        #: Whether passes of the step have been forgotten.
+        self.forgot = False
         #: Whether parameters have been updated, by whomever.
         self.any_update = False
         self._told_any = False
@@ -237,6 +242,7 @@ class Account:
             self._note = PassNote(begun.kind, for_parameters, begun.create_graph, self.evaluation, scaled)
             if scaled and self._keeper.recording:
                 self._note.scale = self.scales.factor()
+            self._make_room()
             self.passes.append(self._note)
             self._asides += not for_parameters
             if not for_parameters and self._asides > KEPT_ASIDE:
@@ -245,6 +251,14 @@ class Account:
             self._ended_before = False
             self.book.look(self._keeper.recording)
             self.settle_clips()
+
+    def _make_room(self) -> None:
+        """Forget the oldest pass that no update is waiting for, where a step has very many."""
+        if len(self.passes) >= KEPT_DROPPED:
+            oldest = next((note for note in self.passes if note.considered or not note.reached), None)
+            if oldest is not None:
+                self.passes.remove(oldest)
+                self.forgot = True
 
     def pass_ends(self, ended: Pass) -> None:
         with self._keeper.unharmed("a backward pass"):
@@ -568,8 +582,9 @@ class Account:
             self._keeper.step_ends(skipped, late)
         finally:
             self._attempts.end_step(len(fed) if regular else None, skipped)
-            self.passes, self.clips, self.order = [], [], []
-            self._asides = 0
+            self.passes, self.clips = [], []
+            self.order.clear()
+            self._asides, self.forgot = 0, False
             self._note = self._moved = None
             self._updated = frozenset()
             self._elsewhere = self._measured = self._placed = False

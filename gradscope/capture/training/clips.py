@@ -18,6 +18,8 @@ from gradscope.schema import ClipEvent
 if TYPE_CHECKING:
     from gradscope.capture.training.account import Account
 
+#: Calls that may wait for the end of their step.
+WAITING = 4096
 #: Characters of a name of a set of parameters that are kept.
 _PART_LENGTH = 60
 
@@ -215,6 +217,19 @@ class ClipBook:
         if call.kind == "norm" and total_norm is not None:
             self._check_norm(call, note, total_norm)
         (self._account.clips if note.open else self._done).append(note)
+        if len(self._account.clips) > WAITING:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Take the calls whose gradients were dropped as settled: in a step without end they would be ever more."""
+        waiting = self._account.clips
+        self._done += [note for note in waiting if note.place == "dropped"]
+        self._account.clips = [note for note in waiting if note.place != "dropped"]
+
+    @property
+    def many(self) -> bool:
+        """Whether so many calls are settled that they should be written before their step ends."""
+        return len(self._done) > WAITING
 
     def _check_norm(self, call: ClipCall, note: ClipNote, total_norm: Tensor) -> None:
         note.norm = total_norm.detach() if is_host(total_norm) else kept(total_norm)

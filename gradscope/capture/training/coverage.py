@@ -17,6 +17,7 @@ FAILED = "an error inside gradscope, counted in the run's losses: please report 
 
 ZEROED = "its gradient was zeroed before any update (zero_grad between backward() and the update?)"
 CROWDED = "of the gradients for attribution in one step only the first 64 are kept"
+FORGOTTEN = "of the passes in one step whose gradients fed no update only the last 1,024 are kept"
 NEVER_UPDATED = (
     "no update was seen: the optimizer never stepped; what was recorded is marked as skipped and enters no curve "
     "(leave optimizer= out to measure without training, and mark each step with recorder.step())"

@@ -29,7 +29,15 @@ from gradscope.capture.training.account import DROPPED, UPDATE, Account
 from gradscope.capture.training.arguments import norm_arguments, value_arguments
 from gradscope.capture.training.clipping import ClipCall
 from gradscope.capture.training.clips import ClipBook, ClipNote
-from gradscope.capture.training.coverage import CROWDED, FAILED, NEVER_UPDATED, OTHER_LOSS, ZEROED, CoverageLedger
+from gradscope.capture.training.coverage import (
+    CROWDED,
+    FAILED,
+    FORGOTTEN,
+    NEVER_UPDATED,
+    OTHER_LOSS,
+    ZEROED,
+    CoverageLedger,
+)
 from gradscope.capture.training.describe import describe_model, run_meta
 from gradscope.capture.training.gradients import PassNote
 from gradscope.capture.training.ledger import StepLedger
@@ -369,6 +377,8 @@ class Recorder:
         self._changed_unseen = self._ledger.changed_unseen()
         if self._changed_unseen:
             self._coverage.remark("clipping", _UNSEEN_EDIT)
+        if self._account.forgot:
+            self._coverage.remark("passes", FORGOTTEN)
         # Sites that only passes reached which fed no update.
         for _, role, sites in parts:
             why = ZEROED if role == DROPPED else OTHER_LOSS
@@ -497,6 +507,8 @@ class Recorder:
         with self._unharmed("clipping"):
             if before is not None:
                 self._clips.after(call, before, total_norm)
+                if self._clips.many:
+                    self._write_rows(ended_only=True, wait=self.recording)
 
     def scaled(self, scaler: torch.amp.GradScaler, outputs: Any) -> None:
         with self._unharmed("loss scale"):

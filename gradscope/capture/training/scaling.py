@@ -83,6 +83,7 @@ class Scales:
         if scaler.is_enabled():
             self._scaler, self._since_pass = scaler, True
             listed = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+            self._nodes = [held for held in self._nodes if held() is not None]
             self._nodes += [weakref.ref(t) for t in listed if isinstance(t, Tensor)]
 
     def of_pass(self, roots: Iterable[Any]) -> bool:
