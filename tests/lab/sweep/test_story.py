@@ -72,6 +72,13 @@ def test_the_decay_of_a_threshold_is_that_of_its_runs(swept):
         assert slope == pytest.approx(rate, abs=2e-3)
 
 
+def test_curves_can_be_of_another_quantity(tmp_path):
+    run = make_run(tmp_path / "run", (-0.2,), inputs=True)
+    of = {quantity: decay_by_threshold([run], quantity) for quantity in ("cell", "input")}
+    assert {quantity: set(data["quantity"]) for quantity, data in of.items()} == {"cell": {"cell"}, "input": {"input"}}
+    np.testing.assert_allclose(of["input"]["norm"], of["cell"]["norm"] / 10, rtol=1e-12)
+
+
 def test_every_cell_has_its_chapter_and_figures_of_its_own(swept):
     table, runs = swept
     other = table.assign(cell="lstm", name=[f"lstm-{name}" for name in table["name"]])
