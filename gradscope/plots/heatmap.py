@@ -107,6 +107,8 @@ def bar(axes: list[Axes], mesh: Any, text: str) -> None:
     """A colour bar for these axes, with powers of ten like a logarithmic axis."""
     drawn = axes[0].figure.colorbar(mesh, ax=axes, pad=0.02, aspect=30)
     drawn.outline.set_visible(False)
+    if drawn.solids is not None:
+        drawn.solids.set_rasterized(True)  # as the map itself: whoever turns the picture dark treats both alike
     low, high = np.log10([mesh.norm.vmin, mesh.norm.vmax])
     ticks = marks.ticks(low, high)
     room = style.size_of(axes[0])[1] * sum(ax.get_position().height for ax in axes)  # a label takes 0.2 inches

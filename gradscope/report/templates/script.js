@@ -154,7 +154,7 @@
         tools.append(chip);
       }
     }
-    if (tools.childNodes.length) figure.prepend(tools);
+    if (tools.childNodes.length) figure.querySelector("figcaption").before(tools);
   }
 
   // --- print: what is folded is not to be lost ---
