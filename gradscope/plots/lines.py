@@ -165,7 +165,7 @@ def name_ends(ax: Axes, ends: Sequence[tuple[float, str, Mapping[str, Any]]]) ->
     size = style.small()
     wanted = sorted(((_fraction(ax, y), text, look) for y, text, look in ends), key=lambda end: end[0])
     rows = np.array([text.count("\n") + 1 for _, text, _ in wanted]) * size * 1.12 / height
-    at = apart(np.array([y for y, _, _ in wanted]), rows)
+    at = within(apart(np.array([y for y, _, _ in wanted]), rows), rows)
     beside = ax.transAxes + ScaledTranslation(12 / 72, 0, ax.figure.dpi_scale_trans)
     for height_of, (y, text, look) in zip(at, wanted, strict=True):
         ax.annotate(
@@ -191,3 +191,15 @@ def apart(at: np.ndarray, height: np.ndarray) -> np.ndarray:
     gaps = np.concatenate([[0.0], np.cumsum((height[1:] + height[:-1]) / 2)])
     level = at - gaps  # must not decrease: between the lowest sequence above it that does not and the highest below
     return gaps + (np.maximum.accumulate(level) + np.minimum.accumulate(level[::-1])[::-1]) / 2
+
+
+def within(at: np.ndarray, height: np.ndarray) -> np.ndarray:
+    """Positions pushed down from the upper end of the axes, then up from the lower one, still in order and apart."""
+    moved = at.copy()
+    for i in range(len(moved) - 1, -1, -1):
+        above = 1.0 if i == len(moved) - 1 else moved[i + 1] - height[i + 1] / 2
+        moved[i] = min(moved[i], above - height[i] / 2)
+    for i in range(len(moved)):
+        below = 0.0 if i == 0 else moved[i - 1] + height[i - 1] / 2
+        moved[i] = max(moved[i], below + height[i] / 2)
+    return moved

@@ -75,12 +75,13 @@ def _initial(ax: Axes, rows: pd.DataFrame) -> None:
     order = sorted(looks, key=lambda name: -first.get(name, -1.0))
     named = {name: f"{label(name, 28)}  {number(first.get(name, np.nan), 1)}" for name in order}
     handles = lines.handles({name: looks[name] for name in order[: style.MAX_LEGEND]}, named)
-    rising = np.median(list(first.values())) > 1
+    # The curves cross the panel: their names stand beside it, or below it where the page is narrow.
+    narrow = style.size_of(ax)[0] < 4.5
     ax.legend(
-        handles=handles, loc="upper right" if rising else "lower right", fontsize=style.small() - 0.5,
-        handlelength=2.7, labelspacing=0.25, borderaxespad=0.1, handletextpad=0.5, frameon=True, framealpha=0.75,
-        edgecolor="none", title=f"at $t=1${_more(len(order) - len(handles))}", alignment="left",
-        title_fontsize=style.small() - 0.5,
+        handles=handles, loc="upper left", bbox_to_anchor=(0.0, -0.3) if narrow else (1.0, 1.0),
+        ncols=2 if narrow and max(map(len, named.values())) < 22 else 1, handlelength=2.7, labelspacing=0.3,
+        borderaxespad=0.1, handletextpad=0.5, columnspacing=1.0, title=f"at $t=1$:{_more(len(order) - len(handles))}",
+        alignment="left", title_fontsize=style.small(),
     )  # fmt: skip
     ax.set_xlabel("timestep $t$ of the input (1 = read first)")
     ax.set_ylabel(_ratio(rows, "t"))
@@ -245,8 +246,9 @@ def panels(data: pd.DataFrame, *, style_name: str = "screen") -> Figure:
     elif width >= 4.5:
         fig, _ = style.figure(style_name, aspect=0.76, exact=True)
         fig.clear()
-        mosaic = fig.subplot_mosaic([["initial", "initial"], ["through", "loss"]])
-        axes = [mosaic[panel] for panel in PANELS]
+        # Apart, so that the names beside the one do not narrow the others.
+        parts: Any = fig.subfigures(2, 1)
+        axes = [parts[0].subplots(), *parts[1].subplots(1, 2)]
     else:
         fig, grid = style.figure(style_name, rows=len(shown), aspect=0.72 * len(shown), exact=True)
         axes = list(np.ravel([grid]))

@@ -285,12 +285,9 @@ def _room(ax: Axes) -> float:
 
 
 def size_of(ax: Axes) -> tuple[float, float]:
-    """Width and height of the figure that holds the axes, inches."""
-    root: Any = ax.figure
-    while not isinstance(root, Figure):  # a subfigure has no size of its own
-        root = root.figure
-    width, height = root.get_size_inches()
-    return float(width), float(height)
+    """Width and height of the figure, or part of one, that holds the axes, inches."""
+    part: Any = ax.figure
+    return float(part.bbox.width / part.dpi), float(part.bbox.height / part.dpi)
 
 
 def name_limit(ax: Axes, most: int = 60) -> int:

@@ -15,6 +15,8 @@ from gradscope.reading.sweeps import diverged_from, line_of
 
 #: Names under which what was reached on held-out data may have been logged, besides ``held_out_<metric>``.
 METRICS = ("accuracy", "val_accuracy", "test_accuracy", "val_acc", "acc")
+#: Why a run that holds the quantity is not shown.
+TWIN = "the cell, initialisation and seed of a run that is shown"
 COLUMNS = (
     "panel", "line", "run", "cell", "init", "seed", "threshold", "by", "family", "site", "quantity", "x", "value",
     "diverged", "accuracy", "metric", "chance",
@@ -60,7 +62,9 @@ def table(
     frames = [*_initial(there, sites, quantity), *_courses(known, sites, quantity, metric)]
     data = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(COLUMNS))
     data = data.reindex(columns=list(COLUMNS))
-    data.attrs["left_out"] = select.left_out(runs, set(data["run"]), f"{quantity!r} was not recorded")
+    shown = set(data["run"])
+    twins = select.left_out(runs, shown | (set(select.run_names(runs)) - set(sites)), TWIN)
+    data.attrs["left_out"] = select.left_out(runs, shown | set(twins), f"{quantity!r} was not recorded") | twins
     return data
 
 

@@ -139,6 +139,21 @@ def test_one_loss_that_went_astray_does_not_squeeze_the_others():
     assert 2.3 < high < 3.0
 
 
+def test_the_same_weights_under_another_name_are_told_as_such(tmp_path, runs):
+    twin = make_run(tmp_path / "twin", (-0.2,), labels={"init": "default", "seed": 0}, inputs=True)
+    data = story.table([runs[0], twin])
+    assert "Left out: twin (the cell, initialisation and seed of a run that is shown)." in story.caption(data)
+
+
+def test_names_at_the_ends_stay_beside_the_axes():
+    height = np.full(3, 0.2)
+    for at in (np.array([0.9, 1.1, 1.3]), np.array([-0.3, -0.1, 0.1])):
+        moved = lines.within(at, height)
+        assert moved.min() >= 0.1 - 1e-12
+        assert moved.max() <= 0.9 + 1e-12
+        assert (np.diff(moved) >= 0.2 - 1e-9).all()
+
+
 @pytest.mark.parametrize("at", [[0.0, 0.0, 0.0], [0.1, 0.5, 0.9], [0.5, 0.51, 0.52, 0.9]])
 def test_names_at_the_ends_stand_apart_and_in_order(at):
     moved = lines.apart(np.array(at), np.full(len(at), 0.1))
