@@ -302,9 +302,10 @@ def losses(facts: Sequence[RunFacts]) -> list[dict[str, str]]:
             listed = ", ".join(f"{count} ({reason})" for reason, count in sorted(found.lost.items()))
             lines.append({"name": found.name, "words": f"lost records: {listed}."})
         if not found.run.sealed:
-            words = "the run is not sealed; it is still growing, or was killed."
+            words = "the run is not sealed; it is still growing, or was killed, and lacks the seconds before."
             lines.append({"name": found.name, "words": words})
-    return lines if any(found.lost for found in facts) else [*lines, {"name": "", "words": "Nothing was lost."}]
+    known = all(found.run.sealed and not found.lost for found in facts)
+    return [*lines, {"name": "", "words": "Nothing was lost."}] if known else lines
 
 
 def settings(facts: Sequence[RunFacts]) -> tuple[list[dict[str, str]], str]:

@@ -84,7 +84,7 @@ def repair(path: str | Path) -> RepairReport:
             _repair_rank(rank, path, report)
         except OSError as error:
             raise RunError(
-                f"cannot write in {str(rank.path)!r}: {error.strerror or error}. Nothing was lost."
+                f"cannot write in {str(rank.path)!r}: {error.strerror or error}. No record was removed; repair again."
             ) from error
         finally:
             held.close()

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import pytest
 
 from gradscope.report.page import _environment, prose
 from gradscope.report.summary import clean
 from gradscope.report.svg import inline
-from gradscope.report.view import Cell, Column, Table, loss
+from gradscope.report.view import Cell, Column, Table, loss, losses
 
 
 def test_text_is_escaped_and_control_characters_are_visible():
@@ -51,3 +52,15 @@ def test_two_inlined_figures_share_no_id():
     assert "#figure-1 *{" in one
     assert "metadata" not in one
     assert 'aria-label="Two &amp; more"' in two
+
+
+def test_only_sealed_runs_that_count_no_loss_are_said_to_have_lost_nothing():
+    def facts(*, sealed, lost):
+        return SimpleNamespace(name="r", lost=lost, run=SimpleNamespace(sealed=sealed))
+
+    def said(*found):
+        return [line["words"] for line in losses(found)]
+
+    assert said(facts(sealed=True, lost={})) == ["Nothing was lost."]
+    assert "Nothing was lost." not in said(facts(sealed=True, lost={}), facts(sealed=False, lost={}))
+    assert "Nothing was lost." not in said(facts(sealed=True, lost={"the disk": 30}))

@@ -100,7 +100,7 @@ def test_a_disk_that_refuses_the_repair_loses_nothing(dead, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full)
-        with pytest.raises(RunError, match=r"No space left on device\. Nothing was lost"):
+        with pytest.raises(RunError, match=r"No space left on device\. No record was removed"):
             repair(dead)
     assert open_run(dead).n_records == 9
     assert repair(dead).recovered == 4
