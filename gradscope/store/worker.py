@@ -136,16 +136,19 @@ class Worker:
         with self.change() as description:
             description.lost[reason] = description.lost.get(reason, 0) + count
 
-    def flush(self) -> None:
+    def flush(self, timeout: float | None = None) -> None:
         """Wait until what was put before has been committed, or refused: then ``error`` says why."""
         with self.lock:
             self._asked += 1
             mine = self._asked
             self.lock.notify_all()
-            self.lock.wait_for(lambda: self._answered >= mine or self.ended)
+            self.lock.wait_for(lambda: self._answered >= mine or self.ended, timeout)
 
     def end(self, how: str) -> None:
-        """Ask for the end: ``"seal"`` the run, or ``"leave"`` the journal as it is; the first word counts."""
+        """Ask for the end: ``"seal"`` the run, ``"leave"`` the journal as it is, or ``"discard"`` it.
+
+        The first word counts.
+        """
         with self.lock:
             self._end = self._end or how
             self.lock.notify_all()
@@ -160,10 +163,11 @@ class Worker:
         """How many entries were."""
         return self._description.lost.get(DROPPED, 0)
 
-    def join(self) -> None:
+    def join(self, timeout: float | None = None) -> None:
         """Wait until the thread has ended."""
         with self.lock:
-            self.lock.wait_for(lambda: self.ended)
+            if not self.lock.wait_for(lambda: self.ended, timeout):
+                return
         if self._disowned:
             return
         if threading.current_thread() is not self.thread:
@@ -199,7 +203,7 @@ class Worker:
             how = self._work()
         except Exception as error:  # a fault of our own: what is committed stays readable
             self.error, how = error, "leave"
-        self._finish(seal=how == "seal")
+        self._finish(how)
 
     def _work(self) -> str:
         """Work until the end is asked for, and return which."""
@@ -269,14 +273,14 @@ class Worker:
             self._sealed_id = last_id
             self._journal.forget(last_id)
 
-    def _finish(self, *, seal: bool) -> None:
-        removed = False
+    def _finish(self, how: str) -> None:
+        removed = how == "discard"
         try:
             with contextlib.suppress(OSError, sqlite3.Error):
                 self._drop_sealed(self._sealer.ended(wait=True))
-            if self._taken:
+            if self._taken and not removed:
                 self._note_lost()
-            elif seal:
+            elif how == "seal":
                 header = self._description.header(closing=True)
                 seal_journal(self._journal.connection, self._directory, header, self._sealed_id)
                 removed = True

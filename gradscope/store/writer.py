@@ -100,6 +100,7 @@ class RunWriter:
             beginning.undo.callback(journal.discard)
             if durability == "full":  # a power cut takes names that were never synced, and the journal with them
                 beginning.sync()
+            self._made = tuple(beginning.made)
             self._worker = Worker(directory, journal, held, self.meta, seal_bytes)
         _writers.add(self)
         weakref.finalize(self, self._worker.end, "leave").atexit = False
@@ -164,8 +165,8 @@ class RunWriter:
         error = self._worker.error
         return None if error is None else RunError(f"cannot write {str(self.path)!r}: {said(error)}")
 
-    def flush(self) -> None:
-        """Wait until everything added so far is in the journal.
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait, at most ``timeout`` seconds, until everything added so far is in the journal.
 
         Raises
         ------
@@ -173,11 +174,11 @@ class RunWriter:
             The disk refuses; what was added is kept.
         """
         if self._mine:
-            self._worker.flush()
+            self._worker.flush(timeout)
             self._raise()
 
-    def close(self) -> None:
-        """Wait until what is left is sealed and the journal gone; a second call does nothing.
+    def close(self, timeout: float | None = None) -> None:
+        """Wait, at most ``timeout`` seconds, until what is left is sealed and the journal gone.
 
         Raises
         ------
@@ -187,11 +188,19 @@ class RunWriter:
         if not self._mine or self._worker.ended:
             return
         self._worker.end("seal")
-        self._worker.join()
+        self._worker.join(timeout)
         if (error := self.error) is not None and not self._worker.dropped:
             remedy = f"Everything recorded is in its journal: `gradscope repair {self.run_dir}` seals it."
             raise RunError(f"{error} {remedy}") from self._worker.error
         self._raise()
+
+    def discard(self) -> None:
+        """Undo the beginning: remove the journal, and the directories that were made for it."""
+        if self._mine:
+            self._worker.end("discard")
+            self._worker.join()
+            for folder in reversed(self._made):
+                _remove_empty(folder)
 
     def _raise(self) -> None:
         if (error := self.error) is not None:
@@ -241,7 +250,7 @@ class _Beginning:
     """
 
     def __init__(self, run_dir: Path) -> None:
-        self._run_dir, self._made = run_dir, list[Path]()
+        self._run_dir, self.made = run_dir, list[Path]()
         self.undo = contextlib.ExitStack()
 
     def __enter__(self) -> _Beginning:
@@ -285,13 +294,13 @@ class _Beginning:
             path.mkdir()
         except FileExistsError:
             return False
-        self._made.append(path)
+        self.made.append(path)
         self.undo.callback(_remove_empty, path)
         return True
 
     def sync(self) -> None:
         """Sync every directory that has a new name in it."""
-        for folder in {self._made[-1], *(path.parent for path in self._made)}:
+        for folder in {self.made[-1], *(path.parent for path in self.made)}:
             sync_directory(folder)
 
 

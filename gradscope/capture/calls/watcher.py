@@ -166,6 +166,11 @@ class Watcher:
         if self._lineage.carries and not self._resting:
             self._resting.append(register_module_forward_hook(self._follow_carry, with_kwargs=True))
 
+    def leave_out(self, target: Target) -> None:
+        """Watch a layer no more."""
+        self._targets.pop(id(target.module), None)
+        self._fused = [other for other in self._fused if other.module is not target.module]
+
     def close(self) -> None:
         """Remove every hook and drop every tensor."""
         self._remove()

@@ -563,7 +563,8 @@ class Account:
             return
         if self._running:
             self._ends_after_pass = skipped
-        else:
+            return
+        with self._keeper.unharmed("the end of a step"):
             self._end(skipped)
 
     def _end(self, skipped: bool, late: bool = False) -> None:

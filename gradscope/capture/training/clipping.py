@@ -66,9 +66,9 @@ _measured: deque[tuple[weakref.ref[Tensor], float]] = deque(maxlen=8)
 def observe_clipping(observer: ClipObserver) -> None:
     """Begin to tell ``observer`` of clipping calls."""
     with _lock:
-        if not _observers:
+        _observers.append(observer)  # first: where installing fails, leaving undoes what was installed
+        if len(_observers) == 1:
             _install()
-        _observers.append(observer)
 
 
 def ignore_clipping(observer: ClipObserver) -> None:

@@ -49,8 +49,16 @@ class StepLedger:
     # -- scalars ---------------------------------------------------------------------------------------------
 
     def log(self, scalars: dict[str, Any]) -> None:
-        """Add scalars to the current step, or to the one that just ended when no forward pass has begun since."""
-        kept = {name: _scalar(name, value) for name, value in scalars.items()}
+        """Add scalars to the current step, or to the one that just ended when no forward pass has begun since.
+
+        One that is no number keeps no other from being logged; the first of them is raised at the end.
+        """
+        kept, refused = dict[str, Any](), list[Exception]()
+        for name, value in scalars.items():
+            try:
+                kept[name] = _scalar(name, value)
+            except Exception as error:
+                refused.append(error)
         after_step = not self.touched
         if self._iterations and after_step:
             self._iterations[-1][0].update(kept)
@@ -58,6 +66,8 @@ class StepLedger:
             self._ended[1].update(kept)
         else:
             self._current.update(kept)
+        if refused:
+            raise refused[0]
 
     def end_iteration(self) -> None:
         """Keep what belongs to an iteration whose gradient was dropped; it may turn out to have been a step."""
@@ -190,4 +200,7 @@ def _scalar(name: str, value: Any) -> Any:
         value = value.detach()
         # Read later: now it would have to be waited for, and the whole step with it.
         return float(value) if is_host(value) else kept(value)
-    return float(value)
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"log({name}=...): a number, not {type(value).__name__}") from None

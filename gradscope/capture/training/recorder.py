@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import os
 import sys
+import threading
 import time
 import warnings
 import weakref
@@ -24,7 +25,7 @@ from gradscope.capture.calls.prehook import SECOND_ORDER
 from gradscope.capture.calls.reduction import needed, site_record
 from gradscope.capture.calls.watcher import Watcher
 from gradscope.capture.layers.discovery import Target, names_in, unwrapped
-from gradscope.capture.training import clipping, scaling
+from gradscope.capture.training import clipping, endings, scaling
 from gradscope.capture.training.account import DROPPED, UPDATE, Account
 from gradscope.capture.training.arguments import norm_arguments, value_arguments
 from gradscope.capture.training.clipping import ClipCall
@@ -39,12 +40,13 @@ from gradscope.capture.training.coverage import (
     CoverageLedger,
 )
 from gradscope.capture.training.describe import describe_model, run_meta
+from gradscope.capture.training.faults import IN_A_ROW, Faults, described
 from gradscope.capture.training.gradients import PassNote
 from gradscope.capture.training.ledger import StepLedger
 from gradscope.capture.training.pace import Pace
 from gradscope.capture.training.settings import Settings
 from gradscope.capture.training.uses import Opened, Uses
-from gradscope.errors import RunError
+from gradscope.errors import GradscopeError, InternalError, RunError
 from gradscope.schema import QUANTITIES, Record, SiteInfo, SiteRecord
 from gradscope.store import RunWriter
 
@@ -55,6 +57,9 @@ _UNSEEN_EDIT = (
     "the gradients were changed between the pass and the update by code that is not recognised as clipping: torch's "
     "functions are if they are looked up when called; recorder.clip_grad_value_ always is"
 )
+#: What may fail for good without the rest.
+_PARTS = frozenset({"clipping", "gradient norms", "loss scale", "log", "the scalars of a step"})
+_TARGET = "recording "
 _LATE = "its forward pass ran before it was known that the step before had been skipped"
 
 
@@ -65,7 +70,8 @@ class GradscopeWarning(UserWarning):
 class _Unharmed:
     """A context that hands errors to the recorder; entered several times a step, so no generator.
 
-    The time inside of it is what ``every="auto"`` takes for the cost between recorded steps.
+    One thread is inside at a time. Whoever closes the recorder from within (a signal handler) has it closed when the
+    outermost context is left. The time inside of it is what ``every="auto"`` takes for the cost between recorded steps.
     """
 
     __slots__ = ("_began", "_doing", "_recorder")
@@ -74,15 +80,24 @@ class _Unharmed:
         self._recorder, self._doing = recorder, doing
 
     def __enter__(self) -> None:
+        self._recorder._lock.acquire()
+        self._recorder._depth += 1
         self._began = time.perf_counter() if self._recorder._pace.choosing else 0.0
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        if self._began and self._recorder._pace.choosing:
-            self._recorder._pace.spend(time.perf_counter() - self._began)
-        if isinstance(error, Exception):
-            self._recorder._lost(self._doing, error)
-            return True
-        return False
+        recorder = self._recorder
+        try:
+            if self._began and recorder._pace.choosing:
+                recorder._pace.spend(time.perf_counter() - self._began)
+            if isinstance(error, Exception):
+                recorder._lost(self._doing, error)
+                return True
+            return False
+        finally:
+            recorder._depth -= 1
+            recorder._lock.release()
+            if recorder._close_wanted and not recorder._depth:
+                recorder.close()
 
 
 class Recorder:
@@ -109,6 +124,9 @@ class Recorder:
         self._infos: dict[str, SiteInfo] = {info.site: info for target in targets for info in target.sites}
         self._parameters_at: dict[str, frozenset[int]] = {}
         self._warned: set[str] = set()
+        self._faults = Faults()
+        self._lock, self._depth = threading.RLock(), 0
+        self._close_wanted = self._disowned = False
         self._closed = self._late = False
         self._coverage = CoverageLedger(targets)
         self._coverage_written = 0
@@ -123,9 +141,13 @@ class Recorder:
         self._writer = self._open_run()
         self.records_written = 0
         self._changed_unseen = True  # not known before the first recorded step
-        self._attach(model)
-        self._store(lambda: self._writer.set_sites(self._infos))
-        self._begin_step()
+        try:
+            self._attach(model)
+            self._store(lambda: self._writer.set_sites(self._infos))
+            self._begin_step()
+        except BaseException:
+            self._undo()
+            raise
 
     def _open_run(self) -> RunWriter:
         settings = self.settings
@@ -151,6 +173,7 @@ class Recorder:
         self._clips = ClipBook(self._account, self._ledger)
         clipping.observe_clipping(self)
         scaling.observe_scaling(self)
+        endings.observe_endings(self)
         _open.add(self)
         # A script that never closes its recorder still leaves a sealed run.
         held = weakref.ref(self)
@@ -162,6 +185,22 @@ class Recorder:
         self._at_exit = close_at_exit
         atexit.register(self._at_exit)
 
+    def _undo(self) -> None:
+        """Leave nothing behind of a recording that could not begin: no hook, patch, thread, file or directory."""
+        self._closed = True
+        _open.discard(self)
+        for undo in (
+            self._watcher.close,
+            lambda: self._account.close(),
+            lambda: clipping.ignore_clipping(self),
+            lambda: scaling.ignore_scaling(self),
+            lambda: endings.ignore_endings(self),
+            lambda: atexit.unregister(self._at_exit),
+            self._writer.discard,
+        ):
+            with contextlib.suppress(Exception):
+                undo()
+
     def __enter__(self) -> Recorder:
         return self
 
@@ -171,19 +210,56 @@ class Recorder:
         self.close()
 
     def flush(self) -> None:
-        """Make everything recorded so far durable."""
+        """Make everything recorded so far durable. Any thread and any signal handler may call it at any moment."""
         with self._unharmed("flush"):
-            self._account.settle()
-            self._write_rows(ended_only=True, wait=True)
-            self._writer.set_coverage(self._coverage.lines())
-            self._writer.flush()
+            self._hand_over()
+        self._wait_for(self._writer.flush)
+
+    def _hand_over(self) -> None:
+        """Give the run's writer what belongs to steps that are over, unless a handler has interrupted just that."""
+        if self._depth > 1 or self._closed:
+            return
+        self._account.settle()
+        self._write_rows(ended_only=True, wait=True)
+        self._writer.set_coverage(self._coverage.lines())
+
+    def _wait_for(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except Exception as error:
+            self._lost("writing the run", error)
+
+    def secure(self, seconds: float, *, last: bool) -> None:
+        """Make everything recorded so far durable within ``seconds``; ``last``: seal it too, the process ends."""
+        with contextlib.suppress(Exception):
+            if self._lock.acquire(timeout=seconds):  # another thread may be inside, and waiting for this one
+                try:
+                    self._depth += 1
+                    self._hand_over()
+                finally:
+                    self._depth -= 1
+                    self._lock.release()
+        with contextlib.suppress(Exception):
+            self._writer.flush(seconds)
+            if last:
+                self._writer.close(seconds)
 
     def close(self) -> None:
-        """Detach from the model and seal the run; a second call does nothing."""
-        if self._closed:
+        """Detach from the model and seal the run; a second call does nothing.
+
+        Any thread and any signal handler may call it at any moment. A handler that has interrupted the recorder itself
+        has everything durable when it returns; the run is sealed as soon as the recorder can be left.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._close_wanted, inside = True, self._depth > 0
+            self._closed = not inside
+        if inside:
+            self._wait_for(self._writer.flush)
             return
-        self._closed = True
         _open.discard(self)
+        endings.ignore_endings(self)
         atexit.unregister(self._at_exit)
         with self._unharmed("close"):
             self._account.close()
@@ -199,8 +275,7 @@ class Recorder:
         with self._unharmed("close"):
             self._write_rows(ended_only=False, wait=True)
             self._writer.set_coverage(self._coverage.lines())
-        with self._unharmed("close"):
-            self._writer.close()
+        self._wait_for(self._writer.close)
 
     # -- what the user calls ---------------------------------------------------------------------------------
 
@@ -232,7 +307,7 @@ class Recorder:
         ----------
         **scalars : float or tensor with one element
         """
-        if not self._is_closed("log"):
+        if not self._is_closed("log") and "log" not in self._faults:
             with self._unharmed("log"):
                 self._account.settle()
                 self._account.prepared()
@@ -306,7 +381,7 @@ class Recorder:
         return self._watcher.running
 
     def _begin_step(self) -> None:
-        if self._pace.records(self.step_number):
+        if self._pace.records(self.step_number) and not self._disowned:
             self._watcher.start()
         else:
             self._watcher.rest()
@@ -319,7 +394,9 @@ class Recorder:
 
     def entering(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
         """Take a forward call that was under way when its step began to be recorded; as a forward pre-hook."""
-        return self._watcher.before_forward(module, args) if self.recording else None
+        with self._unharmed("a forward pass"):
+            return self._watcher.before_forward(module, args) if self.recording else None
+        return None
 
     def pass_ended(self, note: PassNote) -> None:
         self._ledger.touched = True
@@ -331,7 +408,7 @@ class Recorder:
         self._ledger.pass_ended(trained, self._account.scales.left_in(trained) if trained else 1.0)
 
     def measure(self, parameters: list[Tensor], again: bool) -> None:
-        if self.recording:
+        if self.recording and "gradient norms" not in self._faults:
             with self._unharmed("gradient norms"):
                 if self._account.placed_anew(parameters):
                     self._ledger.forget_passes()
@@ -350,22 +427,37 @@ class Recorder:
         return self._ledger.iterations(count)
 
     def step_ends(self, skipped: bool, late: bool) -> None:
-        self._clips.end_step(self.step_number, self.recording)
-        self._write_rows(ended_only=True, wait=self.recording)
-        if self.recording:
-            self._end_recorded(skipped)
-        if not late:
-            self._uses.clear()
-            self._watcher.forget()
-        optimizers = self._account.optimizers
-        rate = float(optimizers[0].param_groups[0]["lr"]) if optimizers else None
-        self._ledger.end_step(self.step_number, self.recording, rate)
-        self.step_number += 1
-        if self._pace.ended():
-            self._store(lambda: self._writer.set_settings(self.settings.to_json(self._pace.every)))
+        """End the step: whatever of it fails, the rest is done and the next one has its own number."""
         was_recording = self.recording
-        self._begin_step()
+        with self._unharmed("clipping"):
+            self._clips.end_step(self.step_number, was_recording)
+        with self._unharmed("the end of a step"):
+            self._write_rows(ended_only=True, wait=was_recording)
+            if was_recording:
+                self._end_recorded(skipped)
+        with self._unharmed("the end of a step"):
+            if not late:
+                self._uses.clear()
+                self._watcher.forget()
+        with self._unharmed("the scalars of a step"):
+            self._ledger.end_step(self.step_number, was_recording, self._rate())
+        self.step_number += 1
+        if was_recording:
+            self._faults.step_over()
+        with self._unharmed("the end of a step"):
+            if self._pace.ended():
+                self._store(lambda: self._writer.set_settings(self.settings.to_json(self._pace.every)))
+        with self._unharmed("the beginning of a step"):
+            self._begin_step()
         self._late = late and self.recording and not was_recording
+
+    def _rate(self) -> float | None:
+        """Return the learning rate, where the optimizer has one that is a number."""
+        optimizers = self._account.optimizers
+        try:
+            return float(optimizers[0].param_groups[0]["lr"]) if optimizers else None
+        except (KeyError, IndexError, TypeError, ValueError):
+            return None
 
     def _end_recorded(self, skipped: bool) -> None:
         if skipped:
@@ -481,7 +573,9 @@ class Recorder:
 
     def failed(self, target: Target, error: Exception) -> None:
         self._coverage.missed(target.path, FAILED)
-        self._lost(f"recording {target.path}", error)
+        self._lost(f"{_TARGET}{target.path}", error)
+        if f"{_TARGET}{target.path}" in self._faults:
+            self._watcher.leave_out(target)
 
     def missing(self, target: Target, quantity: str, reason: str) -> None:
         if quantity in self.settings.quantities:
@@ -499,6 +593,8 @@ class Recorder:
     # -- what clipping and scaling report --------------------------------------------------------------------
 
     def before_clip(self, call: ClipCall) -> ClipNote | None:
+        if "clipping" in self._faults:
+            return None
         with self._unharmed("clipping"):
             return self._clips.before(call, self.step_number, self.recording)
         return None
@@ -511,10 +607,14 @@ class Recorder:
                     self._write_rows(ended_only=True, wait=self.recording)
 
     def scaled(self, scaler: torch.amp.GradScaler, outputs: Any) -> None:
+        if "loss scale" in self._faults:
+            return
         with self._unharmed("loss scale"):
             self._account.scaled(scaler, outputs)
 
     def unscaled(self, scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> None:
+        if "loss scale" in self._faults:
+            return
         with self._unharmed("loss scale"):
             self._account.unscaled(scaler, optimizer)
 
@@ -546,14 +646,20 @@ class Recorder:
 
     def _lost(self, doing: str, error: Exception) -> None:
         if isinstance(error, RunError):  # the disk: the run's writer counts what it drops
-            self.say("disk", f"{error} Training goes on; what the disk does not take is kept as long as it is not much")
+            self.say("disk", f"{error} Training goes on; what has to be dropped meanwhile is counted in the run")
             return
         with contextlib.suppress(Exception):
-            self._writer.add_lost(f"{doing}: {type(error).__name__}: {error}", 1)
-        if doing in self._warned:
-            return
-        self._warned.add(doing)
-        _warn(f"gradscope: {doing} failed ({type(error).__name__}: {error}); training goes on, the report will say so")
+            self._writer.add_lost(self._faults.reason(doing, error), 1)
+        self.say(doing, f"{doing} failed ({described(error)}); training goes on, the report will say so")
+        if self._faults.take(doing):
+            self._switch_off(doing)
+
+    def _switch_off(self, doing: str) -> None:
+        """Leave a part alone that fails every time; without the account of the steps there is nothing to record."""
+        part = doing in _PARTS or doing.startswith(_TARGET)
+        what = "it is switched off" if part else "recording has ended"
+        self.say(f"off {doing}", f"{doing} failed {IN_A_ROW} times in a row: {what}, training goes on")
+        self._close_wanted = self._close_wanted or not part  # when the context is left in which it failed
 
 
 def _accumulated(reached: set[int], sites: set[str], before: list[tuple[int, set[int], set[str]]]) -> int:
@@ -564,8 +670,22 @@ def _accumulated(reached: set[int], sites: set[str], before: list[tuple[int, set
 def _warn(message: str) -> None:
     try:
         warnings.warn(message, GradscopeWarning, stacklevel=_stacklevel())
-    except GradscopeWarning:  # warnings turned into errors must not stop the training either
-        print(message, file=sys.stderr)
+    except Exception:  # warnings turned into errors, or shown by code that fails, must not stop the training either
+        with contextlib.suppress(Exception):
+            print(message, file=sys.stderr)
+
+
+def _leave_to_parent() -> None:
+    """In a forked child: the run is the parent's, and another thread of the parent's may have been inside."""
+    for recorder in list(_open):
+        recorder._lock, recorder._depth = threading.RLock(), 0
+        recorder._closed = recorder._disowned = True
+        atexit.unregister(recorder._at_exit)
+    _open.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _stacklevel() -> int:
@@ -642,6 +762,10 @@ def record(
     ------
     SettingError, UnknownNameError, NothingToRecordError, RunExistsError
         At once, before anything is written.
+    RunError
+        The disk refuses.
+    InternalError
+        A fault of gradscope's own. Whatever is raised, nothing is left behind.
     """
     settings, targets = Settings.checked(
         model,
@@ -658,4 +782,9 @@ def record(
         first_step=first_step,
         labels=labels,
     )
-    return Recorder(model, settings, targets)
+    try:
+        return Recorder(model, settings, targets)
+    except GradscopeError:
+        raise
+    except Exception as error:
+        raise InternalError(f"recording could not begin ({described(error)}): please report this") from error

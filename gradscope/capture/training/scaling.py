@@ -37,11 +37,11 @@ _originals: dict[str, Callable[..., Any]] = {}
 
 def observe_scaling(observer: ScaleObserver) -> None:
     """Begin to tell ``observer`` of every GradScaler."""
-    if not _observers:
+    _observers.append(observer)  # first: where installing fails, leaving undoes what was installed
+    if len(_observers) == 1:
         _install("scale", lambda observer, scaler, result, *args: observer.scaled(scaler, result))
         _install("unscale_", lambda observer, scaler, result, optimizer: observer.unscaled(scaler, optimizer))
         _install("step", lambda observer, scaler, result, optimizer, *args: observer.scaler_stepped(optimizer))
-    _observers.append(observer)
 
 
 def ignore_scaling(observer: ScaleObserver) -> None:
