@@ -59,6 +59,8 @@ class ClipObserver(Protocol):
 _observers: list[ClipObserver] = []
 _lock = threading.Lock()
 _originals: dict[tuple[Any, str], Callable[..., Any]] = {}
+# Whether a call is being told of already: a tool that wraps ours keeps it alive under the next recorder's.
+_telling = threading.local()
 # The total norms just measured, and how: torch hands the norm on, not its type.
 _measured: deque[tuple[weakref.ref[Tensor], float]] = deque(maxlen=8)
 
@@ -147,10 +149,14 @@ def _listed(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
 
 
 def _told(call: ClipCall | None, norm: Tensor | None, carry_out: Callable[[], Any]) -> Any:
-    if call is None:
+    if call is None or getattr(_telling, "now", False):
         return carry_out()
     noted = [(observer, observer.before_clip(call)) for observer in tuple(_observers)]
-    result = carry_out()
+    _telling.now = True
+    try:
+        result = carry_out()
+    finally:
+        _telling.now = False
     measured = norm if norm is not None else result
     for observer, before in noted:
         observer.after_clip(call, before, measured)

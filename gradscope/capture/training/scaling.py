@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
@@ -32,39 +33,55 @@ class ScaleObserver(Protocol):
 
 
 _observers: list[ScaleObserver] = []
-_originals: dict[str, Callable[..., Any]] = {}
+_installed: dict[str, Callable[..., Any]] = {}
+_lock = threading.Lock()
+#: Whether a call is being told of already: a tool that wraps ours keeps it alive under the next recorder's.
+_telling = threading.local()
 
 
 def observe_scaling(observer: ScaleObserver) -> None:
     """Begin to tell ``observer`` of every GradScaler."""
-    _observers.append(observer)  # first: where installing fails, leaving undoes what was installed
-    if len(_observers) == 1:
-        _install("scale", lambda observer, scaler, result, *args: observer.scaled(scaler, result))
-        _install("unscale_", lambda observer, scaler, result, optimizer: observer.unscaled(scaler, optimizer))
-        _install("step", lambda observer, scaler, result, optimizer, *args: observer.scaler_stepped(optimizer))
+    with _lock:
+        _observers.append(observer)  # first: where installing fails, leaving undoes what was installed
+        if len(_observers) == 1:
+            _install("scale", lambda observer, scaler, result, *args: observer.scaled(scaler, result))
+            _install("unscale_", lambda observer, scaler, result, optimizer: observer.unscaled(scaler, optimizer))
+            _install("step", lambda observer, scaler, result, optimizer, *args: observer.scaler_stepped(optimizer))
 
 
 def ignore_scaling(observer: ScaleObserver) -> None:
     """Stop telling ``observer``; with the last one GradScaler is as it was."""
-    if observer in _observers:
-        _observers.remove(observer)
-        if not _observers:
-            for name, original in _originals.items():
-                setattr(GradScaler, name, original)
-            _originals.clear()
+    with _lock:
+        if observer in _observers:
+            _observers.remove(observer)
+            if not _observers:
+                _uninstall()
+
+
+def _uninstall() -> None:
+    for name, wrapped in _installed.items():
+        if getattr(GradScaler, name) is wrapped:  # else another tool's is in place, which may call ours
+            setattr(GradScaler, name, wrapped.__wrapped__)
+    _installed.clear()
 
 
 def _install(name: str, tell: Callable[..., None]) -> None:
     original = getattr(GradScaler, name)
-    _originals[name] = original
 
     @functools.wraps(original)
     def wrapped(scaler: GradScaler, *args: Any, **kwargs: Any) -> Any:
-        result = original(scaler, *args, **kwargs)
+        if getattr(_telling, name, False):
+            return original(scaler, *args, **kwargs)
+        setattr(_telling, name, True)
+        try:
+            result = original(scaler, *args, **kwargs)
+        finally:
+            setattr(_telling, name, False)
         for observer in tuple(_observers):
             tell(observer, scaler, result, *args, *kwargs.values())
         return result
 
+    _installed[name] = wrapped
     setattr(GradScaler, name, wrapped)
 
 
