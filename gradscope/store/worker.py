@@ -199,11 +199,12 @@ class Worker:
         return min(waits, default=None)
 
     def _run(self) -> None:
+        fault: Exception | None = None
         try:
             how = self._work()
-        except Exception as error:  # a fault of our own: what is committed stays readable
-            self.error, how = error, "leave"
-        self._finish(how)
+        except Exception as error:  # a fault of our own: what there is stays readable
+            fault, how = error, "leave"
+        self._finish(how, fault)
 
     def _work(self) -> str:
         """Work until the end is asked for, and return which."""
@@ -273,9 +274,11 @@ class Worker:
             self._sealed_id = last_id
             self._journal.forget(last_id)
 
-    def _finish(self, how: str) -> None:
+    def _finish(self, how: str, fault: Exception | None) -> None:
         removed = how == "discard"
         try:
+            if not removed:
+                self._commit()  # what came last, or what a fault of our own has left
             with contextlib.suppress(OSError, sqlite3.Error):
                 self._drop_sealed(self._sealer.ended(wait=True))
             if self._taken and not removed:
@@ -289,7 +292,7 @@ class Worker:
         finally:
             self._release(remove=removed)
             with self.lock:
-                self.ended = True
+                self.ended, self.error = True, self.error or fault
                 self._taken.clear()
                 self.lock.notify_all()
             atexit.unregister(self._at_exit)

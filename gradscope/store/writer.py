@@ -209,6 +209,8 @@ class RunWriter:
 
 def said(error: Exception) -> str:
     """What a disk's refusal means, and what to do about it."""
+    if not isinstance(error, OSError | sqlite3.Error | RuntimeError):
+        return f"{type(error).__name__}: {error}. Please report this: it is a fault of gradscope's own."
     code = getattr(error, "errno", None)
     text = (os.strerror(code) if code else str(error)).rstrip(".")
     for wanted, remedy in _REMEDIES.items():

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from gradscope import open_run
+from gradscope.errors import RunError
 from gradscope.store import RunWriter, sealer, validate
 from gradscope.store import worker as worker_module
 from gradscope.store.journal import Journal
@@ -90,6 +91,23 @@ def test_a_sealing_process_that_dies_costs_nothing_and_is_not_tried_for_ever(tmp
     writer.close()
     assert open_run(tmp_path / "run").n_records == 5
     assert validate(tmp_path / "run") == []
+
+
+def test_a_fault_in_the_thread_ends_it_with_everything_committed_and_hangs_nobody(tmp_path, monkeypatch):
+    def fail(self, *, wait=False):
+        if not wait:
+            raise KeyError("a bug")
+
+    writer = RunWriter(tmp_path / "run", META)
+    monkeypatch.setattr(sealer.Sealer, "ended", fail)
+    for step in range(5):
+        writer.add_record(record(step))
+    writer._worker.flush()
+    writer._worker.join(60)
+    with pytest.raises(RunError, match=r"KeyError: 'a bug'\. Please report"):
+        writer.flush()
+    writer.close()
+    assert open_run(tmp_path / "run").n_records == 5
 
 
 def test_sealing_needs_nothing_of_the_directory_or_environment_it_is_in(tmp_path, monkeypatch):
