@@ -165,6 +165,16 @@ class RunWriter:
         error = self._worker.error
         return None if error is None else RunError(f"cannot write {str(self.path)!r}: {said(error)}")
 
+    @property
+    def trouble(self) -> RunError | None:
+        """What the user should know of: `error`, or that the disk was too slow for what was added."""
+        if (error := self.error) is None and (dropped := self._worker.dropped):
+            return RunError(
+                f"the disk of {str(self.path)!r} is too slow: {dropped} entries had to be dropped. "
+                "Record fewer steps, samples or tensors."
+            )
+        return error
+
     def flush(self, timeout: float | None = None) -> None:
         """Wait, at most ``timeout`` seconds, until everything added so far is in the journal.
 

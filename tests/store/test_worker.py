@@ -52,6 +52,7 @@ def test_a_disk_that_is_too_slow_drops_with_a_count_and_holds_nobody(tmp_path, g
     gate.clear()
     for step in range(100):
         writer.add_record(record(step))
+    assert "too slow" in str(writer.trouble)
     gate.set()
     writer.close()
     run = open_run(tmp_path / "run")

@@ -627,7 +627,7 @@ class Recorder:
     def _store(self, write: Callable[[], object]) -> None:
         with self._unharmed("writing the run"):
             write()
-            if (error := self._writer.error) is not None:
+            if (error := self._writer.trouble) is not None:
                 raise error
 
     def unharmed(self, doing: str) -> _Unharmed:
