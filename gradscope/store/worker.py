@@ -82,6 +82,8 @@ class Worker:
         self, directory: RankDirectory, journal: Journal, held: DirectoryLock, meta: RunMeta, seal_bytes: int
     ) -> None:
         self.lock = threading.Condition(threading.RLock())
+        #: Held while SQLite is at work.
+        self.busy = threading.Lock()
         self.error: Exception | None = None
         self.ended = self._disowned = False
         self._directory, self._journal, self._held = directory, journal, held
@@ -240,7 +242,8 @@ class Worker:
         try:
             while self._taken or info:
                 batch, size = self._batch()
-                self._journal.append(batch, info)
+                with self.busy:
+                    self._journal.append(batch, info)
                 info = {}
                 for _ in batch:
                     self._taken.popleft()
@@ -272,7 +275,8 @@ class Worker:
     def _drop_sealed(self, last_id: int | None) -> None:
         if last_id is not None:
             self._sealed_id = last_id
-            self._journal.forget(last_id)
+            with self.busy:
+                self._journal.forget(last_id)
 
     def _finish(self, how: str, fault: Exception | None) -> None:
         removed = how == "discard"

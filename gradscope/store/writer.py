@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import threading
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -241,13 +242,29 @@ _REMEDIES = {
 }
 
 
+#: How long a fork may wait for a commit to end.
+_FORK_SECONDS = 0.1
+_paused = threading.local()
+
+
+def _pause_all() -> None:
+    """Fork between two commits: a child that uses SQLite itself would find its mutexes held by nobody who is there."""
+    locks = [writer._worker.busy for writer in list(_writers)]
+    _paused.locks = [lock for lock in locks if lock.acquire(timeout=_FORK_SECONDS)]
+
+
+def _resume_all() -> None:
+    for lock in _paused.__dict__.pop("locks", ()):
+        lock.release()
+
+
 def _disown_all() -> None:
     for writer in list(_writers):
         writer._worker.disown()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_disown_all)
+    os.register_at_fork(before=_pause_all, after_in_parent=_resume_all, after_in_child=_disown_all)
 
 
 # --- whose directory -------------------------------------------------------------------------------------------------

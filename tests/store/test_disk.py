@@ -70,6 +70,7 @@ def test_a_rollback_journal_that_leads_elsewhere_is_refused(torn, tmp_path):
     assert victim.exists()
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
 def test_a_fifo_for_a_rollback_journal_is_refused(torn):
     beside = torn / "attempt-1/rank-0/journal.sqlite-journal"
     beside.unlink()
@@ -106,6 +107,7 @@ def test_a_disk_that_fills_up_keeps_what_fits_and_counts_the_rest(tmp_path, limi
     assert sum(open_run(tmp_path / "run").lost.values()) == 40 - run.n_records
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
 @pytest.mark.parametrize(
     "failing",
     [

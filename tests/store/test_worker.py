@@ -134,6 +134,7 @@ def test_no_thread_and_no_process_is_left_after_close_or_when_the_writer_is_drop
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("gradscope")]
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
 def test_nothing_of_a_growing_run_is_mapped_into_memory(tmp_path):
     """A mapped file that somebody truncates ends the process by SIGBUS."""
     writer = write_run(tmp_path / "run", close=False)
@@ -232,6 +233,32 @@ def test_a_child_forked_while_another_thread_is_inside_neither_hangs_nor_writes(
     run = open_run(tmp_path / "run")
     assert run.records("lstm/l0")["step"].tolist() == [0, 1, 2, 3]
     assert run.lost == {}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_process_forks_between_two_commits(tmp_path, monkeypatch):
+    """SQLite's mutexes would stay locked in the child, which may read a data set of its own with it."""
+    inside, append = [], Journal.append
+
+    def slowly(self, rows, info):
+        inside.append(1)
+        time.sleep(0.02)
+        append(self, rows, info)
+        inside.clear()
+
+    monkeypatch.setattr(Journal, "append", slowly)
+    monkeypatch.setattr("gradscope.store.writer._FORK_SECONDS", 60)
+    writer = RunWriter(tmp_path / "run", META)
+    for step in range(20):
+        for _ in range(worker_module.FLUSH_ENTRIES):
+            writer.add_record(record(step))
+        wait_until(lambda: inside)
+        child = os.fork()
+        if child == 0:
+            os._exit(len(inside))
+        assert os.waitpid(child, 0)[1] == 0
+    writer.close()
+    assert open_run(tmp_path / "run").n_records == 20 * worker_module.FLUSH_ENTRIES
 
 
 @pytest.mark.parametrize("ending", ["pass", "raise SystemExit(3)", "raise ValueError", "os.kill(os.getpid(), 2)"])
