@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sqlite3
 import threading
 import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gradscope.errors import RunError, RunExistsError, SettingError, UsageError
+from gradscope.errors import RunError, SettingError, UsageError
 from gradscope.schema import ClipEvent, Coverage, Record, RunMeta, SiteInfo, StepRow
 from gradscope.store import codec
+from gradscope.store.beginning import Beginning, remove_empty, said
 from gradscope.store.journal import Journal
-from gradscope.store.layout import RankDirectory, attempts
 from gradscope.store.locking import lock_directory
-from gradscope.store.segment import sync_directory
 from gradscope.store.worker import Worker
 
 #: SQLite takes no larger row.
@@ -91,7 +88,7 @@ class RunWriter:
             raise SettingError(f"seal_bytes must be positive, not {seal_bytes}")
         self.run_dir = Path(os.path.abspath(run_dir))
         self._process = os.getpid()
-        with _Beginning(self.run_dir) as beginning:
+        with Beginning(self.run_dir) as beginning:
             directory = beginning.rank_directory(restart, rank, world_size)
             self.path = directory.path
             self.meta = replace(meta, attempt=directory.attempt, rank=rank, world_size=world_size)
@@ -211,35 +208,11 @@ class RunWriter:
             self._worker.end("discard")
             self._worker.join()
             for folder in reversed(self._made):
-                _remove_empty(folder)
+                remove_empty(folder)
 
     def _raise(self) -> None:
         if (error := self.error) is not None:
             raise error from self._worker.error
-
-
-def said(error: Exception) -> str:
-    """What a disk's refusal means, and what to do about it."""
-    if not isinstance(error, OSError | sqlite3.Error | RuntimeError):
-        return f"{type(error).__name__}: {error}. Please report this: it is a fault of gradscope's own."
-    code = getattr(error, "errno", None)
-    text = (os.strerror(code) if code else str(error)).rstrip(".")
-    for wanted, remedy in _REMEDIES.items():
-        if any(word in text.lower() for word in wanted):
-            return f"{text}. {remedy}"
-    return f"{text}. Training goes on; see that the disk can be written."
-
-
-_REMEDIES = {
-    ("no space", "is full", "quota", "file too large"): "Make room there, or record fewer steps, samples or tensors.",
-    ("locked",): "Another process has been reading it for long; end that one.",
-    ("read-only", "readonly", "permission"): "Make it writable, and leave it in place while it is written.",
-    ("no such file", "moved", "unable to open"): "Leave it in place while it is written.",
-    ("too many open files",): "Raise the limit with `ulimit -n`.",
-    ("i/o error", "input/output", "malformed", "corrupt"): (
-        "Check the disk, its free space and quota; `gradscope repair` keeps what can be read."
-    ),
-}
 
 
 #: How long a fork may wait for a commit to end.
@@ -265,87 +238,3 @@ def _disown_all() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_pause_all, after_in_parent=_resume_all, after_in_child=_disown_all)
-
-
-# --- whose directory -------------------------------------------------------------------------------------------------
-
-
-class _Beginning:
-    """Creates a rank's directory, exclusively; what fails inside is undone and told as gradscope's own error.
-
-    Raises
-    ------
-    RunExistsError, RunError
-    """
-
-    def __init__(self, run_dir: Path) -> None:
-        self._run_dir, self.made = run_dir, list[Path]()
-        self.undo = contextlib.ExitStack()
-
-    def __enter__(self) -> _Beginning:
-        return self
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None:
-            self.undo.pop_all()
-            return
-        self.undo.close()
-        if isinstance(error, OSError | sqlite3.Error | RuntimeError):  # RuntimeError: no more threads
-            raise RunError(f"cannot begin the run {str(self._run_dir)!r}: {said(error)}") from error
-
-    def rank_directory(self, restart: bool, rank: int, world_size: int) -> RankDirectory:
-        """Create it."""
-        run_dir, shared = self._run_dir, world_size > 1
-        if not self._make(run_dir):
-            if not run_dir.is_dir():
-                raise RunExistsError(f"{str(run_dir)!r} is a file; give the name of a new run directory.")
-            if not restart and not shared:
-                raise _exists(run_dir)
-        latest = max(attempts(run_dir), default=0)
-        joins = shared and latest > 0 and _may_join(run_dir / f"attempt-{latest}", rank, world_size)
-        attempt = latest if joins else latest + 1
-        if attempt > 1 and not restart:
-            raise _exists(run_dir)
-        path = run_dir / f"attempt-{attempt}" / f"rank-{rank}"
-        if not self._make(path.parent) and not shared:
-            raise _exists(run_dir)
-        if shared:
-            (path.parent / f"world-{world_size}").touch()
-        if not self._make(path):
-            raise _exists(run_dir)
-        return RankDirectory(attempt, rank, path)
-
-    def _make(self, path: Path) -> bool:
-        """Create a directory and those above it; False where there is something of this name."""
-        if not path.parent.exists():
-            self._make(path.parent)
-        try:
-            path.mkdir()
-        except FileExistsError:
-            return False
-        self.made.append(path)
-        self.undo.callback(_remove_empty, path)
-        return True
-
-    def sync(self) -> None:
-        """Sync every directory that has a new name in it."""
-        for folder in {self.made[-1], *(path.parent for path in self.made)}:
-            sync_directory(folder)
-
-
-def _remove_empty(directory: Path) -> None:
-    with contextlib.suppress(OSError):  # another rank is in it
-        directory.rmdir()
-
-
-def _may_join(attempt: Path, rank: int, world_size: int) -> bool:
-    """Whether an attempt was begun by the other ranks of this very start."""
-    worlds = [entry.name for entry in attempt.glob("world-*")]
-    return not (attempt / f"rank-{rank}").exists() and worlds in ([], [f"world-{world_size}"])
-
-
-def _exists(run_dir: Path) -> RunExistsError:
-    return RunExistsError(
-        f"the run {str(run_dir)!r} exists already and is never overwritten. "
-        "Choose another directory, remove it, or pass restart=True to add a new attempt to it."
-    )
