@@ -13,7 +13,7 @@ import pytest
 
 from gradscope import open_run
 from gradscope.errors import RunError, UnsafeFileError
-from gradscope.store import RunWriter, repair, validate
+from gradscope.store import RunWriter, guard, repair, validate
 from gradscope.store import beginning as beginning_module
 from gradscope.store import writer as writer_module
 from gradscope.store.beginning import said
@@ -151,6 +151,24 @@ def test_full_durability_syncs_every_directory_that_has_a_new_name(tmp_path, mon
     RunWriter(tmp_path / "a/b/run", META, durability="full").close()
     run = tmp_path / "a/b/run"
     assert set(synced) == {tmp_path, run.parents[1], run.parent, run, run / "attempt-1", run / "attempt-1/rank-0"}
+
+
+def test_a_reader_in_the_middle_of_reading_delays_a_commit_and_costs_nothing(tmp_path):
+    writer = write_run(tmp_path / "run", close=False)
+    reader = guard.connect(writer.path / "journal.sqlite")
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM entries").fetchall()
+    writer.add_record(record(3))
+    flushing = threading.Thread(target=writer.flush)
+    flushing.start()
+    flushing.join(0.2)
+    assert flushing.is_alive()
+    reader.execute("COMMIT")
+    reader.close()
+    flushing.join(60)
+    assert open_run(tmp_path / "run").n_records == 4
+    writer.close()
+    assert open_run(tmp_path / "run").lost == {}
 
 
 def test_a_run_whose_directory_is_removed_says_so_and_stops_nobody(tmp_path):
