@@ -74,9 +74,11 @@ def _initial(ax: Axes, rows: pd.DataFrame) -> None:
     _edges(ax, rows, looks)
     order = sorted(looks, key=lambda name: -first.get(name, -1.0))
     named = {name: f"{label(name, 28)}  {number(first.get(name, np.nan), 1)}" for name in order}
-    handles = lines.handles({name: looks[name] for name in order[: style.MAX_LEGEND]}, named)
-    # The curves cross the panel: their names stand beside it, or below it where the page is narrow.
-    narrow = style.size_of(ax)[0] < 4.5
+    width, height = style.size_of(ax)
+    # The curves cross the panel: their names stand beside it, or below it where the page is narrow; as many as fit.
+    narrow = width < 4.5
+    most = 8 if narrow else max(3, int(0.72 * height * 72 / (1.45 * style.small())) - 1)
+    handles = lines.handles({name: looks[name] for name in order[:most]}, named)
     ax.legend(
         handles=handles, loc="upper left", bbox_to_anchor=(0.0, -0.3) if narrow else (1.0, 1.0),
         ncols=2 if narrow and max(map(len, named.values())) < 22 else 1, handlelength=2.7, labelspacing=0.3,
