@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import platform
 import resource
@@ -134,22 +135,46 @@ class Written:
         Most that a recorded step may cost, over the plain one.
     share : float
         Most that looking for recurrences may take of a recorded step.
+    config : str
+        Sizes, of ``CONFIGS``.
+    features : int
+        How many hidden states stand side by side in the output.
+    new_lengths : bool
+        Whether every batch has a length of its own, up to that of ``config``.
+    samples : int or None
+        Sequences that are recorded.
     """
 
     name: str
     make: Callable[[int, int], nn.Module]
     ratio: float
-    share: float
+    share: float = 0.02
+    config: str = "c1"
+    features: int = 1
+    new_lengths: bool = False
+    samples: int | None = 8
+
+
+def _deep(kind: type[nn.RNNBase]) -> Callable[[int, int], nn.Module]:
+    return lambda size, hidden: kind(size, hidden, num_layers=2, bidirectional=True)
 
 
 WRITTEN = {
+    "rnn": Written("`nn.RNN`, one call", nn.RNN, 1.20),
+    "gru": Written("`nn.GRU`, one call", nn.GRU, 1.10),
+    "lstm": Written("`nn.LSTM`, one call", nn.LSTM, 1.25),
+    "lengths": Written("`nn.LSTM`, a new length each step", nn.LSTM, 1.20, new_lengths=True),
+    "stepped": Written("`nn.LSTM`, one call a timestep", lambda i, h: Stepped(nn.LSTM(i, h)), 1.25),
+    "cell": Written("`nn.LSTMCell` in a loop", lambda i, h: Stepped(nn.LSTMCell(i, h)), 1.25),
     "loop": Written("LSTM written by hand in a loop", OwnLSTM, 1.15, 0.15),
-    "stepped": Written("`nn.LSTM`, one call a timestep", lambda i, h: Stepped(nn.LSTM(i, h)), 1.25, 0.02),
-    "cell": Written("`nn.LSTMCell` in a loop", lambda i, h: Stepped(nn.LSTMCell(i, h)), 1.25, 0.02),
-    "rnn": Written("`nn.RNN`, one call", nn.RNN, 1.20, 0.02),
-    "gru": Written("`nn.GRU`, one call", nn.GRU, 1.10, 0.02),
-    "lstm": Written("`nn.LSTM`, one call", nn.LSTM, 1.25, 0.02),
+    "deep": Written("`nn.LSTM`, 2 layers, 2 directions", _deep(nn.LSTM), 1.24, features=2),
+    "deep gru": Written("`nn.GRU`, 2 layers, 2 directions", _deep(nn.GRU), 1.03, features=2),
+    "long": Written("`nn.LSTM`, one call", nn.LSTM, 1.20, config="c3"),
+    "wide": Written("`nn.LSTM`, one call", nn.LSTM, 1.06, config="c4"),
+    "whole": Written("`nn.LSTM`, one call, whole batch", nn.LSTM, 1.66, samples=None),
 }
+#: Those on which ``every="auto"`` is held to its budget.
+FOR_AUTO = ("rnn", "lstm", "stepped", "loop")
 #: Those that torchlens can follow, as torch makes a node of every operation there.
 FOR_TORCHLENS = ("loop", "cell")
 
@@ -193,14 +218,13 @@ class Loss(nn.Module):
 class Bench:
     """The variants of one kind and configuration; each is one training step."""
 
-    def __init__(self, kind: str, config: str, deep: bool, device: str) -> None:
+    def __init__(self, kind: str, config: str, device: str) -> None:
         batch, steps, hidden, size = CONFIGS[config]
         torch.manual_seed(0)
-        options: dict[str, Any] = {"num_layers": 2, "bidirectional": True} if deep else {}
         self.device = device
         self.x = torch.randn(steps, batch, size, device=device)
-        self.model = Net(KINDS[kind][0](size, hidden, **options), hidden * (2 if deep else 1)).to(device)
-        self.loop = None if deep else Net(Loop(KINDS[kind][1](size, hidden)), hidden).to(device)
+        self.model = Net(KINDS[kind][0](size, hidden), hidden).to(device)
+        self.loop = Net(Loop(KINDS[kind][1](size, hidden)), hidden).to(device)
         self.folder = tempfile.TemporaryDirectory()
         self.recorders: list[gradscope.Recorder] = []
 
@@ -262,7 +286,7 @@ class Bench:
             recorder.close()
         self.folder.cleanup()
 
-    def variants(self, repeat_ten: bool) -> list[Callable[[], dict[str, float]]]:
+    def variants(self) -> list[Callable[[], dict[str, float]]]:
         plain = self.optimizer(self.model)
         turns: list[Callable[[], dict[str, float]]] = [
             lambda: {"plain": self.timed(lambda: self.step(self.model, plain))},
@@ -271,11 +295,9 @@ class Bench:
         ]
         leaf = self.x.clone().requires_grad_()
         turns.append(lambda: {"input": self.timed(lambda: self.step(self.model, plain, leaf))})
-        if self.loop is not None:
-            loop, looped = self.loop, self.optimizer(self.loop)
-            turns.append(lambda: {"unrolled": self.timed(lambda: self.step(loop, looped))})
-        if repeat_ten:
-            turns.append(self.every10())
+        looped = self.optimizer(self.loop)
+        turns.append(lambda: {"unrolled": self.timed(lambda: self.step(self.loop, looped))})
+        turns.append(self.every10())
         try:
             from captum.attr import Saliency
         except ImportError:
@@ -288,7 +310,7 @@ class Bench:
 
     def torchlens(self) -> Callable[[], None] | None:
         """Return one forward and backward pass of the cell loop with every gradient kept by torchlens, if it can."""
-        if self.loop is None or len(self.x) > LONGEST_FOR_TORCHLENS:
+        if len(self.x) > LONGEST_FOR_TORCHLENS:
             return None
         return _torchlens(Loss(self.loop), self.x)
 
@@ -313,23 +335,19 @@ def _torchlens(model: Loss, x: Tensor) -> Callable[[], None] | None:
     return trace
 
 
-def measure(kind: str, config: str, deep: bool, seconds: float, device: str) -> dict[str, list[float]]:
+def measure(kind: str, config: str, repetitions: int, device: str) -> dict[str, list[float]]:
     """Return the ratios to the plain step, one per repetition, and the plain step in seconds."""
-    bench = Bench(kind, config, deep, device)
+    bench = Bench(kind, config, device)
     bench.step(bench.model, bench.optimizer(bench.model))
-    plain = bench.timed(lambda: bench.step(bench.model, bench.optimizer(bench.model)))
-    turns = bench.variants(repeat_ten=plain < seconds / 20)
+    turns = bench.variants()
     found: dict[str, list[float]] = {}
-    end = time.monotonic() + seconds
-    repetition = 0
-    while repetition < 4 or time.monotonic() < end:
+    for repetition in range(repetitions + 1):
         values: dict[str, float] = {}
         for turn in turns:
             values.update(turn())
         if repetition:  # the first is a warm-up
             for name, value in values.items():
                 found.setdefault(name, []).append(value if name == "plain" else value / values["plain"])
-        repetition += 1
     if (trace := bench.torchlens()) is not None:
         # Once, and last: it takes a hundred times as long, and puts itself around every function of torch meanwhile.
         found["torchlens"] = [bench.timed(trace) / statistics.median(found["plain"])]
@@ -337,72 +355,143 @@ def measure(kind: str, config: str, deep: bool, seconds: float, device: str) -> 
     return found
 
 
-def measure_written(way: str, config: str, repetitions: int, torchlens: bool = True) -> dict[str, list[float]]:
+class Pair:
+    """A model that is recorded and a twin that never is, to be trained side by side, a step at a time."""
+
+    def __init__(self, way: str, config: str | None = None) -> None:
+        self.way = WRITTEN[way]
+        batch, self.longest, hidden, size = CONFIGS[config or self.way.config]
+        torch.manual_seed(0)
+        self.x = torch.randn(self.longest, batch, size)
+        self.model = Net(self.way.make(size, hidden), hidden * self.way.features)
+        self.twin = copy.deepcopy(self.model)
+        self.optimizers = {each: torch.optim.SGD(each.parameters(), lr=1e-6) for each in (self.model, self.twin)}
+        self._lengths = itertools.cycle(range(self.longest, self.longest // 2, -1))
+        self._length = self.longest
+
+    def next_length(self) -> None:
+        """Let the steps that follow have a length of their own where they are to."""
+        self._length = next(self._lengths) if self.way.new_lengths else self.longest
+
+    def step(self, of: nn.Module) -> tuple[float, float]:
+        """Make one training step; return the CPU time and the wall time that it took."""
+        begin = time.process_time(), time.perf_counter()
+        self.optimizers[of].zero_grad()
+        of(self.x[: self._length]).pow(2).mean().backward()
+        self.optimizers[of].step()
+        return time.process_time() - begin[0], time.perf_counter() - begin[1]
+
+    def record(self, path: Path, every: int | str) -> gradscope.Recorder:
+        """Begin to record the model."""
+        optimizer = self.optimizers[self.model]
+        return gradscope.record(self.model, path, optimizer=optimizer, every=every, samples=self.way.samples)
+
+
+def measure_written(
+    way: str, repetitions: int, torchlens: bool = True, config: str | None = None
+) -> dict[str, list[float]]:
     """Return what a recorded step of a recurrence costs that is written in this way.
 
     Of every repetition: the plain step in CPU seconds, the recorded step over it in CPU and in wall time, the share
     of the recorded step in which recurrences are looked for, and a step between recorded ones.
     """
-    batch, steps, hidden, size = CONFIGS[config]
-    torch.manual_seed(0)
-    x = torch.randn(steps, batch, size)
-    model = Net(WRITTEN[way].make(size, hidden), hidden)
-    twin = copy.deepcopy(model)  # never recorded
-    optimizers = {each: torch.optim.SGD(each.parameters(), lr=1e-6) for each in (model, twin)}
-
-    def step(of: nn.Module) -> tuple[float, float]:
-        begin = time.process_time(), time.perf_counter()
-        optimizers[of].zero_grad()
-        of(x).pow(2).mean().backward()
-        optimizers[of].step()
-        return time.process_time() - begin[0], time.perf_counter() - begin[1]
-
+    pair = Pair(way, config)
     found: dict[str, list[float]] = {name: [] for name in ("plain", "cpu", "wall", "search", "between")}
     with (
         tempfile.TemporaryDirectory() as folder,
         Searching() as searching,
-        gradscope.record(model, Path(folder) / "run", optimizer=optimizers[model], every=3),
+        pair.record(Path(folder) / "run", every=3),
     ):
         for repetition in range(repetitions + _WARM_UP):
+            pair.next_length()
             searching.spent = 0.0
-            recorded = step(model)
+            recorded = pair.step(pair.model)
             spent = searching.spent
-            plain, between = step(twin), step(model)
-            step(model)  # at its end the recorder wakes up
+            plain, between = pair.step(pair.twin), pair.step(pair.model)
+            pair.step(pair.model)  # at its end the recorder wakes up
             if repetition >= _WARM_UP:
                 found["plain"].append(plain[0])
                 found["cpu"].append(recorded[0] / plain[0])
                 found["wall"].append(recorded[1] / plain[1])
                 found["search"].append(spent / recorded[0])
                 found["between"].append(between[0] / plain[0])
-    if torchlens and way in FOR_TORCHLENS and (trace := _torchlens(Loss(twin), x)) is not None:
+    if torchlens and way in FOR_TORCHLENS and (trace := _torchlens(Loss(pair.twin), pair.x)) is not None:
         begin = time.process_time()
         trace()
         found["torchlens"] = [(time.process_time() - begin) / statistics.median(found["plain"])]
     return found
 
 
-def _written_row(way: str, config: str, found: dict[str, list[float]]) -> str:
+def measure_auto(way: str, blocks: int, length: int = 30, config: str | None = None) -> dict[str, Any]:
+    """Return what a training of ``blocks`` times ``length`` steps costs with ``every="auto"``, all included.
+
+    Over the twin, step by step in turn: each block in CPU and wall time, and the whole, with the flush at its end, from
+    the first step on and from the second, for what torch does once at its beginning is no cost of recording.
+    """
+    pair = Pair(way, config)
+    for _ in range(_WARM_UP):
+        pair.step(pair.twin)
+    times: list[tuple[tuple[float, float], tuple[float, float]]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        recorder = pair.record(Path(folder) / "run", every="auto")
+        pace, elsewhere = recorder._pace, [0.0]
+        pace._clock = lambda: time.perf_counter() - elsewhere[0]  # stands still while the twin is trained
+        for step in range(blocks * length):
+            ours, twin = pair.step(pair.model), pair.step(pair.twin)
+            elsewhere[0] += twin[1]
+            times.append((ours, twin))
+            if (step + 1) % length == 0:
+                begin = time.process_time(), time.perf_counter()
+                recorder.flush()
+                spent = time.process_time() - begin[0], time.perf_counter() - begin[1]
+                times[-1] = (ours[0] + spent[0], ours[1] + spent[1]), twin
+        recorder.close()
+        settings = gradscope.open_run(Path(folder) / "run").settings
+    parts = [times[at : at + length] for at in range(0, len(times), length)]
+    ratio = [[sum(ours[k] for ours, _ in part) / sum(twin[k] for _, twin in part) for part in parts] for k in (0, 1)]
+    whole = [sum(ours[k] for ours, _ in times) / sum(twin[k] for _, twin in times) for k in (0, 1)]
+    plain = statistics.median(twin[0] for _, twin in times)
+    return {"plain": plain, "cpu": ratio[0], "wall": ratio[1], "whole": whole, "every": settings["chosen_every"]}
+
+
+def _written_row(way: str, found: dict[str, list[float]], config: str | None = None) -> str:
     of = WRITTEN[way]
     search = statistics.median(found["search"])
-    cells = [of.name, f"({', '.join(map(str, CONFIGS[config]))})", f"{statistics.median(found['plain']) * 1e3:.1f} ms"]
+    shape = f"({', '.join(map(str, CONFIGS[config or of.config]))})"
+    cells = [of.name, shape, f"{statistics.median(found['plain']) * 1e3:.1f} ms"]
     cells += [_cell(found["cpu"]), f"{of.ratio:.2f}", _cell(found["wall"]), f"{search:.1%}", f"{of.share:.0%}"]
     cells += [_cell(found["between"]), _cell(found.get("torchlens")), str(len(found["cpu"]))]
     return _line(cells)
+
+
+def _auto_row(way: str, found: dict[str, Any], config: str | None = None) -> str:
+    of = WRITTEN[way]
+    shape = f"({', '.join(map(str, CONFIGS[config or of.config]))})"
+    cells = [of.name, shape, f"{found['plain'] * 1e3:.1f} ms", str(found["every"])]
+    cells += [f"{found['whole'][0]:.3f}", "1.02", f"{found['whole'][1]:.3f}", _cell(found["cpu"])]
+    return _line([*cells, str(len(found["cpu"]))])
 
 
 WRITTEN_COLUMNS = (
     *("written as", "(B, T, H, I)", "plain step", "recorded, CPU time", "target", "recorded, wall time"),
     *("share of the search", "target", "between recorded steps", "torchlens", "repetitions"),
 )
+AUTO_COLUMNS = (
+    *("written as", "(B, T, H, I)", "plain step", "every", "all steps, CPU time", "target", "all steps, wall time"),
+    *("blocks of 30 steps, CPU time", "blocks"),
+)
 
 
-def memory(steps: int, warm_up: int = 500) -> dict[str, float]:
-    """Return the growth of the resident set over ``steps`` recorded steps of a small model, in MB."""
+def memory(steps: int, warm_up: int = 500, how: str = "fixed") -> dict[str, Any]:
+    """Return the growth of the resident set over ``steps`` recorded steps of a small model, in MB.
+
+    ``how``: of one ``fixed`` length, a new one at each step (``lengths``), or called once a timestep (``stepped``).
+    """
     torch.manual_seed(0)
-    model = Net(nn.LSTM(8, 16), 16)
+    layer = nn.LSTM(8, 16)
+    model = Net(Stepped(layer) if how == "stepped" else layer, 16)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
-    x = torch.randn(20, 8, 8)
+    x = torch.randn(100 if how == "lengths" else 20, 8, 8)
     sizes = []
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -410,16 +499,16 @@ def memory(steps: int, warm_up: int = 500) -> dict[str, float]:
     ):
         for step in range(steps + warm_up):
             optimizer.zero_grad()
-            model(x).pow(2).mean().backward()
+            model(x[: 5 + step % 96] if how == "lengths" else x).pow(2).mean().backward()
             optimizer.step()
             if step in (warm_up - 1, steps + warm_up - 1):
                 sizes.append(_resident())
-    return {"steps": steps, "growth_mb": sizes[1] - sizes[0]}
+    return {"how": how, "steps": steps, "growth_mb": sizes[1] - sizes[0]}
 
 
 def peak(kind: str, variant: str) -> list[float]:
     """Return in MB, over what was resident before: after the forward pass, and the most during one step."""
-    bench = Bench(kind, "c2", False, "cpu")
+    bench = Bench(kind, "c2", "cpu")
     optimizer = bench.optimizer(bench.model)
     memory(1, warm_up=1)  # what is imported at the first record is no cost of this one
     before = _resident()
@@ -470,9 +559,9 @@ def _peak() -> float:
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM:")).split()[1]) / 1024
 
 
-def _row(kind: str, config: str, deep: bool, found: dict[str, list[float]]) -> str:
+def _row(kind: str, config: str, found: dict[str, list[float]]) -> str:
     shape = ", ".join(map(str, CONFIGS[config]))
-    cells = [f"{kind}{', 2 layers, 2 directions' if deep else ''}", f"({shape})"]
+    cells = [kind, f"({shape})"]
     cells.append(f"{statistics.median(found['plain']) * 1e3:.1f} ms")
     for name in COLUMNS:
         cells.append(_cell(found.get(name)))
@@ -499,50 +588,53 @@ def _processor() -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=KINDS, nargs="*", default=list(KINDS))
-    parser.add_argument("--config", choices=CONFIGS, nargs="*", default=list(CONFIGS))
-    parser.add_argument("--seconds", type=float, default=15.0, help="time for each row")
-    parser.add_argument("--shallow", action="store_true", help="leave out two layers in two directions")
-    parser.add_argument("--memory-steps", type=int, default=10_000, help="0 leaves memory out")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--written", choices=WRITTEN, nargs="*", help="measure recorded steps; all rows without names")
+    parser.add_argument("--auto", choices=WRITTEN, nargs="*", help="measure trainings with every='auto'")
+    parser.add_argument("--peers", choices=KINDS, nargs="*", help="measure what one would use instead")
+    parser.add_argument("--memory", type=int, nargs="?", const=10_000, help="over so many recorded steps")
+    parser.add_argument("--repetitions", type=int, default=20)
+    parser.add_argument("--config", choices=CONFIGS, help="other sizes than a row's own")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of --peers")
     parser.add_argument("--json", type=Path, help="write every measured value here")
     parser.add_argument("--peak", nargs=2, metavar=("KIND", "VARIANT"), help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--written", choices=WRITTEN, nargs="*", help="only the ways to write a recurrence; all without names"
-    )
-    parser.add_argument("--repetitions", type=int, default=20, help="of each way to write a recurrence")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if options.peak:
         print(json.dumps(peak(*options.peak)))
         return
-    print(f"{_processor()}, torch {torch.__version__}, Python {platform.python_version()}, one thread\n", flush=True)
+    if all(part is None for part in (options.written, options.auto, options.peers, options.memory)):
+        options.written, options.auto, options.peers, options.memory = [], [], [], 10_000
+    print(f"{_processor()}, torch {torch.__version__}, Python {platform.python_version()}, one thread", flush=True)
     everything: dict[str, Any] = {}
-    if options.written is None:
-        _fused_rows(options, everything)
-    if options.device == "cpu":
-        print("\n" + _line(WRITTEN_COLUMNS) + "\n|" + "---|" * len(WRITTEN_COLUMNS), flush=True)
+    if options.written is not None:
+        _begin_table(WRITTEN_COLUMNS)
         for way in options.written or WRITTEN:
-            found = everything[way] = measure_written(way, "c1", options.repetitions)
-            print(_written_row(way, "c1", found), flush=True)
+            found = everything[way] = measure_written(way, options.repetitions, config=options.config)
+            print(_written_row(way, found, options.config), flush=True)
+    if options.auto is not None:
+        _begin_table(AUTO_COLUMNS)
+        for way in options.auto or FOR_AUTO:
+            auto = everything[f"auto {way}"] = measure_auto(way, options.repetitions, config=options.config)
+            print(_auto_row(way, auto, options.config), flush=True)
+    if options.peers is not None:
+        _begin_table(("layer", "(B, T, H, I)", "plain step", *COLUMNS.values(), "repetitions"))
+        config = options.config or "c1"
+        for kind in options.peers or KINDS:
+            found = everything[kind] = measure(kind, config, options.repetitions, options.device)
+            print(_row(kind, config, found), flush=True)
+    if options.memory is not None:
+        print(flush=True)
+        for how in ("fixed", "lengths", "stepped"):
+            grown = everything[f"memory {how}"] = memory(options.memory, how=how)
+            print(f"Memory over {grown['steps']} recorded steps, {how}: {grown['growth_mb']:+.1f} MB", flush=True)
+        everything["peaks"] = peaks()
+        print("\n" + _peak_table(everything["peaks"]))
     if options.json:
         options.json.write_text(json.dumps(everything, indent=1))
 
 
-def _fused_rows(options: argparse.Namespace, everything: dict[str, Any]) -> None:
-    header = ["layer", "(B, T, H, I)", "plain step", *COLUMNS.values(), "repetitions"]
-    print(_line(header) + "\n|" + "---|" * len(header))
-    for deep in (False,) if options.shallow else (False, True):
-        for kind in options.only:
-            for config in options.config:
-                found = measure(kind, config, deep, options.seconds, options.device)
-                everything[f"{kind} {config}{' deep' if deep else ''}"] = found
-                print(_row(kind, config, deep, found), flush=True)
-    if options.memory_steps and options.device == "cpu":
-        grown = everything["memory"] = memory(options.memory_steps)
-        print(f"\nResident memory over {grown['steps']} recorded steps: {grown['growth_mb']:+.1f} MB\n", flush=True)
-        everything["peaks"] = peaks()
-        print(_peak_table(everything["peaks"]))
+def _begin_table(columns: Sequence[str]) -> None:
+    print("\n" + _line(columns) + "\n|" + "---|" * len(columns), flush=True)
 
 
 def _line(cells: Sequence[str]) -> str:

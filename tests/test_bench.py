@@ -21,15 +21,15 @@ def benchmark_script(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
 def test_every_variant_is_a_ratio_to_the_plain_step(benchmark_script, kind):
-    found = benchmark_script.measure(kind, "tiny", deep=False, seconds=0.2, device="cpu")
+    found = benchmark_script.measure(kind, "tiny", repetitions=3, device="cpu")
     assert {"plain", "samples8", "full", "between", "unrolled", "input"} <= set(found)
     assert all(value > 0 for values in found.values() for value in values)
-    row = benchmark_script._row(kind, "tiny", False, found)
+    row = benchmark_script._row(kind, "tiny", found)
     assert row.count("|") == len(benchmark_script.COLUMNS) + 5
 
 
 def test_the_unrolled_loop_is_the_same_network(benchmark_script):
-    bench = benchmark_script.Bench("LSTM", "tiny", deep=False, device="cpu")
+    bench = benchmark_script.Bench("LSTM", "tiny", device="cpu")
     for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
         cell = bench.loop.recurrent.cell
         getattr(cell, name).data.copy_(getattr(bench.model.recurrent, f"{name}_l0").data)
@@ -38,13 +38,26 @@ def test_the_unrolled_loop_is_the_same_network(benchmark_script):
     bench.folder.cleanup()
 
 
-@pytest.mark.parametrize("way", ["loop", "stepped", "cell", "rnn", "gru", "lstm"])
+@pytest.mark.parametrize("way", ["loop", "stepped", "cell", "rnn", "gru", "lstm", "lengths", "deep", "whole"])
 def test_every_way_to_write_a_recurrence_has_its_ratio_and_the_share_of_the_search(benchmark_script, way):
-    found = benchmark_script.measure_written(way, "tiny", repetitions=2, torchlens=False)
+    found = benchmark_script.measure_written(way, repetitions=2, torchlens=False, config="tiny")
     assert all(len(values) == 2 and min(values) > 0 for values in found.values())
     assert max(found["search"]) < 1
-    row = benchmark_script._written_row(way, "tiny", found)
+    row = benchmark_script._written_row(way, found, "tiny")
     assert row.count("|") == len(benchmark_script.WRITTEN_COLUMNS) + 1
+
+
+def test_a_training_at_the_interval_of_its_own_choice_has_the_ratio_of_all_its_steps(benchmark_script):
+    found = benchmark_script.measure_auto("rnn", blocks=3, length=10, config="tiny")
+    assert len(found["cpu"]) == len(found["wall"]) == 3
+    assert min(found["whole"]) > 0
+    assert found["every"] >= 1
+    assert benchmark_script._auto_row("rnn", found, "tiny").count("|") == len(benchmark_script.AUTO_COLUMNS) + 1
+
+
+@pytest.mark.parametrize("how", ["fixed", "lengths", "stepped"])
+def test_memory_is_measured_however_the_layer_is_called(benchmark_script, how):
+    assert abs(benchmark_script.memory(3, warm_up=3, how=how)["growth_mb"]) < 64
 
 
 @pytest.mark.parametrize("way", ["loop", "stepped", "cell"])

@@ -16,6 +16,8 @@ _LEAST_COST = 0.05
 _FIRST_COSTS = 3.0
 #: What was spent is made up for over as many steps again, and over no fewer than these.
 _HORIZON = 100
+#: An interval is at most so many times the one before: a mistaken one is to be found out soon.
+_GROWS = 4
 #: An interval is kept while the one that the budget asks for is within this factor of it.
 _KEPT = 1.25
 #: Steps by which the usual one is told.
@@ -93,7 +95,7 @@ class Pace:
         self.spent += cost
         if self.every is None:  # the first one, too
             self.spent += min(max(self._recorded[0] - usual, cost), _FIRST_COSTS * cost)
-        wanted = self._wanted(usual, cost)
+        wanted = min(self._wanted(usual, cost), _HORIZON if self.every is None else _GROWS * self.every)
         if self.every is not None and self.every / _KEPT <= wanted <= self.every * _KEPT:
             return False
         self.every = wanted

@@ -66,6 +66,13 @@ def test_a_training_that_gets_slower_or_faster_keeps_to_its_budget() -> None:
     assert training.chosen[-1] >= 0.5 / 0.2 / 0.02 / 1.25
 
 
+def test_a_first_measurement_that_something_else_disturbed_is_corrected_soon() -> None:
+    training = Training(20.0, 1.0).go(5)
+    training.recorded = 1.5
+    assert training.chosen[0] <= 100
+    assert training.go(6_000).chosen[-1] <= 40
+
+
 def test_an_interval_is_changed_seldom() -> None:
     assert len(Training(1.5, 1.0).go(5000).chosen) <= 4
 
