@@ -156,12 +156,13 @@ class FoundSequence(Line):
             hidden,
             direct,
             cell=cell,
+            cell_carry=states.get("cell_carry"),
             input_gradient=torch.cat(entering, 2) if entering else None,
             states=numbered,
             shapes=tuple(self.shapes),
             roles=self.roles,
             initial_hidden=by_role.get("hidden"),
-            initial_cell=by_role.get("cell"),
+            initial_cell=by_role.get("cell", by_role.get("cell_carry")),
         )
 
     def _stacked(self, arrived: dict[Any, Tensor], kind: str, which: int, shape: tuple[int, ...] | None) -> Tensor:

@@ -195,7 +195,7 @@ def hook(graph: Graph, found: Recurrence, sequence: FoundSequence) -> None:
     for which, place in enumerate(found.initial):
         if (
             place is not None
-            and sequence.roles[which] in ("hidden", "cell")
+            and sequence.roles[which] in ("hidden", "cell", "cell_carry")
             and _same_shape(graph, place, found, which)
         ):
             by_node.setdefault(place[0], []).append((place[1], ("initial", which, 0), None))

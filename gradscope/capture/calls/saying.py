@@ -159,6 +159,13 @@ class Saying:
             missing(
                 target, role, "the graph of the loss does not show it at every step, so that its lags cannot be told"
             )
+        if "cell_carry" in sequence.roles:
+            missing(
+                target,
+                "cell",
+                "one operation makes it and the hidden state, and hides what leaves it by way of that: what arrives is "
+                "its cell_carry",
+            )
         if not sequence.has_direct and "hidden" in found.roles:
             missing(target, "direct", "what is made of the state both leaves the loop and is fed back to it")
 

@@ -85,6 +85,48 @@ def test_what_data_flow_finds_is_the_cpus(case: Any) -> None:
         assert_same(found, expected, rtol=1e-9)
 
 
+def test_a_cell_state_that_one_operation_makes_with_h_is_its_carry() -> None:
+    torch.manual_seed(3)
+    cell, x = nn.LSTMCell(3, 5).double(), torch.randn(9, 4, 3, dtype=torch.float64)
+
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights = nn.ParameterList(cell.parameters())
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = c = x.new_zeros(4, 5)
+            for x_t in x:
+                h, c = torch._VF.lstm_cell(x_t, (h, c), *self.weights)
+            return h.pow(2).sum()
+
+    stepped = _Stepped(cell)
+    expected = gradscope.snapshot(stepped, lambda: stepped(x))["cell"]
+    loop = Loop()
+    with device() as machine:
+        machine.model(loop)
+        given = machine.tensor(x)
+        taken = gradscope.snapshot(loop, lambda: loop(given))
+    (found,) = taken.values()
+    torch.testing.assert_close(found.hidden, expected.hidden, rtol=1e-9, atol=1e-16)
+    torch.testing.assert_close(found.cell_carry, expected.cell_carry, rtol=1e-9, atol=1e-16)
+    with pytest.raises(NotRecordedError, match="one operation makes it and the hidden state"):
+        _ = found.cell
+
+
+class _Stepped(nn.Module):
+    def __init__(self, cell: nn.LSTMCell) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = None
+        for x_t in x:
+            state = self.cell(x_t, state)
+        assert state is not None
+        return state[0].pow(2).sum()
+
+
 def _snapshot(case: Any, model: nn.Module, x: Tensor) -> Snapshot | str:
     torch.manual_seed(1)
     try:

@@ -203,9 +203,14 @@ def _roles(steps: Steps, middle: int, states: list[list[Place | None]]) -> tuple
             only = not entering[i] and (len(states) == 2 or past == [i])
             gated = i in past and _is_gated(steps, here[i]) and _makes(steps, here[i], here[own])
             if only and (gated or _carries(steps, here[i], middle, states[own])):
-                named[i] = "cell"
+                named[i] = _cell(here[i], here[own])
     numbers = count(1)
     return tuple(named.get(i) or f"state_{next(numbers)}" for i in range(len(states)))
+
+
+def _cell(cell: Place | None, hidden: Place | None) -> str:
+    """Name what is carried past the weight: where one node makes it and h, what leaves it by way of h is not seen."""
+    return "cell" if cell is None or hidden is None or cell[0] != hidden[0] else "cell_carry"
 
 
 def _makes(steps: Steps, place: Place | None, other: Place | None) -> bool:
