@@ -4,7 +4,7 @@ from gradscope.adjoint.cells import CELLS, Cell, Local
 from gradscope.adjoint.contributions import cell_path, consistency, weight_contribution
 from gradscope.adjoint.linear import Linearization
 from gradscope.adjoint.order import Order
-from gradscope.adjoint.stack import Kept, StackCall, earlier_adjoints, recomputed_output, stack_adjoints
+from gradscope.adjoint.stack import Kept, StackCall, earlier_adjoints, stack_adjoints
 from gradscope.adjoint.types import Adjoints, GateClip, Keep, Trajectory, Weights
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "cell_path",
     "consistency",
     "earlier_adjoints",
-    "recomputed_output",
     "stack_adjoints",
     "weight_contribution",
 ]

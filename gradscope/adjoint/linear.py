@@ -57,7 +57,7 @@ class Linearization(ABC):
 
     @property
     def like(self) -> Tensor:
-        """A tensor of the type and device of all, (T, B, ...)."""
+        """A tensor of the type of all, (T, B, ...)."""
         return next(iter(self.parts.values()))
 
     @property
@@ -93,5 +93,5 @@ class Linearization(ABC):
 
     def jacobian(self, t: int) -> Tensor:
         """Return ∂s_t/∂s_{t−1} as matrices (B, S, S), row = output."""
-        identity = torch.eye(self.size, dtype=self.like.dtype, device=self.like.device)
+        identity = torch.eye(self.size, dtype=self.like.dtype)
         return self.pull(t, identity.expand(self.batch, -1, -1))

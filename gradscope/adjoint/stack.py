@@ -273,16 +273,6 @@ def earlier_adjoints(
     return replace(known, initial_hidden=before.initial_hidden, scale=scale, faded=faded)
 
 
-def recomputed_output(call: StackCall) -> Tensor:
-    """Run the whole stack again from its input; return what its output should be, (T, B, D·P)."""
-    with torch.no_grad():
-        inputs, _ = _layer_inputs(call.again())
-        top = len(call.weights) - 1
-        x = inputs[top]
-        assert x is not None
-        return torch.cat([_run_layer(call, top, direction, x) for direction in range(call.directions)], dim=2)
-
-
 def _layer_inputs(call: StackCall) -> tuple[dict[int, Tensor | None], dict[int, Tensor]]:
     """Return the input and output of every layer, recomputing those inside the stack.
 
