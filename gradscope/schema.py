@@ -299,7 +299,7 @@ CLIP_PLACES = ("update", "partial", "before", "after", "dropped", "skipped")
 
 @dataclass(frozen=True)
 class ClipEvent:
-    """One clipping call.
+    """One clipping call; of those by value only what is in recorded steps, for their norms are not free.
 
     ``kind`` is one of ``CLIP_KINDS``. ``norm_type`` is NaN where a script's own call used another norm than the
     2-norm. ``norm_before`` and ``norm_after`` are total 2-norms (or the ``norm_type``

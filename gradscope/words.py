@@ -258,7 +258,8 @@ def clip_sentence(statistics: ClipStatistics) -> str:
         return f"{said}: the norm was not finite in any of {_calls(statistics.calls)}"
     if statistics.thresholds and min(statistics.thresholds) == math.inf:
         return f"{kind}{whose} was called {counted(statistics.calls, 'time')} without a limit, to learn the norm"
-    said += f" changed {percent(statistics.fraction_clipped)} of {_calls(finite)}"
+    where = " in recorded steps" if statistics.kind == "value" else ""  # between them its norms are not measured
+    said += f" changed {percent(statistics.fraction_clipped)} of {_calls(finite)}{where}"
     if statistics.fraction_clipped > 0:
         said += f", by a median factor of {number(statistics.clipped_scale)}"
         if statistics.kind != "norm" and not math.isnan(statistics.cosine_min):

@@ -107,7 +107,7 @@ def test_clipping_is_told_in_one_sentence():
     assert clip_sentence(norm) == "norm clipping at 1 changed 75% of 4 calls, by a median factor of 0.25"
     value = clip_statistics([2.0, np.inf], [0.5, 0.0], [0.5, 1.0], kind="value", threshold=1.0, cosine=[0.7, np.nan])
     assert "median cosine with the raw gradient of .700" in clip_sentence(value)
-    assert "changed 100% of 1 call, " in clip_sentence(value)
+    assert "changed 100% of 1 call in recorded steps, " in clip_sentence(value)
     timestep = clip_statistics([2.0], [1.0], [0.0], kind="timestep")
     assert clip_sentence(timestep) == "per-timestep clipping of the adjoint changed 0% of 1 call"
     assert clip_sentence(clip_statistics([], [], [])) == "no clipping call was recorded"

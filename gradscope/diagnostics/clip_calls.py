@@ -93,7 +93,9 @@ def _share(clips: pd.DataFrame, which: Any, words: str) -> str:
     count, of = int(which.sum()), len(clips)
     if not count:
         return ""
-    return f"{count} of {of} clipping calls {words}." if of > 1 else f"The clipping call {words}."
+    # Between recorded steps a clip by value is not noted: its norms would have to be measured.
+    by_value = " (those by value: in recorded steps)" if (clips["kind"] == "value").any() else ""
+    return f"{count} of {of} clipping calls{by_value} {words}." if of > 1 else f"The clipping call {words}."
 
 
 def _lost_updates(clips: pd.DataFrame) -> Sequence[str]:

@@ -44,6 +44,11 @@ def test_calls_without_effect_are_counted_and_are_no_clipping(place: str, words:
     assert acting(table).empty
 
 
+def test_a_count_of_calls_by_value_says_that_it_is_of_recorded_steps() -> None:
+    (said,) = clip_remarks(calls(*in_steps(3, place="after", effective=0, kind="value")))
+    assert said.startswith("3 of 3 clipping calls (those by value: in recorded steps) came after the update")
+
+
 def test_a_call_after_the_update_saw_the_norm_that_was_applied_and_one_before_the_pass_did_not() -> None:
     assert norms_before(calls(*in_steps(3, place="after", effective=0))).norm.tolist() == [4.0] * 3
     assert norms_before(calls(*in_steps(3, place="before", effective=0))).empty
