@@ -189,7 +189,8 @@ def _of_threshold(one: ClipStatistics, norms: ArrayLike, suggestion: ThresholdSu
         return ""
     named = " and ".join(f"{threshold:g}" for threshold in one.thresholds[:2])
     compared = _range(suggestion)
-    if one.fraction_clipped == 0:
+    # Norms of the updates say nothing of calls on the single passes that the script made an update of.
+    if one.fraction_clipped == 0 and finite.max() <= max(one.thresholds):
         tail = f"; {compared}" if compared else ""
         return (
             f"your threshold never binds: {named} is above every one of {finite.size} finite norms (largest "

@@ -140,6 +140,13 @@ def test_a_threshold_that_never_binds_or_always_does_is_named_with_the_raw_numbe
     assert advised(norms, float(np.median(finite))) == ()
 
 
+def test_a_threshold_on_parts_of_an_update_is_not_compared_with_the_norms_of_updates():
+    clips = [clip_statistics([1.0, 2.0], [1.0, 1.0], [0.0, 0.0], threshold=10.0)]
+    said = [clipping_now(clips, pd.DataFrame({"step": [0, 1], "norm": [norm, norm]}), None) for norm in (2.0, 50.0)]
+    assert said[0][0].startswith("your threshold never binds: 10 is above every one of 2 finite norms (largest 2.0)")
+    assert said[1] == (), "of the parts nothing is known but that none was clipped; 10 is not above 50"
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_norms_that_jump_are_named_with_their_step_and_the_learning_rate(seed):
     norms = np.random.default_rng(seed).lognormal(0, 0.2, 60)

@@ -74,6 +74,7 @@ class Table:
         self.model: Any = Net().double()
         self.steps: list[Step] = []
         self.clips: list[tuple[int, str, float]] = []
+        self.parts: list[str] = []
         self.recorder: Any = Quiet(self)
 
     @contextlib.contextmanager
@@ -120,7 +121,8 @@ class Table:
     def note(self, passes: list[float], raw: float = math.nan, applied: float | None = None, **more: Any) -> None:
         self.steps.append(Step(passes, raw, raw if applied is None else applied, **more))
 
-    def clip(self, place: str, before: float, step: int | None = None) -> None:
+    def clip(self, place: str, before: float, step: int | None = None, part: str = "") -> None:
+        self.parts.append(part)
         self.clips.append((len(self.steps) if step is None else step, place, before))
 
 
@@ -198,14 +200,14 @@ def gradients_zeroed_by_hand(t: Table) -> None:
 # --- clipping --------------------------------------------------------------------------------------------------------
 
 
-def _clipped(t: Table, clip: Callable[[Any], float], steps: int = 3, **places: Any) -> None:
+def _clipped(t: Table, clip: Callable[[Any], float], steps: int = 3, part: str = "") -> None:
     """A plain loop with one clipping call between pass and update; ``clip`` returns the norm it saw."""
     optimizer = t.sgd()
     with t.recorded(optimizer) as recorder:
         for _ in range(steps):
             optimizer.zero_grad()
             passed, raw = t.backward(), t.norm()
-            t.clip("update", clip(recorder))
+            t.clip("update", clip(recorder), part=part)
             t.note([passed], raw, t.norm())
             optimizer.step()
 
@@ -232,7 +234,7 @@ def clip_through_the_recorder_in_torchs_form(t: Table) -> None:
 
 @loop
 def clip_one_tensor_through_the_recorder(t: Table) -> None:
-    _clipped(t, lambda r: float(r.clip_grad_norm_(t.model.rnn.weight_hh_l0, 0.01)))
+    _clipped(t, lambda r: float(r.clip_grad_norm_(t.model.rnn.weight_hh_l0, 0.01)), part="rnn.weight_hh_l0")
 
 
 @loop
@@ -317,8 +319,8 @@ def clip_two_parts(t: Table) -> None:
         for _ in range(3):
             optimizer.zero_grad()
             passed, raw = t.backward(), t.norm()
-            t.clip("update", float(torch.nn.utils.clip_grad_norm_(t.model.rnn.parameters(), 0.1)))
-            t.clip("update", float(torch.nn.utils.clip_grad_norm_(t.model.out.parameters(), 0.02)))
+            t.clip("update", float(torch.nn.utils.clip_grad_norm_(t.model.rnn.parameters(), 0.1)), part="rnn")
+            t.clip("update", float(torch.nn.utils.clip_grad_norm_(t.model.out.parameters(), 0.02)), part="out")
             t.note([passed], raw, t.norm())
             optimizer.step()
 
@@ -343,8 +345,8 @@ def clip_each_parameter(t: Table) -> None:
         for _ in range(2):
             optimizer.zero_grad()
             passed, raw = t.backward(), t.norm()
-            for p in t.model.parameters():
-                t.clip("update", float(torch.nn.utils.clip_grad_norm_(p, 0.05)))
+            for name, p in t.model.named_parameters():
+                t.clip("update", float(torch.nn.utils.clip_grad_norm_(p, 0.05)), part=name)
             t.note([passed], raw, t.norm())
             optimizer.step()
 

@@ -333,8 +333,8 @@ def clip_groups_of_the_optimizer(t: Table) -> None:
         for _ in range(3):
             optimizer.zero_grad()
             passed, raw = t.backward(), t.norm()
-            for group in optimizer.param_groups:
-                t.clip("update", float(nn.utils.clip_grad_norm_(group["params"], 0.1)))
+            for name, group in zip(("rnn", "out"), optimizer.param_groups, strict=True):
+                t.clip("update", float(nn.utils.clip_grad_norm_(group["params"], 0.1)), part=name)
             t.note([passed], raw, t.norm())
             optimizer.step()
 
