@@ -5,13 +5,15 @@ Calls of known layers stand in it as one node each: the walk steps over what is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 from torch.nn import Parameter
+
+Answer = TypeVar("Answer")
 
 #: Graphs with more nodes are not searched.
 NODE_LIMIT = 200_000
@@ -75,6 +77,8 @@ class Graph:
         Whether a tensor is computed of parameters alone: transposed, normalised, multiplied with each other.
     values_may_be_read : bool
         Whether saved tensors may be looked at: not where somebody's hooks would unpack them.
+    asked : list
+        What was asked of the nodes themselves, and the answers.
     """
 
     nodes: list[Any]
@@ -85,6 +89,7 @@ class Graph:
     users: list[list[tuple[int, int]]] = field(default_factory=list)
     of_weights: list[bool] = field(default_factory=list)
     values_may_be_read: bool = True
+    asked: list[tuple[Callable[[Graph], Any], Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.users = [[] for _ in self.nodes]
@@ -110,6 +115,18 @@ class Graph:
         masks = name.startswith(("MulBackward", "DivBackward", "AddBackward", "SubBackward"))
         weights = [(child, nr) for child, nr in consumed if child >= 0]
         return masks and len(weights) == 1 and made[weights[0][0]] and self.shape((index, 0)) == self.shape(weights[0])
+
+    @property
+    def form(self) -> int:
+        """Number the form of a graph: what the nodes are called, and what each consumes."""
+        axes = tuple([leaf.dim() for leaf in self.leaves.values()])
+        return hash((tuple(self.names), tuple(self.inputs), tuple(self.of_weights), self.first_inner, axes))
+
+    def ask(self, question: Callable[[Graph], Answer]) -> Answer:
+        """Answer what the form of a graph does not tell, and note it: another of the same form may answer otherwise."""
+        answer = question(self)
+        self.asked.append((question, answer))
+        return answer
 
     def shape(self, place: tuple[int, int]) -> tuple[int, ...]:
         """Return the shape of a tensor."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,9 @@ from gradscope.capture.calls.lineage import Lineage
 from gradscope.capture.calls.marked import MarkedStates
 from gradscope.capture.calls.opening import hook, open_found
 from gradscope.capture.calls.passes import Pass
-from gradscope.capture.calls.recurrences.find import find
+from gradscope.capture.calls.recurrences.memory import Memory
 from gradscope.capture.calls.recurrences.naming import anchors_of, name_all
-from gradscope.capture.calls.recurrences.recurrence import NearMiss, Recurrence
+from gradscope.capture.calls.recurrences.recurrence import Recurrence
 from gradscope.capture.calls.saying import IN_TRANSFORM, TOO_LARGE, Saying
 from gradscope.capture.calls.sequence import Line
 from gradscope.capture.calls.windows import Windows, follow_on
@@ -29,9 +29,6 @@ from gradscope.capture.layers.discovery import Names, Target, matches
 
 if TYPE_CHECKING:
     from gradscope.capture.calls.watcher import Listener
-
-# Shapes of graphs whose recurrences are remembered.
-_REMEMBERED = 16
 
 
 @dataclass(eq=False)
@@ -61,7 +58,7 @@ class Search:
         self._marked = MarkedStates(listener, self._saying, lineage)
         self._windows = Windows(names, lineage)
         self._under_way: list[tuple[Pass, _Hooked]] = []
-        self._remembered: OrderedDict[Any, tuple[list[Recurrence], list[NearMiss]]] = OrderedDict()
+        self._memory = Memory()
         self._graphed = False
         #: Whether tensors of this step may have been saved through somebody's hooks: they are not looked at then.
         self.saving_is_hooked = False
@@ -127,7 +124,7 @@ class Search:
         check_known(graph)
         said = self._saying.opaque(graph)
         if second_order and (
-            _differentiates_again(graph) or self._saying.inside_of_layers(graph, self._find(graph)[1])
+            _differentiates_again(graph) or self._saying.inside_of_layers(graph, self._memory.find(graph)[1])
         ):
             self._saying.second_order(graph)
             return
@@ -140,23 +137,13 @@ class Search:
     def _search(self, graph: Graph, hooked: _Hooked, called: Mapping[int, int]) -> list[str]:
         """Set the hooks of what recurs in a graph; return why some could not be."""
         self._windows.begin()
-        found, misses = self._find(graph)
+        found, misses = self._memory.find(graph)
         found = self._without_scripted(graph, found)
         marked = self._marked.recurrences(graph)
         inside = {place[0] for _, one in marked for state in one.states for place in state if place is not None}
         found = [one for one in found if not any(one.level[index] for index in inside)]
         named = [*marked, *zip(self._name(graph, found, marked, called), found, strict=True)]
         return self._open_all(graph, hooked, named) + self._saying.missed(graph, misses)
-
-    def _find(self, graph: Graph) -> tuple[list[Recurrence], list[NearMiss]]:
-        """Find the recurrences of a graph, or remember those of one of the same shape."""
-        key = hash((tuple(graph.names), tuple(graph.inputs), tuple(graph.of_weights), graph.first_inner))
-        if key not in self._remembered:
-            self._remembered[key] = find(graph)
-            if len(self._remembered) > _REMEMBERED:
-                self._remembered.popitem(last=False)
-        self._remembered.move_to_end(key)
-        return self._remembered[key]
 
     def _without_scripted(self, graph: Graph, found: list[Recurrence]) -> list[Recurrence]:
         """Leave out what TorchScript's executor hides some of the steps of: all of it, or nothing."""

@@ -163,9 +163,28 @@ class Liquid(nn.Module):
         return self.out(v)
 
 
-@case(site("field", h="hidden"))
+@case(site("field", "enter", h="hidden"))
 class LiquidGivenItsInputEachTime(nn.Module):
-    """The solver asks for the same timestep six times: only its values tell that it is one."""
+    """The solver asks for the same timestep six times: it is one, as it is the same tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.field, self.out = nn.Linear(FEATURES, H), nn.Linear(H, H), nn.Linear(H, 1)
+        self.leak, self.reversal = nn.Parameter(torch.rand(H) + 0.5), nn.Parameter(torch.randn(H))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = zeros(x)
+        for t in range(x.shape[1]):
+            for _ in range(6):
+                f = torch.sigmoid(self.enter(x[:, t]) + self.field(h))
+                h = (h + f * self.reversal / 6) / (1 + (self.leak + f) / 6)
+            note(h=h)
+        return self.out(h)
+
+
+@case(site("field", h="hidden"))
+class LiquidGivenACopyEachTime(nn.Module):
+    """Beside the state in one tensor, the timestep is a copy: every application is a step, and all are exact."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -178,7 +197,7 @@ class LiquidGivenItsInputEachTime(nn.Module):
             for _ in range(6):
                 f = torch.sigmoid(self.field(torch.cat((x_t, h), 1)))
                 h = (h + f * self.reversal / 6) / (1 + (self.leak + f) / 6)
-            note(h=h)
+                note(h=h)
         return self.out(h)
 
 

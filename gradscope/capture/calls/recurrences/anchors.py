@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from operator import itemgetter
 
 import numpy as np
 
@@ -69,7 +71,7 @@ def sources_in(graph: Graph) -> list[Anchor]:
 
 def _one_use_a_slice(graph: Graph, index: int) -> Anchor:
     """Return the uses of the slices of a tensor; none where they are not so many slices as links of a chain."""
-    every = {_which_slice(graph, index, user, at) for user, at in graph.users[index]}
+    every = set(_which_slices(graph, index))
     # A chunk that is cut into timesteps is used whole as well.
     cut = {slice_ for slice_ in every if slice_[0] == "slice"}
     slices = cut if len(cut) >= MIN_STEPS else every
@@ -82,9 +84,19 @@ def slices_of(graph: Graph, anchor: Anchor) -> Anchor:
     """Return a tensor that is cut into timesteps with the slices themselves as uses, in the order of their first."""
     numbers: dict[tuple[object, ...], int] = {}
     order = {}
-    for user, at in sorted(graph.users[anchor.index]):
-        order[user] = numbers.setdefault(_which_slice(graph, anchor.index, user, at), len(numbers) + 1)
+    users = [user for user, _ in graph.users[anchor.index]]
+    for user, slice_ in sorted(zip(users, _which_slices(graph, anchor.index), strict=True), key=itemgetter(0)):
+        order[user] = numbers.setdefault(slice_, len(numbers) + 1)
     return replace(anchor, uses=frozenset(order), parts=len(numbers), order=order)
+
+
+def _which_slices(graph: Graph, index: int) -> list[tuple[object, ...]]:
+    """Return, of each user of a tensor, which slice it takes; graphs of one shape may differ in it."""
+    return graph.ask(partial(_slices_of, index))
+
+
+def _slices_of(index: int, graph: Graph) -> list[tuple[object, ...]]:
+    return [_which_slice(graph, index, user, at) for user, at in graph.users[index]]
 
 
 def _which_slice(graph: Graph, index: int, user: int, at: int) -> tuple[object, ...]:

@@ -59,11 +59,16 @@ def value_of(graph: Graph, place: Place | None, depth: int = 4) -> Tensor | None
 
 
 def _saved_as(node: Any, name: str) -> Tensor | None:
+    value = _as_saved(node, name)
+    return None if value is None else brought(value)
+
+
+def _as_saved(node: Any, name: str) -> Tensor | None:
     try:
         value = getattr(node, name)
     except (AttributeError, RuntimeError):
         return None
-    return brought(value) if isinstance(value, Tensor) else None
+    return value if isinstance(value, Tensor) else None
 
 
 def _value(graph: Graph, user: int, at: int, found: Recurrence) -> Tensor | None:
@@ -77,9 +82,15 @@ def _value(graph: Graph, user: int, at: int, found: Recurrence) -> Tensor | None
 
 
 def saved_operand(graph: Graph, index: int, at: int) -> Tensor | None:
-    """Return what an operation saved of one of its operands; None where it did not."""
+    """Return the values that an operation saved of one of its operands; None where it did not."""
+    saved = saved_of(graph, index, at)
+    return None if saved is None else brought(saved)
+
+
+def saved_of(graph: Graph, index: int, at: int) -> Tensor | None:
+    """Return the very tensor that an operation saved of one of its operands, wherever it lies; None if it did not."""
     key = graph.names[index].rstrip("0123456789"), at
-    return _saved_as(graph.nodes[index], _SAVED[key]) if key in _SAVED else None
+    return _as_saved(graph.nodes[index], _SAVED[key]) if key in _SAVED else None
 
 
 def _counterpart(graph: Graph, user: int, found: Recurrence) -> int | None:

@@ -21,8 +21,14 @@ SLICES = ("SelectBackward", "UnbindBackward", "SliceBackward", "SplitBackward", 
 
 def slice_of(node: Any) -> tuple[object, ...] | None:
     """Return which slice a node takes, as torch saved it; None where that cannot be told."""
-    saved = tuple(getattr(node, f"_saved_{part}", None) for part in ("dim", "index", "start", "end", "step"))
-    return None if saved[1:] == (None,) * 4 else saved
+    try:
+        return node._saved_dim, node._saved_index
+    except AttributeError:
+        pass
+    try:
+        return node._saved_dim, node._saved_start, node._saved_end, node._saved_step
+    except AttributeError:
+        return None
 
 
 # What a sum over timesteps is made of.

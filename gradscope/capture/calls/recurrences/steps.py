@@ -124,7 +124,7 @@ def _how_many(
     even = [count for count in lengths if most % count == 0]
     steps = max(counts) if counts else most if _data_enters_each(graph, finest, most) else min(even)
     if steps == most:
-        steps //= in_a_row(graph, finest, [order for order in orders if len(order) == most], most)
+        steps //= in_a_row(graph, [order for order in orders if len(order) == most], most)
     return steps, orders
 
 
