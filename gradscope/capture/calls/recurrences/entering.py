@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from gradscope.capture.calls.graph import Graph
 from gradscope.capture.calls.recurrences.operations import PRODUCTS, SLICES, slice_of
@@ -165,14 +165,20 @@ def _of_weights_alone(graph: Graph, index: int) -> bool:
 
 def initials_of(steps: Steps, states: list[list[Place | None]]) -> list[Place | None]:
     """Return, of each state, the tensor that enters the first step where the state enters the second."""
+    makes = _making(steps, [state[0] for state in states], 1)
+    return [_initial_of(steps, state, makes) for state in states]
+
+
+def _making(steps: Steps, states: Iterable[Place | None], begin: int) -> set[int]:
+    """Return the nodes that make states, themselves among them, as far down as step ``begin``."""
     makes: set[int] = set()
-    todo = [state[0][0] for state in states if state[0] is not None]
+    todo = [place[0] for place in states if place is not None]
     while todo:
         index = todo.pop()
-        if index not in makes and steps.level[index] == 1:
+        if index not in makes and steps.level[index] >= begin:
             makes.add(index)
             todo.extend(steps.graph.inner(index))
-    return [_initial_of(steps, state, makes) for state in states]
+    return makes
 
 
 def _initial_of(steps: Steps, state: list[Place | None], makes: set[int]) -> Place | None:
@@ -204,7 +210,13 @@ def direct_of(steps: Steps, found: Recurrence) -> list[list[Place]] | None:
     graph = steps.graph
     states = {place for state in found.states for place in state if place is not None}
     hidden = found.states[found.roles.index("hidden")]
+    # No step follows the last one: what leads to its states is told by them.
+    makes = _making(steps, [state[-1] for state in found.states], max(found.steps - 1, 1))
     result = []
+
+    def stays(user: int, step: int) -> bool:
+        return steps.lives(user) or user in makes or (user in steps.marks and steps.level[user] > step)
+
     for step, place in enumerate(hidden, start=1):
         if place is None:
             return None
@@ -212,7 +224,7 @@ def direct_of(steps: Steps, found: Recurrence) -> list[list[Place]] | None:
         for user, at in graph.users[place[0]]:
             if graph.inputs[user][at][1] != place[1]:
                 continue
-            if step < found.steps and (steps.lives(user) or (user in steps.marks and steps.level[user] > step)):
+            if step < found.steps and stays(user, step):
                 todo.append(user)
             else:
                 outside.append((user, at))
@@ -225,8 +237,7 @@ def direct_of(steps: Steps, found: Recurrence) -> list[list[Place]] | None:
             if any((index, nr) in states for nr in range(2)):
                 continue
             for user, _ in graph.users[index]:
-                inside = steps.lives(user) or (user in steps.marks and steps.level[user] > step)
-                if not inside and step < found.steps:
+                if step < found.steps and not stays(user, step):
                     return None
                 todo.append(user)
         result.append(outside)
