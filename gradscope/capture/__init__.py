@@ -8,7 +8,9 @@ from gradscope.capture.probes.snapshot import SiteSnapshot, Snapshot, snapshot
 from gradscope.capture.probes.source_target import SourceTarget, source_target
 from gradscope.capture.probes.spectrum import Spectrum, spectrum
 from gradscope.capture.probes.tried import Remedies
-from gradscope.capture.training.recorder import GradscopeWarning, Recorder, record
+from gradscope.capture.training.recorder import Recorder
+from gradscope.capture.training.recording import record
+from gradscope.capture.training.telling import GradscopeWarning
 
 __all__ = [
     "ClipWhatIf",

@@ -25,7 +25,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from gradscope.capture.calls.eager import eager, heed, quieten
 from gradscope.capture.layers.discovery import unwrapped
 from gradscope.capture.training import clipping
-from gradscope.capture.training.recorder import Recorder, record
+from gradscope.capture.training.recorder import Recorder
+from gradscope.capture.training.recording import record
 from gradscope.capture.training.updates import parameters_of
 from gradscope.errors import GradscopeError, RunExistsError
 from gradscope.words import counted

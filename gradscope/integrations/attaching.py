@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from gradscope.capture.training.recorder import GradscopeWarning, Recorder, record
+from gradscope.capture.training.recorder import Recorder
+from gradscope.capture.training.recording import record
+from gradscope.capture.training.telling import GradscopeWarning
 from gradscope.errors import NothingToRecordError
 
 

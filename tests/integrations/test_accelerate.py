@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import gradscope
-from gradscope.capture.training.recorder import GradscopeWarning
+from gradscope.capture.training.telling import GradscopeWarning
 from tests.integrations.running import launched, on_two_ranks
 
 accelerate = pytest.importorskip("accelerate")

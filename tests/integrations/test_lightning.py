@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import gradscope
-from gradscope.capture.training.recorder import GradscopeWarning
+from gradscope.capture.training.telling import GradscopeWarning
 from gradscope.errors import RunExistsError
 from tests.integrations.running import launched
 from tests.readme import blocks

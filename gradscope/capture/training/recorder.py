@@ -1,16 +1,14 @@
-"""``gradscope.record``: keep the adjoints of every k-th optimizer step of an ordinary training loop."""
+"""The recorder: keeps the adjoints of every k-th optimizer step of an ordinary training loop."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
 import os
-import sys
 import threading
 import time
-import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -40,13 +38,12 @@ from gradscope.capture.training.coverage import (
     CoverageLedger,
 )
 from gradscope.capture.training.describe import describe_model, run_meta
-from gradscope.capture.training.faults import IN_A_ROW, Faults, described
 from gradscope.capture.training.gradients import PassNote
+from gradscope.capture.training.guarding import TARGET, Guarded
 from gradscope.capture.training.ledger import StepLedger
 from gradscope.capture.training.pace import Pace
 from gradscope.capture.training.settings import Settings
 from gradscope.capture.training.uses import Opened, Uses
-from gradscope.errors import GradscopeError, InternalError, RunError
 from gradscope.schema import QUANTITIES, Record, SiteInfo, SiteRecord
 from gradscope.store import RunWriter
 
@@ -57,51 +54,11 @@ _UNSEEN_EDIT = (
     "the gradients were changed between the pass and the update by code that is not recognised as clipping: torch's "
     "functions are if they are looked up when called; recorder.clip_grad_value_ always is"
 )
-#: What may fail for good without the rest.
-_PARTS = frozenset({"clipping", "gradient norms", "loss scale", "log", "the scalars of a step"})
-_TARGET = "recording "
 _LATE = "its forward pass ran before it was known that the step before had been skipped"
 
 
-class GradscopeWarning(UserWarning):
-    """Something could not be recorded; training goes on untouched."""
-
-
-class _Unharmed:
-    """A context that hands errors to the recorder; entered several times a step, so no generator.
-
-    One thread is inside at a time. Whoever closes the recorder from within (a signal handler) has it closed when the
-    outermost context is left. The time inside of it is what ``every="auto"`` takes for the cost between recorded steps.
-    """
-
-    __slots__ = ("_began", "_doing", "_recorder")
-
-    def __init__(self, recorder: Recorder, doing: str) -> None:
-        self._recorder, self._doing = recorder, doing
-
-    def __enter__(self) -> None:
-        self._recorder._lock.acquire()
-        self._recorder._depth += 1
-        self._began = time.perf_counter() if self._recorder._pace.choosing else 0.0
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        recorder = self._recorder
-        try:
-            if self._began and recorder._pace.choosing:
-                recorder._pace.spend(time.perf_counter() - self._began)
-            if isinstance(error, Exception):
-                recorder._lost(self._doing, error)
-                return True
-            return False
-        finally:
-            recorder._depth -= 1
-            recorder._lock.release()
-            if recorder._close_wanted and not recorder._depth:
-                recorder.close()
-
-
-class Recorder:
-    """Records a training; made by :func:`record`.
+class Recorder(Guarded):
+    """Records a training; made by :func:`gradscope.record`.
 
     Attributes
     ----------
@@ -115,19 +72,15 @@ class Recorder:
     precise = False
 
     def __init__(self, model: nn.Module, settings: Settings, targets: list[Target]) -> None:
+        super().__init__(Pace(settings.every, settings.budget, settings.first_step))
         self.model, self.settings, self.targets = unwrapped(model), settings, targets
         self.samples = settings.samples
         self.step_number = settings.first_step
-        self._pace = Pace(settings.every, settings.budget, settings.first_step)
         self._uses = Uses()
         self._uses_of = 0
         self._infos: dict[str, SiteInfo] = {info.site: info for target in targets for info in target.sites}
         self._parameters_at: dict[str, frozenset[int]] = {}
-        self._warned: set[str] = set()
-        self._faults = Faults()
-        self._lock, self._depth = threading.RLock(), 0
-        self._close_wanted = self._disowned = False
-        self._closed = self._late = False
+        self._closed = self._disowned = self._late = False
         self._coverage = CoverageLedger(targets)
         self._coverage_written = 0
         self.keep = needed(settings.quantities)
@@ -211,7 +164,7 @@ class Recorder:
 
     def flush(self) -> None:
         """Make everything recorded so far durable. Any thread and any signal handler may call it at any moment."""
-        with self._unharmed("flush"):
+        with self.unharmed("flush"):
             self._hand_over()
         self._wait_for(self._writer.flush)
 
@@ -261,18 +214,18 @@ class Recorder:
         _open.discard(self)
         endings.ignore_endings(self)
         atexit.unregister(self._at_exit)
-        with self._unharmed("close"):
+        with self.unharmed("close"):
             self._account.close()
-        with self._unharmed("close"):
+        with self.unharmed("close"):
             self._account.last_step()  # backward ran, but no optimizer step followed
             if self._account.seen_passes and self._account.optimizers and not self._account.any_update:
                 self._coverage.remark("steps", NEVER_UPDATED)
                 self.say("never", NEVER_UPDATED)
-        with self._unharmed("close"):
+        with self.unharmed("close"):
             self._watcher.close()
             clipping.ignore_clipping(self)
             scaling.ignore_scaling(self)
-        with self._unharmed("close"):
+        with self.unharmed("close"):
             self._write_rows(ended_only=False, wait=True)
             self._writer.set_coverage(self._coverage.lines())
         self._wait_for(self._writer.close)
@@ -282,7 +235,7 @@ class Recorder:
     def step(self) -> None:
         """Mark the end of a step; only needed where no optimizer of torch updates the parameters."""
         if not self._is_closed("step"):
-            with self._unharmed("step"):
+            with self.unharmed("step"):
                 self._account.mark()
 
     def state(self, name: str, value: Tensor) -> Tensor:
@@ -308,7 +261,7 @@ class Recorder:
         **scalars : float or tensor with one element
         """
         if not self._is_closed("log") and "log" not in self._faults:
-            with self._unharmed("log"):
+            with self.unharmed("log"):
                 self._account.settle()
                 self._account.prepared()
                 self._ledger.log(scalars)
@@ -350,7 +303,7 @@ class Recorder:
         call = ClipCall(list(chosen), "adaptive", factor)
         note = self.before_clip(call)
         effect = clipping.clip_grad_adaptive_(call.parameters, factor, eps)
-        with self._unharmed("clipping"):
+        with self.unharmed("clipping"):
             if note is not None:
                 self._clips.note_adaptive(note, effect)
                 self._clips.after(call, note, None)
@@ -394,7 +347,7 @@ class Recorder:
 
     def entering(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
         """Take a forward call that was under way when its step began to be recorded; as a forward pre-hook."""
-        with self._unharmed("a forward pass"):
+        with self.unharmed("a forward pass"):
             return self._watcher.before_forward(module, args) if self.recording else None
         return None
 
@@ -409,7 +362,7 @@ class Recorder:
 
     def measure(self, parameters: list[Tensor], again: bool) -> None:
         if self.recording and "gradient norms" not in self._faults:
-            with self._unharmed("gradient norms"):
+            with self.unharmed("gradient norms"):
                 if self._account.placed_anew(parameters):
                     self._ledger.forget_passes()
                 self._ledger.measure(parameters, self._account.scales.left_in(parameters), again)
@@ -429,25 +382,25 @@ class Recorder:
     def step_ends(self, skipped: bool, late: bool) -> None:
         """End the step: whatever of it fails, the rest is done and the next one has its own number."""
         was_recording = self.recording
-        with self._unharmed("clipping"):
+        with self.unharmed("clipping"):
             self._clips.end_step(self.step_number, was_recording)
-        with self._unharmed("the end of a step"):
+        with self.unharmed("the end of a step"):
             self._write_rows(ended_only=True, wait=was_recording)
             if was_recording:
                 self._end_recorded(skipped)
-        with self._unharmed("the end of a step"):
+        with self.unharmed("the end of a step"):
             if not late:
                 self._uses.clear()
                 self._watcher.forget()
-        with self._unharmed("the scalars of a step"):
+        with self.unharmed("the scalars of a step"):
             self._ledger.end_step(self.step_number, was_recording, self._rate())
         self.step_number += 1
         if was_recording:
             self._faults.step_over()
-        with self._unharmed("the end of a step"):
+        with self.unharmed("the end of a step"):
             if self._pace.ended():
                 self._store(lambda: self._writer.set_settings(self.settings.to_json(self._pace.every)))
-        with self._unharmed("the beginning of a step"):
+        with self.unharmed("the beginning of a step"):
             self._begin_step()
         self._late = late and self.recording and not was_recording
 
@@ -573,8 +526,8 @@ class Recorder:
 
     def failed(self, target: Target, error: Exception) -> None:
         self._coverage.missed(target.path, FAILED)
-        self._lost(f"{_TARGET}{target.path}", error)
-        if f"{_TARGET}{target.path}" in self._faults:
+        self._lost(f"{TARGET}{target.path}", error)
+        if f"{TARGET}{target.path}" in self._faults:
             self._watcher.leave_out(target)
 
     def missing(self, target: Target, quantity: str, reason: str) -> None:
@@ -595,12 +548,12 @@ class Recorder:
     def before_clip(self, call: ClipCall) -> ClipNote | None:
         if "clipping" in self._faults:
             return None
-        with self._unharmed("clipping"):
+        with self.unharmed("clipping"):
             return self._clips.before(call, self.step_number, self.recording)
         return None
 
     def after_clip(self, call: ClipCall, before: ClipNote | None, total_norm: Tensor | None) -> None:
-        with self._unharmed("clipping"):
+        with self.unharmed("clipping"):
             if before is not None:
                 self._clips.after(call, before, total_norm)
                 if self._clips.many:
@@ -609,70 +562,31 @@ class Recorder:
     def scaled(self, scaler: torch.amp.GradScaler, outputs: Any) -> None:
         if "loss scale" in self._faults:
             return
-        with self._unharmed("loss scale"):
+        with self.unharmed("loss scale"):
             self._account.scaled(scaler, outputs)
 
     def unscaled(self, scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> None:
         if "loss scale" in self._faults:
             return
-        with self._unharmed("loss scale"):
+        with self.unharmed("loss scale"):
             self._account.unscaled(scaler, optimizer)
 
     def scaler_stepped(self, optimizer: torch.optim.Optimizer) -> None:
-        with self._unharmed("step"):
+        with self.unharmed("step"):
             self._account.scaler_stepped(optimizer)
 
     # -- never in the way ------------------------------------------------------------------------------------
 
     def _store(self, write: Callable[[], object]) -> None:
-        with self._unharmed("writing the run"):
+        with self.unharmed("writing the run"):
             write()
             if (error := self._writer.trouble) is not None:
                 raise error
-
-    def unharmed(self, doing: str) -> _Unharmed:
-        """Keep an error of gradscope's out of the training."""
-        return self._unharmed(doing)
-
-    def say(self, what: str, message: str) -> None:
-        """Tell the user, once."""
-        if what not in self._warned:
-            self._warned.add(what)
-            _warn(f"gradscope: {message}")
-
-    def _unharmed(self, doing: str) -> _Unharmed:
-        """Keep any error of gradscope out of the user's training: warn once, count it."""
-        return _Unharmed(self, doing)
-
-    def _lost(self, doing: str, error: Exception) -> None:
-        if isinstance(error, RunError):  # the disk: the run's writer counts what it drops
-            self.say("disk", f"{error} Training goes on; what has to be dropped meanwhile is counted in the run")
-            return
-        with contextlib.suppress(Exception):
-            self._writer.add_lost(self._faults.reason(doing, error), 1)
-        self.say(doing, f"{doing} failed ({described(error)}); training goes on, the report will say so")
-        if self._faults.take(doing):
-            self._switch_off(doing)
-
-    def _switch_off(self, doing: str) -> None:
-        """Leave a part alone that fails every time; without the account of the steps there is nothing to record."""
-        part = doing in _PARTS or doing.startswith(_TARGET)
-        what = "it is switched off" if part else "recording has ended"
-        self.say(f"off {doing}", f"{doing} failed {IN_A_ROW} times in a row: {what}, training goes on")
-        self._close_wanted = self._close_wanted or not part  # when the context is left in which it failed
 
 
 def _accumulated(reached: set[int], sites: set[str], before: list[tuple[int, set[int], set[str]]]) -> int:
     """Return how many passes a pass was added to: those that share a parameter or a site with it."""
     return max((n + 1 for n, held, known in before if held & reached or known & sites), default=0)
-
-
-def _warn(message: str) -> None:
-    try:
-        warnings.warn(message, GradscopeWarning, stacklevel=_stacklevel())
-    except Exception:  # warnings turned into errors, or shown by code that fails, must not stop the training either
-        with contextlib.suppress(Exception):
-            print(message, file=sys.stderr)
 
 
 def _leave_to_parent() -> None:
@@ -686,105 +600,3 @@ def _leave_to_parent() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leave_to_parent)
-
-
-def _stacklevel() -> int:
-    """Return the level of the script's own line: what warns runs below torch's hooks and the engine."""
-    own = (str(Path(__file__).parents[2]), str(Path(torch.__file__).parent))
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(own):
-        frame, level = frame.f_back, level + 1
-    return level
-
-
-def record(
-    model: nn.Module,
-    run_dir: str | Path,
-    *,
-    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
-    every: int | str = 10,
-    budget: float = 0.02,
-    samples: int | None = 8,
-    quantities: Sequence[str] | str | None = None,
-    sites: Sequence[str] | str | None = None,
-    tensors: bool = False,
-    durability: str = "default",
-    restart: bool = False,
-    first_step: int = 0,
-    labels: Mapping[str, Any] | None = None,
-) -> Recorder:
-    """Record the adjoints of an unmodified model while it trains.
-
-    Steps 0, ``every``, 2·``every`` ... are recorded. Training with recording is bit-identical to training without.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Any model with recurrent layers. Nothing is attached to it; it can be copied and saved meanwhile.
-    run_dir : path
-        Directory of the run; it must not exist (see ``restart``).
-    optimizer : torch.optim.Optimizer or sequence of them, optional
-        Its steps are counted; any object that holds one will do. Several make one step together: it ends when each has
-        stepped, or with the next forward pass where they take turns. Without one, whichever optimizer updates the
-        model's parameters is followed, and an update by hand is seen from their having changed after a pass;
-        ``recorder.step()`` after each update says it outright.
-    every : int or "auto"
-        Record one step in ``every``. With ``"auto"`` the interval is chosen from the first two recorded steps and
-        looked at again after each later one, so that recording costs at most ``budget`` of the training, from the first
-        step on; it is written into the run (``settings["chosen_every"]``).
-    budget : float
-        Only with ``every="auto"``.
-    samples : int or None
-        Sequences of the batch to record, evenly spaced; sequences do not mix, so a subset is exact. None for all.
-    quantities : str or sequence of str, optional
-        Of ``gradscope.schema.QUANTITIES``; ``hidden``, ``cell``, ``input`` and ``direct`` by default, or ``"all"``.
-    sites : str or sequence of str, optional
-        Sites, module paths or patterns; every recurrent layer by default. The path of any other module records the
-        gradient of its input.
-    tensors : bool
-        Keep the full tensors (float32) beside the norms.
-    durability : {"default", "full"}
-        ``default`` survives a crash of the process, ``full`` also a power cut at any moment.
-    restart : bool
-        Add a new attempt to an existing run directory.
-    first_step : int
-        Number of the first step, for a training that goes on from a checkpoint.
-    labels : mapping of str to str, int, float, bool or None, optional
-        What tells this training from others, such as ``{"init": "chrono", "seed": 3}``; figures of several runs name
-        and group them by it (``gradscope.plots.story``).
-
-    Returns
-    -------
-    Recorder
-        A context manager; leaving it seals the run.
-
-    Raises
-    ------
-    SettingError, UnknownNameError, NothingToRecordError, RunExistsError
-        At once, before anything is written.
-    RunError
-        The disk refuses.
-    InternalError
-        A fault of gradscope's own. Whatever is raised, nothing is left behind.
-    """
-    settings, targets = Settings.checked(
-        model,
-        run_dir=run_dir,
-        optimizer=optimizer,
-        every=every,
-        budget=budget,
-        samples=samples,
-        quantities=quantities,
-        sites=sites,
-        tensors=tensors,
-        durability=durability,
-        restart=restart,
-        first_step=first_step,
-        labels=labels,
-    )
-    try:
-        return Recorder(model, settings, targets)
-    except GradscopeError:
-        raise
-    except Exception as error:
-        raise InternalError(f"recording could not begin ({described(error)}): please report this") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import gradscope
-from gradscope.capture.training.recorder import GradscopeWarning
+from gradscope.capture.training.telling import GradscopeWarning
 from tests.capture.training import loops_of_many_hands, loops_of_several_losses  # noqa: F401
 from tests.capture.training.loops import LOOPS, Table
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import gradscope
-from gradscope.capture.training.recorder import GradscopeWarning, Recorder
+from gradscope.capture.training.recorder import Recorder
+from gradscope.capture.training.telling import GradscopeWarning
 from gradscope.errors import EmptyRunError, RunError, RunExistsError
 
 

@@ -16,7 +16,8 @@ import gradscope
 from gradscope.capture.training import clipping, scaling
 from gradscope.capture.training.clips import ClipBook
 from gradscope.capture.training.faults import IN_A_ROW, OTHER, REASONS, Faults
-from gradscope.capture.training.recorder import GradscopeWarning, Recorder
+from gradscope.capture.training.recorder import Recorder
+from gradscope.capture.training.telling import GradscopeWarning
 from gradscope.errors import InternalError, RunError
 from gradscope.store.journal import Journal
 from gradscope.store.worker import DROPPED

@@ -13,7 +13,7 @@ import torch
 import gradscope
 from gradscope.capture.training import attempts
 from gradscope.capture.training.coverage import ZEROED
-from gradscope.capture.training.recorder import GradscopeWarning
+from gradscope.capture.training.telling import GradscopeWarning
 from tests.capture.training.conftest import Recorded, run_loop
 from tests.capture.training.loops import LOOPS, Table
 
