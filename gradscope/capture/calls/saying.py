@@ -13,7 +13,7 @@ from gradscope.capture.calls.graph import NODE_LIMIT, Graph, KnownCall
 from gradscope.capture.calls.passes import Pass
 from gradscope.capture.calls.prehook import SECOND_ORDER, CannotRecordError
 from gradscope.capture.calls.recurrences.naming import MODEL, anchors_of, owner_of
-from gradscope.capture.calls.recurrences.recurrence import RARE, NearMiss, Recurrence
+from gradscope.capture.calls.recurrences.recurrence import PASSING, RARE, NearMiss, Recurrence
 from gradscope.capture.layers.discovery import Names, Target
 from gradscope.schema import SiteInfo
 
@@ -155,6 +155,9 @@ class Saying:
         for anchor in found.rare:
             for path in anchors_of(graph, replace(found, anchors=(anchor,)), self._names):
                 self._listener.missed(target, f"{path!r}: {RARE}")
+        passing = anchors_of(graph, replace(found, anchors=found.passing), self._names)
+        if owners := sorted({owner_of(path) for path in passing}):
+            self._listener.missed(target, PASSING.format(", ".join(map(repr, owners))))
         for role in sequence.incomplete:
             missing(
                 target, role, "the graph of the loss does not show it at every step, so that its lags cannot be told"

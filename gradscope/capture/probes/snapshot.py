@@ -293,6 +293,7 @@ class _Collector:
                 lines.append(Coverage(name, "recorded", site.info.how, 1))
                 for quantity, reason in self.lacks.get(site.info.module, {}).items():
                     lines.append(Coverage(name, "partial", f"{quantity}: {reason}", 1))
+                lines += [Coverage(name, "partial", reason, 1) for reason in self.reasons.get(name, ())]
         for path, missed in self.reasons.items():
             if path not in told:
                 lines += [Coverage(path, "missing", reason) for reason in missed]

@@ -17,9 +17,9 @@ def only_in_depth(steps: Steps) -> bool:
 
 
 def _something_enters(steps: Steps) -> bool:
-    """Whether anything but weights enters a step in the middle: data without a graph, or a tensor from outside."""
+    """Whether anything but weights enters a step after the first: data without a graph, or a tensor from outside."""
     graph = steps.graph
-    for index in steps.at.get(steps.last // 2 + 1, ()):
+    for index in (index for step in range(2, max(steps.last, 3)) for index in steps.at.get(step, ())):
         for child, _ in graph.inputs[index]:
             if child >= graph.first_inner and steps.level[child] == 0 and not graph.of_weights[child]:
                 return True

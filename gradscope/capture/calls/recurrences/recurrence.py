@@ -39,6 +39,8 @@ class Recurrence:
         The step of every node of the graph; 0 for those beside the recurrence.
     rare : tuple of int
         Weights that take part in some of the steps only: what they alone make is not followed.
+    passing : tuple of int
+        Weights that make what goes on to a later step beside the states, and is not followed.
     unread : frozenset of int
         States that nothing but the next step reads: the last one, which has none, is in no graph, and its adjoint is 0.
     ways : dict
@@ -56,6 +58,7 @@ class Recurrence:
     by_depth: bool = False
     level: list[int] = field(default_factory=list, repr=False)
     rare: tuple[int, ...] = ()
+    passing: tuple[int, ...] = ()
     unread: frozenset[int] = frozenset()
     ways: dict[Place, list[tuple[int, int]] | None] = field(default_factory=dict, repr=False)
 
@@ -72,5 +75,9 @@ class NearMiss:
 
 UNMATCHED = "its steps cannot be matched: the operations between them differ from step to step"
 RARE = "it takes part in some of the steps only, and what it alone makes is not followed"
+PASSING = (
+    "what {} makes goes on from step to step beside the recorded states, and is not followed: mark it in its loop with "
+    "gradscope.state to have it recorded"
+)
 BRANCHED = "its uses form a tree, not one chain of steps"
 DISTINCT = "each step has weights of its own"

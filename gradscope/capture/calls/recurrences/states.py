@@ -19,6 +19,7 @@ from gradscope.capture.calls.recurrences.entering import (
 from gradscope.capture.calls.recurrences.kinds import kind_of
 from gradscope.capture.calls.recurrences.matching import below_rearrangements, follow
 from gradscope.capture.calls.recurrences.operations import PRODUCTS, REARRANGES
+from gradscope.capture.calls.recurrences.passing import passing
 from gradscope.capture.calls.recurrences.recurrence import BRANCHED, DISTINCT, MIN_STEPS, UNMATCHED, Place, Recurrence
 from gradscope.capture.calls.recurrences.steps import Steps, grouped, in_order, is_tree
 
@@ -98,6 +99,7 @@ def _described(steps: Steps, middle: int, states: list[list[Place | None]]) -> R
         by_depth=only_in_depth(steps),
         level=steps.level,
         rare=steps.rare,
+        passing=passing(steps, states),
         unread=frozenset(
             i for i, state in enumerate(states) if state[-1] is None and _is_unread(steps, middle, i, states)
         ),
