@@ -37,7 +37,8 @@ def state(name: str, value: TensorT) -> TensorT:
     """Mark a state inside a hand-written loop, so that its adjoint is recorded under this name.
 
     Nothing needs to be marked to be found; a mark decides what the state is, and what it is called. Costs nothing
-    outside recorded steps and changes nothing: the same tensor is returned.
+    outside recorded steps and changes nothing: the same tensor is returned. A state that a layer or cell of torch.nn
+    hands out stays at the site of that layer; the coverage says so under ``name``.
 
     Parameters
     ----------

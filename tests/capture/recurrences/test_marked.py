@@ -113,6 +113,31 @@ def test_a_run_has_the_marked_state(through: str, tmp_path: Path) -> None:
     assert error(values, against_lag(truth)) < 1e-10
 
 
+class MarkedCell(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(FEATURES, H)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.zeros(len(x), H).to(x)
+        for x_t in x.unbind(1):
+            h = gradscope.state("memory", self.cell(x_t, h))
+        return h
+
+
+def test_a_state_of_a_known_cell_stays_at_its_site_and_the_coverage_says_so(tmp_path: Path) -> None:
+    model, x = MarkedCell().double(), _data()
+    snapshot = gradscope.snapshot(model, lambda: model(x).pow(2).mean())
+    with gradscope.record(model, tmp_path / "run", every=1) as recorder:
+        model(x).pow(2).mean().backward()
+        recorder.step()
+    run = gradscope.open_run(tmp_path / "run")
+    for sites, coverage in ((snapshot.sites, snapshot.coverage), (run.sites, run.coverage)):
+        assert tuple(sites) == ("cell",)
+        (line,) = [line for line in coverage if line.site == "memory"]
+        assert "'cell'" in line.reason
+
+
 def test_outside_of_recording_a_mark_does_nothing() -> None:
     state = torch.randn(2, 3, requires_grad=True) * 2
     assert gradscope.state("h", state) is state
