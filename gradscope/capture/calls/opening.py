@@ -21,6 +21,10 @@ NO_BATCH = (
     "nothing shows which axis of its state is the batch: keep it first, h of shape (B, N), of size 1 for a "
     "single sequence"
 )
+NO_BATCH_IN_DEPTH = (
+    "nothing shows which axis of its state is the batch, and which is time: mark the state, batch first, with "
+    "gradscope.state"
+)
 IN_PLACE = "its state is written in place into a larger tensor: make a new tensor at each step to have it recorded"
 RESIZED = "its batch changes from step to step in a way that cannot be followed (rows added, repeated or dropped)"
 
@@ -49,7 +53,7 @@ def open_found(
     moves: list[list[Tensor | None]] = []
     for state in found.states:
         places = [place for place in state[first:last] if place is not None]
-        one = _laid_out(graph, places, level, marked=not found.anchors)
+        one = _laid_out(graph, places, level, found)
         if not isinstance(one, _Laid):
             return one
         laid.append(one)
@@ -81,17 +85,17 @@ def open_found(
     )
 
 
-def _laid_out(graph: Graph, places: list[Place], level: list[int], marked: bool) -> _Laid | str | None:
+def _laid_out(graph: Graph, places: list[Place], level: list[int], found: Recurrence) -> _Laid | str | None:
     """Return how a state lies in its tensors; a reason where that cannot be told, None where it is a number."""
     if any(graph.names[index].startswith("CopySlices") for index, _ in places):
         return IN_PLACE
     middle = places[len(places) // 2 - 1] if len(places) > 1 else places[0]
     sizes = [graph.shape(place) for place in places]
-    if not sizes[0] and not marked:
+    if not sizes[0] and found.anchors:
         return None
-    axis = batch_axis(graph, middle, way_on(graph, middle, level, level[middle[0]]))
+    axis = batch_axis(graph, middle, way_on(graph, middle, level, level[middle[0]]), level, found.by_depth)
     if axis is None:
-        return NO_BATCH
+        return NO_BATCH_IN_DEPTH if found.by_depth and len(sizes[0]) > 2 else NO_BATCH
     rest = {tuple(size[:axis] + size[axis + 1 :]) if axis >= 0 else size for size in sizes}
     if len(rest) > 1:
         return "the shape of its state changes from step to step"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gradscope.capture.calls.graph import Graph, from_zero
+from gradscope.capture.calls.recurrences.attention import kept_apart, way_to_attention
 from gradscope.capture.calls.recurrences.recurrence import Place
 
 # Which axis of the operand is the rows, by operation and place of the operand, where the other operand is a weight.
@@ -94,7 +95,9 @@ def _kind(name: str) -> str:
     return name.rstrip("0123456789")
 
 
-def batch_axis(graph: Graph, place: Place, way: list[tuple[int, int]] | None) -> int | None:
+def batch_axis(
+    graph: Graph, place: Place, way: list[tuple[int, int]] | None, level: list[int], by_depth: bool
+) -> int | None:
     """Return the batch axis of a state; None where it has none that can be told, ``UNBATCHED`` for a single vector."""
     shape = graph.shape(place)
     if not shape:
@@ -110,11 +113,24 @@ def batch_axis(graph: Graph, place: Place, way: list[tuple[int, int]] | None) ->
                 rows = frozenset().union(*(_before(graph, index, entered, axis) for axis in rows))
             if not rows and len(shape) == 1:
                 return UNBATCHED
+            if sum(shape[axis] > 1 for axis in rows if axis < len(shape)) > 1:
+                return _of_two(graph, place, rows, level, by_depth)
             if rows and min(rows) < len(shape):
-                # Rows may be made of two axes: of timesteps as well, as in attention. The batch is first by custom.
                 return min(rows)
     # A first axis of size 1 may be one sequence, or one layer of a stack.
     return None if len(shape) == 1 or (len(shape) > 2 and shape[0] == 1) else 0
+
+
+def _of_two(graph: Graph, place: Place, rows: frozenset[int], level: list[int], by_depth: bool) -> int | None:
+    """Return which of the axes that rows are made of is the batch: the one that attention keeps apart.
+
+    Without attention it is the first by custom, where time is in the loop; in depth it may be time as well.
+    """
+    way = way_to_attention(graph, place, level)
+    if way is None:
+        return None if by_depth else min(rows)
+    apart = kept_apart(graph, place, way)
+    return apart if apart in rows else None
 
 
 def _before(graph: Graph, index: int, at: int, axis: int) -> frozenset[int]:
