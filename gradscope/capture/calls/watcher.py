@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.utils.rnn import PackedSequence
 
 from gradscope.adjoint import Adjoints, Keep
 from gradscope.capture import host
@@ -351,7 +352,7 @@ class Watcher:
         node, places, edges = found
         self._pending.pop(id(module), None)
         line.calls.append(last if isinstance(last, NextStep) and last.input is None else NextStep(origin_of(last)))
-        known = KnownCall(f"{target.path}:{line.use}", places, (), edges, line, len(line.calls) - 1)
+        known = KnownCall(f"{target.path}:{line.use}", places, edges_of(args[:1]), edges, line, len(line.calls) - 1)
         self._lineage.made(known)
         line.ends = places
         on_arrival(node, ((ALL, known.position, None),), line, keep_alive=known)
@@ -398,7 +399,8 @@ class Watcher:
         sequence.calls.append(call)
         if isinstance(call, NextStep):
             call.copy(x, given, watched["grad_output"])
-        self._stand(target, sequence, len(sequence.calls) - 1, watched, getattr(x, "data", x), given, _FUSED_SLOTS)
+        entering = x.data if isinstance(x, PackedSequence) else x
+        self._stand(target, sequence, len(sequence.calls) - 1, watched, entering, given, _FUSED_SLOTS)
         self._leave(target, sequence, tupled(output[1]))
         self._latest[target.path] = sequence
 

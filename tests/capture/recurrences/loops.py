@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tests.capture.recurrences.cases import FEATURES, B, H, T, case, site, squares
+from tests.capture.recurrences.cases import CASES, FEATURES, B, Case, H, T, case, site, squares
 from tests.capture.recurrences.truth import note
 
 
@@ -826,3 +827,36 @@ class TwoScans(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.above(self.below(x))
+
+
+class _BelowLayer(nn.Module):
+    """A loop of one's own makes what a layer of torch reads, whole or one step a call."""
+
+    def __init__(self, above: type[nn.Module], stepped: bool = False) -> None:
+        super().__init__()
+        self.i2h, self.h2h, self.out = nn.Linear(FEATURES, H), nn.Linear(H, H), nn.Linear(H, 2)
+        self.above, self.stepped = above(H, H, batch_first=True), stepped
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, below, outputs, state = x.new_zeros(len(x), H), [], [], None
+        for x_t in x.unbind(1):
+            h = torch.tanh(self.i2h(x_t) + self.h2h(h))
+            note(h=h)
+            below.append(h)
+            if self.stepped:
+                output, state = self.above(h.unsqueeze(1), state)
+                outputs.append(output)
+        return self.out(torch.cat(outputs, 1) if self.stepped else self.above(torch.stack(below, 1))[0])
+
+
+def _below(above: type[nn.Module], stepped: bool) -> Callable[[], nn.Module]:
+    return lambda: _BelowLayer(above, stepped)
+
+
+for _above in (nn.RNN, nn.GRU, nn.LSTM):
+    for _stepped in (False, True):
+        _states = {"above/l0.h": "hidden"} | ({"above/l0.c": "cell"} if _above is nn.LSTM else {})
+        _name = f"LoopBelow{'Stepped' if _stepped else ''}{_above.__name__}"
+        CASES[_name] = Case(
+            _name, _below(_above, _stepped), (site("h2h", h="hidden"), site("above/l0", states=_states, known=True))
+        )

@@ -76,13 +76,28 @@ def _states_of(steps: Steps) -> tuple[int, list[list[Place | None]]] | str | Non
     middle, places = template
     places = [below_rearrangements(steps, place, middle) for place in places]
     places = list(dict.fromkeys(places))
-    places = [place for place in places if not steps.graph.is_call(place[0])]
+    by_layers = [place for place in places if steps.graph.is_call(place[0])]
+    places = [place for place in places if place not in by_layers and not (by_layers and _by_a_layer(steps, place))]
     if not places:
         return None
     followed = [state for place in places if (state := follow(steps, middle, place)) is not None]
     if len(followed) < len(places) or not any(_is_there(state) for state in followed):
         return UNMATCHED
     return middle, sorted(followed, key=lambda state: next(place for place in state if place is not None))
+
+
+def _by_a_layer(steps: Steps, place: Place) -> bool:
+    """Whether a tensor reaches the next step by a known layer alone: its output, fed back."""
+    graph, step = steps.graph, steps.level[place[0]]
+    todo, seen = [place[0]], {place[0]}
+    for index in todo:
+        for user, _ in graph.users[index]:
+            if user not in seen and steps.lives(user) and steps.level[user] <= step + 1 and not graph.is_call(user):
+                if steps.level[user] > step and user in steps.marks:
+                    return False
+                seen.add(user)
+                todo.append(user)
+    return True
 
 
 def _described(steps: Steps, middle: int, states: list[list[Place | None]]) -> Recurrence:
