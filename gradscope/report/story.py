@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from gradscope.report.tables import Cell, Column, Table, data_table
 from gradscope.report.telling import Chapter, Story
-from gradscope.report.view import Cell, Column, Table, data_table
 
 _MET = {True: "met", False: "not met", None: "open"}
 _TINT = {"confirmed": "preserved", "refuted": "exploding", "refined": "vanishing"}

@@ -8,7 +8,8 @@ import pytest
 from gradscope.report.page import _environment, prose
 from gradscope.report.summary import clean
 from gradscope.report.svg import inline
-from gradscope.report.view import Cell, Column, Table, loss, losses
+from gradscope.report.tables import Cell, Column, Table
+from gradscope.report.view import loss, losses
 
 
 def test_text_is_escaped_and_control_characters_are_visible():
