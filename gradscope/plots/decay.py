@@ -207,7 +207,7 @@ def _bands(ax: Axes, data: pd.DataFrame, looks: dict[str, dict[str, Any]], relat
     low, high = ("relative_low", "relative_high") if relative else ("low", "high")
     for name, rows in data.groupby("name", sort=False):
         if rows["run"].nunique() == 1 and rows["n_sequences"].max() > 1:
-            marks.band(ax, rows["lag"], rows[low], rows[high], looks[str(name)]["color"])
+            marks.band(ax, rows["lag"], rows[low], rows[high], looks[str(name)]["color"], str(name))
 
 
 def _map(data: pd.DataFrame, ax: Axes | None, style_name: str, relative: bool) -> Axes:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
@@ -20,6 +21,8 @@ FLOOR = 1e-16
 CEILING = 1e6
 #: More points than this on a line are thinned: no page shows them.
 MAX_POINTS = 400
+#: So many runs are shown one by one around their median; of more, the middle half as a band.
+MAX_SEEDS = 5
 #: More lines than this are not named at their ends.
 MAX_ENDS = 8
 #: Nor are longer names.
@@ -46,7 +49,9 @@ def draw(
     x, y, line : str
         Columns.
     band : bool or str
-        Several rows at one ``x`` are aggregated: their median with the range; or "mean", without, or "mean and range".
+        Several rows at one ``x`` are aggregated: their median with the range; "mean", without, or "mean and range"; or
+        "runs": the median with each run (column ``run``) as a thin line, of more than ``MAX_SEEDS`` their middle half.
+        The range of a few runs speaks of the one that went astray; thin lines show that it was one.
     log : bool
         Zeros leave the axis downwards; else they are drawn.
     """
@@ -57,10 +62,12 @@ def draw(
     shown = shown.assign(**{y: value.mask(value == 0, _ZERO) if log else value})
     if not shown[y].notna().any():
         return
-    before, labels = len(ax.get_lines()), {"xlabel": ax.get_xlabel(), "ylabel": ax.get_ylabel()}
+    before, around = len(ax.get_lines()), len(ax.collections)
+    labels = {"xlabel": ax.get_xlabel(), "ylabel": ax.get_ylabel()}
     per_line = max(1, int(shown.groupby(line, sort=False)[x].nunique().max()))
-    middle = "mean" if isinstance(band, str) else "median"
-    spread = None if band == "mean" else ("pi", 100)
+    middle = "mean" if band in ("mean", "mean and range") else "median"
+    runs = _most_runs(shown, line) if band == "runs" else 0
+    spread = None if band == "mean" or 0 < runs <= MAX_SEEDS else ("pi", 50 if runs else 100)
     aggregated: dict[str, Any] = {"estimator": middle, "errorbar": spread} if band else {"estimator": None}
     seaborn.lineplot(
         shown, x=x, y=y, hue=line, style=line, hue_order=list(looks), style_order=list(looks),
@@ -77,6 +84,27 @@ def draw(
         if not band:  # seaborn took the logarithm and back, which costs the last digits
             rows = there[name].sort_values(x, kind="stable")
             artist.set_data(rows[x].to_numpy(), rows[y].to_numpy())
+    for area, name in zip(ax.collections[around:], [name for name in looks if name in there], strict=False):
+        area.set_label(marks.band_of(name))
+    if 1 < runs <= MAX_SEEDS:
+        for name, rows in there.items():
+            _thin(ax, rows, name, looks[name]["color"], x, y)
+
+
+def _most_runs(data: pd.DataFrame, line: str) -> int:
+    return int(data.groupby(line, sort=False)["run"].nunique().max())
+
+
+def around_words(runs: int) -> str:
+    """What "runs" draws around the median of so many runs, in words."""
+    return "thin lines: each run" if runs <= MAX_SEEDS else "band: the middle half of the runs"
+
+
+def _thin(ax: Axes, rows: pd.DataFrame, name: str, color: Any, x: str, y: str) -> None:
+    """Every run of a line, behind it."""
+    each = [of_run.sort_values(x, kind="stable")[[x, y]].to_numpy(float) for _, of_run in rows.groupby("run")]
+    thin = LineCollection(each, colors=[color], linewidths=0.6, alpha=0.45, zorder=1.5, label=marks.band_of(name))
+    ax.add_collection(thin, autolim=False)
 
 
 def thinned(data: pd.DataFrame, x: str, line: str) -> pd.DataFrame:

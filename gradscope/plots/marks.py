@@ -149,9 +149,14 @@ def at_edge(ax: Axes, x: ArrayLike, *, top: bool, color: Any, label: str, marker
     )
 
 
-def band(ax: Axes, x: ArrayLike, low: ArrayLike, high: ArrayLike, color: Any) -> None:
-    """A translucent band; on more than 2000 points every n-th is enough for the eye and keeps vector files small."""
+def band_of(line: str) -> str:
+    """Label of the band, or of the thin lines, around the line of this name; no legend shows it."""
+    return f"_band {line}"
+
+
+def band(ax: Axes, x: ArrayLike, low: ArrayLike, high: ArrayLike, color: Any, line: str = "") -> None:
+    """A translucent band around a line; of many points every n-th is enough and keeps files small."""
     x, low, high = (np.asarray(v, dtype=np.float64) for v in (x, low, high))
     every = max(1, x.size // 1000)
     keep = slice(None, None, every)
-    ax.fill_between(x[keep], low[keep], high[keep], color=color, alpha=0.16, linewidth=0, zorder=1)
+    ax.fill_between(x[keep], low[keep], high[keep], color=color, alpha=0.16, linewidth=0, zorder=1, label=band_of(line))

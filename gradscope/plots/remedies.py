@@ -77,7 +77,7 @@ def draw(
     for name, rows in logs.groupby("initialisation", sort=False):
         mean = rows.groupby("lag", as_index=False).agg(y=("log10", "mean"), low=("log10", "min"), high=("log10", "max"))
         if rows["draw"].nunique() > 1:
-            marks.band(ax, mean["lag"], 10 ** mean["low"], 10 ** mean["high"], looks[name]["color"])
+            marks.band(ax, mean["lag"], 10 ** mean["low"], 10 ** mean["high"], looks[name]["color"], name)
         shown = {"markevery": style.mark_every(len(mean), names.index(name)), **looks[name]}
         sns.lineplot(x=mean["lag"], y=10 ** mean["y"], ax=ax, label=name, legend=False, **shown)
     marks.log_y(ax, [data["relative"]])

@@ -68,7 +68,7 @@ def _initial(ax: Axes, rows: pd.DataFrame) -> None:
     looks = looks_of_models(rows)
     marks.whole_x(ax, rows["x"])
     lines.limits(ax, [of_line["value"] for _, of_line in rows.groupby("line")])
-    _arriving(ax)
+    _arriving(ax, named=True)
     lines.draw(ax, rows, looks, x="x", y="value", line="line", band=True)
     first = middle_at(rows, "first")
     _edges(ax, rows, looks)
@@ -107,7 +107,7 @@ def _through(ax: Axes, rows: pd.DataFrame) -> None:
     marks.whole_x(ax, rows["x"])
     lines.limits(ax, [of_line["value"] for _, of_line in rows.groupby("line")])
     _arriving(ax)
-    lines.draw(ax, rows, looks, x="x", y="value", line="line", band=True)
+    lines.draw(ax, rows, looks, x="x", y="value", line="line", band="runs")
     _edges(ax, rows, looks)
     ends = middle_at(rows, "last")
     _ends(ax, looks, {name: (ends.get(name, np.nan), name) for name in looks})
@@ -122,7 +122,7 @@ def _loss(ax: Axes, rows: pd.DataFrame) -> None:
     chance = rows["chance"].dropna()
     marks.whole_x(ax, rows["x"])
     top = loss_limits(ax, [of_line["value"] for _, of_line in smooth.groupby("run")], chance)
-    lines.draw(ax, smooth, looks, x="x", y="value", line="line", band=True, log=False)
+    lines.draw(ax, smooth, looks, x="x", y="value", line="line", band="runs", log=False)
     if len(chance):
         ax.axhline(float(chance.iloc[0]), color=style.GREY, linestyle=":", linewidth=0.9, zorder=1)
     for _, of_run in smooth.groupby("run", sort=False):
@@ -178,11 +178,13 @@ def _ends(ax: Axes, looks: dict[str, Any], named: dict[str, tuple[float, str]]) 
     lines.name_ends(ax, ends)
 
 
-def _arriving(ax: Axes) -> None:
-    """Where more than a hundredth arrives."""
+def _arriving(ax: Axes, *, named: bool = False) -> None:
+    """Where more than a hundredth arrives; said once, where the curves leave room for it."""
     low, high = ax.get_ylim()
     if low < ARRIVES < high:
         ax.axhspan(ARRIVES, high, color=style.PALETTE[3], alpha=0.07, linewidth=0, zorder=0)
+        if not named:
+            return
         ax.annotate(
             "> 1 % arrives", (0.0, 1.0), xycoords="axes fraction", xytext=(3, -2), textcoords="offset points",
             va="top", fontsize="x-small", color=style.GREY, zorder=1,
@@ -290,6 +292,8 @@ def caption(data: pd.DataFrame) -> str:
         said.append(f"Before training: {_NOTHING['initial']}.")
     for rows, what in ((through, "through"), (loss, "loss")):
         said.append(_course(rows, what) if rows["value"].notna().any() else f"{_NOTHING[what].capitalize()}.")
+    seeds = int(through.groupby("line")["run"].nunique().max()) if len(through) else 1
+    said += [f"Through training: median; {lines.around_words(seeds)}."] if seeds > 1 else []
     return " ".join([*said, *select.left_out_words(data)])
 
 

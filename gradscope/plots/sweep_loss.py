@@ -37,9 +37,9 @@ def table(
 
 
 def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "screen", legend: bool = True) -> Axes:
-    """Median over the runs of a threshold (running median along the steps), band from lowest to highest run.
+    """Median over the runs of a threshold (running median along the steps), each run as a thin line.
 
-    A run that diverged leaves the median there; a cross marks its last finite value.
+    Of many runs the middle half is a band. A run that diverged leaves the median; a cross marks its last finite value.
     """
     own, ax = ax is None, style.axes(ax, style=style_name)
     data = data.assign(line=[sweeps.line_of(t) for t in data["threshold"]])
@@ -53,7 +53,7 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
         return _labelled(ax, data)
     top = loss_limits(ax, [rows["value"] for _, rows in smooth.groupby("run")], _chance(data))
     several = bool(data.groupby("line")["run"].nunique().max() > 1)
-    lines.draw(ax, smooth, looks, x="step", y="value", line="line", band=several, log=False)
+    lines.draw(ax, smooth, looks, x="step", y="value", line="line", band="runs" if several else False, log=False)
     for chance in _chance(data):
         ax.axhline(chance, color=style.GREY, linestyle=":", linewidth=0.9, zorder=1, label="_chance")
     _strayed(ax, smooth, looks, top)
@@ -106,7 +106,7 @@ def caption(data: pd.DataFrame) -> str:
     over = (
         "a running median of each run"
         if per.max() == 1
-        else f"{_span(per)} runs each: median over runs of a running median, band from lowest to highest run"
+        else f"{_span(per)} runs each: median over runs of a running median; {lines.around_words(int(per.max()))}"
     )
     crosses = f"Crosses: {gone} of {per.sum()} runs diverged there." if gone else "No run diverged."
     at_end = data[~data["diverged"] & np.isfinite(data["value"])].sort_values("step").groupby(["threshold", "run"])

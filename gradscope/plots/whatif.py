@@ -88,7 +88,7 @@ def draw(
     row = 0
     for name, rows in data.groupby("name", sort=False):
         if len(looks) <= 3 and rows["n_sequences"].max() > 1:  # the curves lie close: more bands would hide them
-            marks.band(ax, rows["lag"], rows["low"], rows["high"], looks[str(name)]["color"])
+            marks.band(ax, rows["lag"], rows["low"], rows["high"], looks[str(name)]["color"], str(name))
         row = decay.edges(ax, rows, looks[str(name)]["color"], row)
     if share_ax is not None:
         clipped = data[data["name"] != "none"]
