@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gradscope import plots
-from gradscope.plots import style
+from gradscope.plots import marks, style
 from gradscope.plots.figures import figure_of
 from gradscope.plots.saving import render
 from gradscope.report.telling import Picture
@@ -62,7 +62,7 @@ def places(figure: Figure) -> dict[str, Any]:
     dict
         ``axes``: of each its ``box`` (left, top, right, bottom; points from the upper left corner), ends of ``x`` and
         ``y`` with whether they are logarithmic, and the ``label`` of x; ``lines``: id, name and index into ``axes``.
-        The lines are given these ids.
+        The lines are given these ids, and bands of the same label theirs with ``-band`` behind.
     """
     axes: list[dict[str, Any]] = []
     found: list[tuple[str, str, int]] = []
@@ -71,6 +71,9 @@ def places(figure: Figure) -> dict[str, Any]:
         for line in named:
             gid = f"line-{len(found)}"
             line.set_gid(gid)
+            for band in ax.collections:
+                if band.get_label() == marks.band_of(str(line.get_label())):
+                    band.set_gid(f"{gid}-band")
             found.append((gid, str(line.get_label()).replace(r"\$", "$"), len(axes)))
         if named:
             axes.append(_place(ax, figure))

@@ -84,9 +84,11 @@ def render(
     return _environment().get_template("page.html").render(
         version=__version__,
         title=title or TITLE,
-        byline=_byline(facts),
-        lead=[view.lead(facts)] if told is None else list(told.opening),
+        byline=_byline(facts, 0 if told is None else told.recorded),
+        lead=[view.lead(facts)] if told is None else [told.lead] if told.lead else list(told.opening),
+        opening=list(told.opening) if told is not None and told.lead else [],
         cover=cover,
+        beside=None if told is None else told.table,
         overview=None if told is None else story.overview(told),
         comparison=view.comparison(facts),
         contents=_contents(shown, bool(rest), bool(missing)),
@@ -105,7 +107,9 @@ def render(
     )  # fmt: skip
 
 
-def _byline(facts: Sequence[RunFacts]) -> str:
+def _byline(facts: Sequence[RunFacts], recorded: int) -> str:
+    if recorded > len(facts):
+        return f"{recorded} runs, {len(facts)} of them told in full below. Written by gradscope {__version__}"
     names = f": {', '.join(found.name for found in facts)}" if len(facts) <= _MAX_NAMED else ""
     count = "1 run" if len(facts) == 1 else f"{len(facts)} runs"
     return f"{count}{names}. Written by gradscope {__version__}"

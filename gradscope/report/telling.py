@@ -8,6 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from gradscope.report.tables import Table
+
 
 @dataclass(frozen=True, eq=False)
 class Picture:
@@ -57,11 +59,27 @@ class Chapter:
 
 @dataclass(frozen=True, eq=False)
 class Story:
-    """Opening paragraphs, the pictures that belong to the first screen, and chapters."""
+    """Opening paragraphs, the pictures that belong to the first screen, and chapters.
+
+    Attributes
+    ----------
+    opening : tuple of str
+    chapters : tuple of Chapter
+    cover : tuple of Picture
+    lead : str
+        The opening in one sentence: it then stands on the first screen, and the opening below.
+    table : Table, optional
+        Beside the cover.
+    recorded : int
+        Runs that the story speaks of, where the page shows fewer in full.
+    """
 
     opening: tuple[str, ...]
     chapters: tuple[Chapter, ...]
     cover: tuple[Picture, ...] = ()
+    lead: str = ""
+    table: Table | None = None
+    recorded: int = 0
 
     @property
     def claims(self) -> list[Any]:

@@ -111,6 +111,8 @@ def test_a_run_is_faded_in_every_figure_and_back(page):
     assert chip.get_attribute("aria-pressed") == "false"
     faded = page.evaluate("[...document.querySelectorAll('svg g')].filter((g) => g.style.opacity === '0.06').length")
     assert faded >= 2
+    bands = page.evaluate("[...document.querySelectorAll('#figure-1 [id$=-band]')].map((g) => g.style.opacity)")
+    assert sorted(bands) == ["", "", "0.06", "0.06"]  # of two runs, in two views
     chip.click()
     assert page.evaluate("[...document.querySelectorAll('svg g')].every((g) => g.style.opacity !== '0.06')")
 

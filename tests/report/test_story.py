@@ -9,6 +9,7 @@ import pytest
 
 from gradscope.plots import decay
 from gradscope.report import build_report
+from gradscope.report.tables import Cell, Column, Table
 from gradscope.report.telling import Chapter, Picture, Story
 from gradscope.store import open_run
 from tests.made_runs import make_run
@@ -65,6 +66,20 @@ def test_chapters_stand_before_the_runs_with_every_name_escaped(told):
     assert '-0.1<br><span class="soft">-0.2 to 0.0</span>' in page
     assert "Of 2 statements: 1 confirmed, 1 undetermined." in page
     assert 'confirmed at &lt;<span class="n">1e-3</span>&gt;.' in page
+
+
+def test_a_lead_takes_the_first_screen_with_figure_and_table_and_the_opening_follows(told, tmp_path):
+    run = open_run(make_run(tmp_path / "lstm", (-0.2,)).path)
+    cover = Picture("cover", "decay", "The whole story", "In one figure.", decay.table([run]))
+    beside = Table("Beside", (Column("network", "text"),), ((Cell("only <one>"),),), sortable=True)
+    story = Story(("First.", "Second."), (), (cover,), lead="All in one.", table=beside, recorded=47)
+    page = build_report([run], tmp_path / "out", told=story, shown=()).index.read_text(encoding="utf-8")
+    order = [
+        page.index(w) for w in ("47 runs, 1 of them", "All in one.", "The whole story", "only &lt;one&gt;", "First.")
+    ]
+    assert order == sorted(order)
+    assert page.count('class="lead"') == 1
+    assert "47 runs" not in told.index.read_text(encoding="utf-8")
 
 
 def test_figures_are_numbered_through_and_their_files_written(told):

@@ -34,6 +34,7 @@ from gradscope.lab.demo.lines import (
 from gradscope.lab.demo.pictures import clipping, cover, decay_of, inside
 from gradscope.plots.story import ARRIVES
 from gradscope.reading.outcome import findings, outcomes_by_threshold
+from gradscope.report.tables import Cell, Column, Table
 from gradscope.report.telling import Chapter, Story
 from gradscope.words import number, percent
 
@@ -71,10 +72,67 @@ def tell_demo(lines: Sequence[Line], runs: Mapping[str, Any]) -> Story:
             tuple(clipping([runs[line.name] for line in clipped], first_seed)),
         ),
     )  # fmt: skip
-    return Story(opening, chapters, (cover(list(runs.values())),))
+    return Story(
+        opening, chapters, (cover(list(runs.values())),), lead_words(before, clipped), overview(before, cells, clipped),
+        len(lines),
+    )  # fmt: skip
 
 
-# --- the three sentences ---------------------------------------------------------------------------------------------
+# --- the first screen ------------------------------------------------------------------------------------------------
+
+
+def lead_words(before: Mapping[str, Sequence[Line]], clipped: Sequence[Line]) -> str:
+    """The opening in one sentence: what vanishes, what is preserved and why, what the threshold did."""
+    lost = all(line.first.verdict == "vanishing" for name in DEFAULTS for line in before[name])
+    kept = min(float(np.median(values_of(before[name], "first"))) for name in CHRONO) >= ARRIVES
+    default, opened = (listed([median_words(before[name]) for name in names]) for names in (DEFAULTS, CHRONO))
+    groups = by_threshold(clipped)
+    (lowest, first), *more = groups.items()
+    learnt = listed(
+        [f"{accuracy_words(first)} of held-out digits {at_threshold(lowest)}"]
+        + [f"{accuracy_words(lines)} {at_threshold(t).replace('threshold ', '')}" for t, lines in more]
+    )
+    default_words = f"{'vanishes' if lost else 'fades'} in {listed(DEFAULTS)} as PyTorch initialises them"
+    opened_words = f"{'is preserved' if kept else 'fades less'} in LSTM and GRU where chrono biases start the gate that"
+    return (
+        f"On its way back over {length_of(before)} pixels the gradient {default_words} ({default} of it arrive), "
+        f"{opened_words} keeps the old state near 1 ({opened}), because each step back multiplies it by that gate; and "
+        f"clipping, which cannot change how a step's gradient fades, decided what an RNN learnt: {learnt}."
+    )
+
+
+def overview(before: Mapping[str, Sequence[Line]], cells: Sequence[Line], clipped: Sequence[Line]) -> Table:
+    """A row per network and per threshold: what arrives at the first pixel, and what was learnt."""
+    columns = (
+        Column("network", "text"), Column("before training"), Column("after training"),
+        Column("held-out accuracy"),
+    )  # fmt: skip
+    trained = {line.model: [line] for line in cells}
+    rows = [_overview_row(name, lines, trained.get(name, [])) for name, lines in before.items()]
+    for threshold, lines in by_threshold(clipped).items():
+        clip = "not clipped" if np.isinf(threshold) else f"clipped at {threshold:g}"
+        rows.append(_overview_row(f"{lines[0].model}, {clip}", lines, lines))
+    seeds, clips = (min(map(len, of.values())) for of in (before, by_threshold(clipped)))
+    note = (
+        "Of ‖∂L/∂x‖ at the last pixel, what arrives at the first. Before training: median of "
+        f"{seeds} seeds; after: one seed, by Adam. Last {len(by_threshold(clipped))} rows: by SGD, median of {clips}."
+    )
+    return Table("What arrives at the first pixel, and what was learnt", columns, tuple(rows), note, sortable=True)
+
+
+def _overview_row(name: str, first: Sequence[Line], late: Sequence[Line]) -> tuple[Cell, ...]:
+    def arrives(lines: Sequence[Line], when: str) -> Cell:
+        if not lines:
+            return Cell("–", sort=float("nan"))
+        return Cell(median_words(lines, when), sort=float(np.median(values_of(lines, when))))
+
+    learnt = [line.accuracy for line in late if line.accuracy == line.accuracy]
+    said = accuracy_words(late) if late else "–"
+    accuracy = Cell(said, sort=float(np.median(learnt)) if learnt else float("nan"))
+    return Cell(name), arrives(first, "first"), arrives(late, "late"), accuracy
+
+
+# --- the three paragraphs ---------------------------------------------------------------------------------------------
 
 
 def vanishing_words(before: Mapping[str, Sequence[Line]]) -> str:

@@ -44,7 +44,8 @@
       const known = JSON.parse(box.dataset.axes);
       const lines = known.lines.map(([id, name, axes]) => {
         const group = document.getElementById(`${svg.id}-${id}`);
-        return { name, axes, group, path: group && group.querySelector("path") };
+        const band = document.getElementById(`${svg.id}-${id}-band`);
+        return { name, axes, all: [group, band].filter(Boolean), path: group && group.querySelector("path") };
       }).filter((line) => line.path);
       return { box, svg, lines, axes: known.axes };
     });
@@ -104,10 +105,11 @@
     });
   };
 
+  const fade = (line, opacity) => line.all.forEach((group) => { group.style.opacity = opacity; });
   const shade = () => {
     for (const { figure, views } of figures) {
       for (const view of views) {
-        for (const line of view.lines) line.group.style.opacity = hidden.has(line.name) ? 0.06 : "";
+        for (const line of view.lines) fade(line, hidden.has(line.name) ? 0.06 : "");
       }
       for (const chip of figure.querySelectorAll(".tools button[data-line]")) {
         chip.setAttribute("aria-pressed", String(!hidden.has(chip.dataset.line)));
@@ -138,11 +140,14 @@
         const one = steps[range.value];
         said.textContent = one || "all steps";
         for (const line of views.flatMap(({ lines }) => lines)) {
-          line.group.style.opacity = !one || line.name === one ? "" : 0.12;
+          fade(line, !one || line.name === one ? "" : 0.12);
         }
       });
       tools.append(make("label", {}, "training step ", range, said));
     } else if (names.length > 1 && names.length <= 24) {
+      // A row of names is at hand; rows of them are folded, so that they push nothing away.
+      const rows = names.length > 4 ? make("details", {}, make("summary", {}, "fade lines")) : tools;
+      if (rows !== tools) tools.append(rows);
       for (const name of names) {
         const chip = make("button", { type: "button" }, name);
         chip.dataset.line = name;
@@ -151,7 +156,7 @@
           if (!hidden.delete(name)) hidden.add(name);
           shade();
         });
-        tools.append(chip);
+        rows.append(chip);
       }
     }
     if (tools.childNodes.length) figure.querySelector("figcaption").before(tools);

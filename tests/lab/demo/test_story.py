@@ -74,6 +74,34 @@ def test_every_network_is_seen_before_training_with_every_seed():
     assert len(set(names)) == len(names)
 
 
+def test_one_sentence_says_what_vanishes_what_is_preserved_and_why_and_what_the_threshold_did(told):
+    words = told[2].lead
+    assert "vanishes in RNN, LSTM and GRU as PyTorch initialises them" in words
+    assert "is preserved in LSTM and GRU where chrono biases start the gate that keeps the old state near 1" in words
+    assert "because each step back multiplies it by that gate" in words
+    assert "46% of held-out digits at threshold 0.05, 64% at 0.5, 12% at 5 and 11% without clipping." in words
+    assert ". " not in words.replace("0. ", "")
+
+
+def test_the_sentence_claims_nothing_preserved_that_fades(tmp_path):
+    lines, runs = lines_and_runs(tmp_path, {"gru": (0.0, 0.0), "lstm-chrono": (-0.15, -0.1)})
+    words = tell_demo(lines, runs).lead
+    assert "vanishes" not in words
+    assert "preserved" not in words
+
+
+def test_the_table_of_the_first_screen_holds_every_network_and_threshold(told):
+    lines, _, story = told
+    rows = {row[0].text: row for row in story.table.rows}
+    assert list(rows)[:2] == ["RNN", "LSTM"]
+    assert list(rows)[-4:] == ["RNN, clipped at 0.05", "RNN, clipped at 0.5", "RNN, clipped at 5", "RNN, not clipped"]
+    values = [arriving(line.first) for line in lines if line.model == "LSTM"]
+    assert rows["LSTM"][1].sort == pytest.approx(float(np.median(values)))
+    assert rows["RNN, clipped at 0.5"][3].text == "64%"
+    assert rows["GRU, update bias 1"][2].text == "–"  # seen before training only
+    assert story.recorded == len(lines)
+
+
 def test_the_first_sentence_says_what_vanishes_and_how_fast(told):
     lines, _, story = told
     words = story.opening[0]
