@@ -103,7 +103,8 @@ def _norms_by_lag(name: str, values: Tensor, adjoints: Adjoints, gate_names: tup
             sizes = sizes / adjoints.scale.numpy()
     sizes = _marked(sizes, adjoints.faded if source.scaled or name == "recurrent" else None)
     if adjoints.order.lengths is None:
-        lagged = torch.from_numpy(np.ascontiguousarray(sizes[::-1].swapaxes(0, 1)))
+        # Copied: to numpy a single step is contiguous as it is, with a negative stride, which torch refuses.
+        lagged = torch.from_numpy(np.array(sizes[::-1].swapaxes(0, 1), order="C"))
     else:
         lagged = adjoints.order.to_lag(torch.from_numpy(sizes))
     return lagged.transpose(1, 2) if per_gate else lagged[:, :, 0]
@@ -139,7 +140,7 @@ def _weight(adjoints: Adjoints, gate_names: tuple[str, ...]) -> dict[str, Tensor
     faded = None if reverse and adjoints.order.lengths is not None else adjoints.faded
     sizes = found.numpy()
     marked = _marked(sizes[::-1] if reverse else sizes, faded)
-    return {"weight": torch.from_numpy(np.ascontiguousarray(marked[::-1] if reverse else marked))}
+    return {"weight": torch.from_numpy(np.array(marked[::-1] if reverse else marked, order="C"))}
 
 
 def _consistency(adjoints: Adjoints, gate_names: tuple[str, ...]) -> dict[str, Tensor]:
