@@ -1,14 +1,14 @@
 """Gate activations and cell states that the CPU's fused LSTM kernel keeps for its own backward pass (oneDNN).
 
-Taking them saves most of what a replay costs, but their place in the kernel's workspace is its private matter. So it is
-looked for and checked when a layer of that size is first seen, against gates computed anew, and left alone at the first
-surprise: the replay computes everything again then.
+Taking them saves most of what a replay costs, but their place in the kernel's workspace is its private matter. So what
+is where it is expected is checked when a layer of that size is first seen, against gates computed anew, and left alone
+at the first surprise: the replay computes everything again then.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,14 +26,12 @@ NODE = "MkldnnRnnLayerBackward0"
 # Gates lie between -1 and 1; a wrong layout is off by far more, the kernel's own rounding by far less.
 _TOLERANCE = 1e-4
 
-# oneDNN rounds a row of gates up to this many floats, and keeps rows from following each other at multiples of 256.
-_ALIGNMENT, _STRIDE_TO_AVOID = 16, 256
+# oneDNN rounds a row up to this many floats, and keeps rows from following each other at multiples of 256; each array
+# of a workspace begins at a page.
+_ALIGNMENT, _STRIDE_TO_AVOID, _PAGE = 16, 256, 1024
 
 # Timesteps that are looked at in every call.
 _CHECKED = 5
-
-# Floats of a workspace that are looked through at a time.
-_SEARCHED_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True)
@@ -45,17 +43,18 @@ class _Layout:
     stride : int
         From the gates of one sequence to those of the next, (T, B) of them from the beginning.
     cell : int or None
-        Beginning of the cell states, (T − 1, B, H) without gaps: the last is c_n. None where they were not found.
+        Beginning of the cell states, (T − 1, B, H) without gaps: the last is c_n. None where they are elsewhere.
     """
 
     stride: int
     cell: int | None
 
 
-# What was found at each size; None where it was not as expected, or where the size has been seen once: to find it out
-# takes as long as several replays, which a length of its own at every step would pay each time.
+# What was found at each size; None where it was not as expected.
 _layouts: OrderedDict[tuple[Any, ...], _Layout | None] = OrderedDict()
-_seen_once: OrderedDict[tuple[Any, ...], None] = OrderedDict()
+
+# Sizes whose gates were compared with new ones, but for the number of timesteps: at another one :func:`_fit` is enough.
+_compared: OrderedDict[tuple[Any, ...], None] = OrderedDict()
 
 # Sizes that are remembered.
 _REMEMBERED = 64
@@ -74,7 +73,7 @@ def kept_gates(
         return None
     try:
         nodes = _nodes(output.grad_fn, len(call.weights), call.directions)
-        if nodes is None or not _worth_it([key_of(node) for at_layer in nodes for node in at_layer], len(call.input)):
+        if nodes is None:
             return None
         kept = [
             [_of_node(node, weights, selection) for node, weights in zip(*at_layer, strict=True)]
@@ -88,8 +87,13 @@ def kept_gates(
 
 def key_of(node: Any) -> tuple[Any, ...]:
     """Return what the layout of a node's workspace depends on."""
-    sizes = (*node._saved_input.shape, node._saved_result0.shape[2], node._saved_result3.numel() // 4)
+    sizes = (node._saved_result3.numel() // 4, *node._saved_input.shape, node._saved_result0.shape[2])
     return (*sizes, node._saved_train, node._saved_reverse, node._saved_has_biases)
+
+
+def _any_length(key: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return what of a key stays where the number of timesteps is another one."""
+    return key[2:]
 
 
 def width_of(node: Any) -> int:
@@ -124,15 +128,7 @@ def _nodes(end: Any, layers: int, directions: int) -> list[list[Any]] | None:
     return found[::-1]
 
 
-def _worth_it(keys: list[tuple[Any, ...]], steps: int) -> bool:
-    """Whether all of these sizes have been seen before; of a single timestep all is known at once."""
-    new = [key for key in keys if key not in _layouts and key not in _seen_once] if steps > 1 else []
-    for key in new:
-        _remember(_seen_once, key, None)
-    return not new
-
-
-def _remember(where: OrderedDict[Any, Any], key: tuple[Any, ...], value: _Layout | None) -> None:
+def _remember(where: OrderedDict[tuple[Any, ...], Any], key: tuple[Any, ...], value: _Layout | None) -> None:
     where[key] = value
     where.move_to_end(key)
     if len(where) > _REMEMBERED:
@@ -151,17 +147,17 @@ def _of_node(node: Any, weights: Weights, selection: Selection) -> Kept | None:
     workspace = node._saved_result3.view(torch.float32)
     key = key_of(node)
     if key not in _layouts:
-        _remember(_layouts, key, _layout(node, weights, workspace, output))
+        expected = _expected(node) if _any_length(key) in _compared else _compare(node, weights, workspace, output)
+        _remember(_layouts, key, expected)
     output = output if selection.every_row else output.index_select(1, selection.rows)
     first, last = (output[-1], output[0]) if node._saved_reverse else (output[0], output[-1])
-    for searched_again in (False, True):
+    for again in (False, True):
         if (layout := _layouts[key]) is None:
             return None
         gates, cell = _read(workspace, layout, node._saved_result0.shape, node._saved_result2.detach(), selection)
         if _fit(gates, cell, _rows_of_state(node._saved_cx_, selection), first, last):
             return Kept(output, gates, cell)
-        # Memory that was used before may hold the states of an earlier call, and a search that met them first.
-        _layouts[key] = None if searched_again else _layout(node, weights, workspace, node._saved_result0.detach())
+        _layouts[key] = None if again else _compare(node, weights, workspace, node._saved_result0.detach())
     return None
 
 
@@ -205,16 +201,34 @@ def _read(
     return gates[:, : 4 * size].view(steps, -1, 4, size), None if cell is None else torch.cat((cell, c_n))
 
 
-def _layout(node: Any, weights: Weights, workspace: Tensor, output: Tensor) -> _Layout | None:
-    """Find out the layout of a workspace; None unless the gates in it are those of the layer."""
-    stride = -(-4 * output.shape[2] // _ALIGNMENT) * _ALIGNMENT
-    if stride % _STRIDE_TO_AVOID == 0:
-        stride += _ALIGNMENT
-    c0, c_n = node._saved_cx_.detach(), node._saved_result2.detach()
-    gates, _ = _read(workspace, _Layout(stride, None), output.shape, c_n)
+def _expected(node: Any) -> _Layout:
+    """Return where gates and cell states are as oneDNN lays out a workspace."""
+    (steps, batch, size), inputs = node._saved_result0.shape, node._saved_input.shape[2]
+    if steps == 1:
+        return _Layout(_row(4 * size), batch * _row(4 * size))  # there is no cell state but c_n
+    # Gates; states below and above; outputs; and before the first cell state that is left, two that are given.
+    place = _paged(steps * batch * _row(4 * size)) + _paged(2 * (steps + 1) * batch * _row(max(size, inputs)))
+    return _Layout(_row(4 * size), place + _paged(steps * batch * _row(size)) + (steps + 2) * batch * size)
+
+
+def _compare(node: Any, weights: Weights, workspace: Tensor, output: Tensor) -> _Layout | None:
+    """Return the layout of a workspace; None unless the gates in it are those of the layer."""
+    layout, c_n = _expected(node), node._saved_result2.detach()
+    gates, _ = _read(workspace, replace(layout, cell=None), output.shape, c_n)
     if not _are_gates(gates, node, weights, output):
         return None
-    return _Layout(stride, _find_cell(workspace, gates, c0.reshape(output.shape[1:]), c_n, stride))
+    _remember(_compared, _any_length(key_of(node)), None)
+    c0, c_n = (state.reshape(output.shape[1:]) for state in (node._saved_cx_.detach(), c_n))
+    return layout if _holds_cell(workspace[layout.cell :], gates, c0, c_n) else replace(layout, cell=None)
+
+
+def _row(floats: int) -> int:
+    floats = -(-floats // _ALIGNMENT) * _ALIGNMENT
+    return floats + _ALIGNMENT if floats % _STRIDE_TO_AVOID == 0 else floats
+
+
+def _paged(floats: int) -> int:
+    return -(-floats // _PAGE) * _PAGE
 
 
 def _are_gates(gates: Tensor, node: Any, weights: Weights, output: Tensor) -> bool:
@@ -229,26 +243,15 @@ def _are_gates(gates: Tensor, node: Any, weights: Weights, output: Tensor) -> bo
     return _close(gates[processed], LSTMCell.gates(x[time], previous, weights, output.shape[2]))
 
 
-def _find_cell(workspace: Tensor, gates: Tensor, c0: Tensor, c_n: Tensor, stride: int) -> int | None:
-    """Return where the cell states begin: where they follow from c0 by the gates, and end with c_n."""
-    steps, begin = len(gates), gates.shape[0] * gates.shape[1] * stride
-    first = _next_cell(gates[0], c0).flatten()
-    if steps == 1:
-        return begin if _close(c_n.flatten(), first) else None
-    telling = int(first.abs().argmax())
-    for low in range(begin, len(workspace), _SEARCHED_AT_ONCE):
-        part = workspace[low : low + _SEARCHED_AT_ONCE]
-        near = (part - first[telling]).abs() < _TOLERANCE * first[telling].abs()
-        for at in near.nonzero().flatten().tolist():
-            place = low + at - telling
-            cell = workspace[place : place + (steps - 1) * c0.numel()] if place >= begin else workspace[:0]
-            if len(cell) == (steps - 1) * c0.numel() and _close(cell[: c0.numel()], first):
-                cells = [*cell.view(steps - 1, *c0.shape).unbind(), c_n.reshape(c0.shape)]
-                # The last steps, the middle one and the second: all of them would be another copy of everything.
-                wanted = {1, steps // 2, steps - 2, steps - 1} - {0}
-                if all(_close(cells[t], _next_cell(gates[t], cells[t - 1])) for t in wanted):
-                    return place
-    return None
+def _holds_cell(part: Tensor, gates: Tensor, c0: Tensor, c_n: Tensor) -> bool:
+    """Whether the cell states begin here: they follow from c0 by the gates, and end with c_n."""
+    steps = len(gates)
+    if len(part) < (steps - 1) * c0.numel():
+        return False
+    states = [c0, *part[: (steps - 1) * c0.numel()].view(steps - 1, *c0.shape).unbind(), c_n]
+    # The first and the last steps, the middle one and the second: all of them would be another copy of everything.
+    wanted = {0, 1, steps // 2, steps - 2, steps - 1} & {*range(steps)}
+    return all(_close(states[t + 1], _next_cell(gates[t], states[t])) for t in wanted)
 
 
 def _next_cell(gates: Tensor, before: Tensor) -> Tensor:
