@@ -97,7 +97,7 @@ def _courses(
     lines = {one.name: name for name, of_line in _lines(shown, by).items() for one in of_line}
     named = dict.fromkeys(one.model.removesuffix(", default") if one.labels else one.cell for one in shown)
     whose = ", ".join(named) if by != "model" else ""
-    for one in shown:
+    for one in (one for one in shown if one.name in lines):  # a twin is left out, and named as such
         head = _head(one, lines[one.name], sites, quantity) | {"by": by, "family": whose or "all models"}
         if one.name in sites:
             found = curves.norms(one.run, sites[one.name], quantity)

@@ -145,6 +145,14 @@ def test_the_same_weights_under_another_name_are_told_as_such(tmp_path, runs):
     assert "Left out: twin (the cell, initialisation and seed of a run that is shown)." in story.caption(data)
 
 
+def test_a_trained_run_with_the_labels_of_another_is_left_out_and_named(tmp_path):
+    labels = {"init": "default", "seed": 0}
+    one, twin = (make_run(tmp_path / name, (-0.2, -0.1), labels=labels, inputs=True) for name in ("one", "twin"))
+    data = story.table([one, twin])
+    assert set(data["run"]) == {"one"}
+    assert "Left out: twin (the cell, initialisation and seed of a run that is shown)." in story.caption(data)
+
+
 def test_names_at_the_ends_stay_beside_the_axes():
     height = np.full(3, 0.2)
     for at in (np.array([0.9, 1.1, 1.3]), np.array([-0.3, -0.1, 0.1])):
