@@ -114,11 +114,15 @@ def _starts(logs: np.ndarray) -> np.ndarray:
 
 def _quantiles(logs: np.ndarray, levels: tuple[float, float]) -> np.ndarray:
     """Quantiles over sequences per lag; NaN (silently) where a lag has none."""
-    result = np.full((2, logs.shape[1]), np.nan)
-    filled = ~np.all(np.isnan(logs), axis=0)
-    if filled.any():
-        result[:, filled] = np.nanquantile(logs[:, filled], levels, axis=0)
-    return result
+    if not logs.size:
+        return np.full((2, logs.shape[1]), np.nan)
+    # Sorted, NaN come last: np.nanquantile takes a column at a time, some fifty times as long.
+    ordered = np.sort(logs, axis=0)
+    at = np.multiply.outer(levels, np.maximum((~np.isnan(logs)).sum(axis=0) - 1, 0))
+    below = np.floor(at).astype(np.int64)
+    low, high = (np.take_along_axis(ordered, place, axis=0) for place in (below, np.ceil(at).astype(np.int64)))
+    with np.errstate(invalid="ignore"):  # between two infinities
+        return np.where(low == high, low, low + (high - low) * (at - below))
 
 
 def draw(
