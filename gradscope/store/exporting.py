@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradscope.errors import RunError, RunExistsError, RunNotFoundError, UnknownNameError
 from gradscope.schema import CLIPS_GROUP, DATASETS, PARAMETERS_GROUP, QUANTITIES, STEPS_GROUP
 from gradscope.store.layout import group_of
+from gradscope.store.locking import is_being_written, lock_directory
 from gradscope.store.run import Run
 
 if TYPE_CHECKING:
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
 RUN_TABLES = (STEPS_GROUP, CLIPS_GROUP, PARAMETERS_GROUP)
 #: Tables of one site.
 SITE_TABLES = ("norms", "records")
+_PARTIAL = ".partial"
 
 
 def table(run: Run, name: str, site: str | None = None, quantity: str | None = None) -> pd.DataFrame:
@@ -82,8 +88,7 @@ def export(run: Run, out: str | Path) -> list[Path]:
     out = Path(out)
     refuse_existing(out)
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as scratch:
-            whole = Path(scratch) / "whole"
+        with _beside(out) as whole, run.opened():
             files = [path.relative_to(whole) for path in _write_all(run, whole)]
             refuse_existing(out)
             os.rename(whole, out)
@@ -117,7 +122,7 @@ def _write_all(run: Run, folder: Path) -> list[Path]:
         home = folder / group_of(site)
         written.append(_write(run.records(site), home / "records.csv"))
         for dataset in _norm_datasets(run, site):
-            written.append(_write(run.norms(site, dataset), home / f"{dataset}.csv"))
+            written.append(_append(run.norms_in_pieces(site, dataset), home / f"{dataset}.csv"))
     return written
 
 
@@ -125,6 +130,36 @@ def _norm_datasets(run: Run, site: str) -> list[str]:
     recorded = {name for part in run.parts if site in part.sites() for name in part.datasets(site)}
     norms = {name for quantity in QUANTITIES.values() for name in quantity.datasets}
     return [name for name in DATASETS if name in recorded & norms]
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A directory to write in: ``out`` with ``.partial`` behind it, removed unless it was renamed.
+
+    A process that is killed leaves it. It is not hidden, and the next export to the same place removes it: nobody
+    holds its lock.
+    """
+    for left in out.absolute().parent.glob(f"{glob.escape(out.name)}.*{_PARTIAL}"):
+        if left.is_dir() and not left.is_symlink() and not is_being_written(left):
+            shutil.rmtree(left, ignore_errors=True)
+    whole = Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=_PARTIAL, dir=out.absolute().parent))
+    lock = lock_directory(whole)
+    try:
+        mask = os.umask(0)
+        os.umask(mask)
+        whole.chmod(0o777 & ~mask)  # mkdtemp keeps others out
+        yield whole
+    finally:
+        lock.close()
+        shutil.rmtree(whole, ignore_errors=True)
+
+
+def _append(frames: Iterator[pd.DataFrame], path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        for i, frame in enumerate(frames):
+            frame.to_csv(file, index=False, na_rep="nan", header=i == 0)
+    return path
 
 
 def _write(frame: pd.DataFrame, path: Path) -> Path:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gradscope.schema import CLIPS_GROUP, DATASETS, PARAMETERS_GROUP, ROLES, ClipEvent
-from gradscope.store.part import RECORD_COLUMNS, TABLES, Part
+from gradscope.store.part import ALL, RECORD_COLUMNS, TABLES, Part, stretches
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,32 +34,57 @@ def records(parts: Sequence[Part], site: str) -> pd.DataFrame:
 
 def norms(parts: Sequence[Part], site: str, dataset: str) -> pd.DataFrame:
     """Tidy table of one dataset; see `Run.norms`."""
+    pieces = [_tidy(part, site, dataset) for part in parts if dataset in part.datasets(site)]
+    return _norms(parts, site, {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]})
+
+
+def norms_in_pieces(parts: Sequence[Part], site: str, dataset: str, most: int) -> Iterator[pd.DataFrame]:
+    """The rows of :func:`norms` a few at a time: arrays of up to ``most`` bytes are read at once."""
+    for part in parts:
+        if dataset in part.datasets(site):
+            columns = _Columns(part, site, dataset)
+            for records in stretches(part, site, dataset, most):
+                yield _norms(parts, site, _tidy(part, site, dataset, records, columns))
+
+
+def _norms(parts: Sequence[Part], site: str, columns: dict[str, np.ndarray]) -> pd.DataFrame:
     import pandas as pd
 
-    gates = max((part.gates(site) for part in parts), key=len)
-    pieces = [_tidy(part, site, dataset) for part in parts if dataset in part.datasets(site)]
-    columns = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
     frame = pd.DataFrame(columns)
     if "gate" in columns:
+        gates = max((part.gates(site) for part in parts), key=len)
         frame["gate"] = pd.Categorical.from_codes(columns["gate"], categories=list(gates))
     frame["flag"] = pd.Categorical.from_codes(columns["flag"], categories=list(FLAGS))
     return frame
 
 
-def _tidy(part: Part, site: str, dataset: str) -> dict[str, np.ndarray]:
+class _Columns:
+    """What is known of each record of a dataset, read once."""
+
+    def __init__(self, part: Part, site: str, dataset: str) -> None:
+        self.recorded = part.recorded(site, dataset)
+        named = ("length", "after", "step", "micro", "attempt", "rank", "smallest_normal")
+        self._read = {name: part.column(site, name) for name in named}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._read[name]
+
+
+def _tidy(
+    part: Part, site: str, dataset: str, records: slice = ALL, columns: _Columns | None = None
+) -> dict[str, np.ndarray]:
     """Columns of the values that exist, padding left out."""
-    values, dims = part.array(site, dataset), DATASETS[dataset]
-    lengths = part.column(site, "length")
-    mask = np.broadcast_to(
-        part.recorded(site, dataset).reshape(-1, *[1] * len(dims)) & _inside(lengths, dims, values.shape), values.shape
-    )
+    values, dims = part.array(site, dataset, records), DATASETS[dataset]
+    known = columns or _Columns(part, site, dataset)
+    inside = _inside(known["length"][records], dims, values.shape)
+    mask = np.broadcast_to(known.recorded[records].reshape(-1, *[1] * len(dims)) & inside, values.shape)
     index = np.nonzero(mask)
     norm = values[index].astype(np.float64)
     axes = {dim: index[axis] for axis, dim in enumerate(dims, 1)}
     if "lag" in axes:  # lags count from the end of the whole sequence, which may go on in another layer
-        axes["lag"] = axes["lag"] + part.column(site, "after")[index[0]]
-    whose = {name: part.column(site, name)[index[0]] for name in ("step", "micro", "attempt", "rank")}
-    smallest = part.column(site, "smallest_normal")[index[0]]
+        axes["lag"] = axes["lag"] + known["after"][records][index[0]]
+    whose = {name: known[name][records][index[0]] for name in ("step", "micro", "attempt", "rank")}
+    smallest = known["smallest_normal"][records][index[0]]
     who = {name: whose[name] for name in ("micro", "attempt", "rank")}
     return {"step": whose["step"], **axes, "norm": norm, **who, "flag": _flags(norm, smallest)}
 

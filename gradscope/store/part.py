@@ -29,6 +29,12 @@ MAX_ARRAY_BYTES = 4 << 30
 #: Entries are stacked in blocks of at most this size, however ragged they are.
 BLOCK_BYTES = 256 << 20
 
+#: Every record of a part.
+ALL = slice(None)
+
+#: What is read at once of an array that need not be whole in memory.
+STRETCH_BYTES = 4 << 20
+
 #: One value per record at a site.
 RECORD_COLUMNS: dict[str, np.dtype[Any]] = {
     "step": np.dtype("<i8"),
@@ -157,8 +163,8 @@ class Part(Protocol):
     def recorded(self, site: str, dataset: str) -> np.ndarray:
         """Whether each record has the dataset, bool (record,)."""
 
-    def array(self, site: str, dataset: str) -> np.ndarray:
-        """The dataset, shape (record, *DATASETS[dataset]), NaN where there is nothing."""
+    def array(self, site: str, dataset: str, records: slice = ALL) -> np.ndarray:
+        """The dataset, shape (record, *DATASETS[dataset]), NaN where there is nothing; of some records if asked."""
 
     def table(self, group: str) -> Table:
         """A key of ``TABLES``."""
@@ -230,11 +236,11 @@ class Block:
     def recorded(self, site: str, dataset: str) -> np.ndarray:
         return np.array([dataset in data.arrays for _, data in self._at.get(site, ())], bool)
 
-    def array(self, site: str, dataset: str) -> np.ndarray:
-        sizes, dtype = self.extent(site), dtype_of(dataset)
-        shape = tuple(sizes.get(dim, 1) for dim in ("step", *DATASETS[dataset]))
+    def array(self, site: str, dataset: str, records: slice = ALL) -> np.ndarray:
+        sizes, dtype, found = self.extent(site), dtype_of(dataset), self._at.get(site, [])[records]
+        shape = (len(found), *(sizes.get(dim, 1) for dim in DATASETS[dataset]))
         stacked = np.full(check_size(shape, dtype, f"{site} {dataset}"), np.nan, dtype)
-        for row, (_, data) in zip(stacked, self._at.get(site, ()), strict=True):
+        for row, (_, data) in zip(stacked, found, strict=True):
             if dataset in data.arrays:
                 values = data.arrays[dataset]
                 row[tuple(map(slice, values.shape))] = values
@@ -326,6 +332,17 @@ class _StackedSize:
                 count *= sizes[dim]
             per_record += count
         self._site_bytes[site] = self._rows[site] * per_record
+
+
+def stretches(part: Part, site: str, dataset: str, most: int = STRETCH_BYTES) -> Iterator[slice]:
+    """All records of a part, in stretches whose ``array`` takes up to ``most`` bytes, at least one record each."""
+    extent = part.extent(site)
+    record = dtype_of(dataset).itemsize
+    for dim in DATASETS[dataset]:
+        record *= extent.get(dim, 1)
+    length = max(1, most // max(record, 1))
+    for start in range(0, extent["step"], length):
+        yield slice(start, min(start + length, extent["step"]))
 
 
 def check_size(shape: tuple[int, ...], dtype: np.dtype[Any], what: str) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 from gradscope.schema import PARAMETERS_GROUP
-from gradscope.store.part import Part, Table
+from gradscope.store.part import ALL, Part, Table
 
 
 class RoleView:
@@ -60,8 +60,15 @@ class RoleView:
     def recorded(self, site: str, dataset: str) -> np.ndarray:
         return self._take(site, self._part.recorded(site, dataset))
 
-    def array(self, site: str, dataset: str) -> np.ndarray:
-        return self._take(site, self._part.array(site, dataset))
+    def array(self, site: str, dataset: str, records: slice = ALL) -> np.ndarray:
+        kept = self._kept(site)
+        if kept is None:
+            return self._part.array(site, dataset, records)
+        chosen = kept[records]
+        if not chosen.size:
+            return self._part.array(site, dataset, slice(0, 0))
+        first = int(chosen[0])
+        return self._part.array(site, dataset, slice(first, int(chosen[-1]) + 1))[chosen - first]
 
     def table(self, group: str) -> Table:
         table = self._part.table(group)

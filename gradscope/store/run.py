@@ -397,6 +397,10 @@ class Run:
             raise UnknownNameError("quantity", quantity, {*QUANTITIES, *DATASETS})
         return frames.norms(self._with(site, datasets[0]), site, datasets[0])
 
+    def norms_in_pieces(self, site: str, dataset: str, most: int = 1 << 20) -> Iterator[pd.DataFrame]:
+        """The rows of :meth:`norms` of one dataset, a table for every ``most`` bytes of it: for runs beyond memory."""
+        return frames.norms_in_pieces(self._with(site, dataset), site, dataset, most)
+
     def steps(self) -> pd.DataFrame:
         """Scalars of every optimizer step: step, attempt, rank, time, and one column per logged name."""
         return frames.table(self._shown, STEPS_GROUP)

@@ -20,6 +20,7 @@ from gradscope.store.header import check_version, parse_header
 from gradscope.store.layout import site_of
 from gradscope.store.part import (
     ADDED_COLUMNS,
+    ALL,
     DATASET_AXIS,
     RECORD_COLUMNS,
     RECORDED,
@@ -114,23 +115,23 @@ class SealedPart:
             names = _text(group[DATASET_AXIS])
             return group[RECORDED][:, names.index(dataset)].astype(bool)
 
-    def array(self, site: str, dataset: str) -> np.ndarray:
+    def array(self, site: str, dataset: str, records: slice = ALL) -> np.ndarray:
         if dataset not in self._sites[site].datasets:
             raise NotRecordedError(f"{dataset} was not recorded at {site!r}")
-        values = self._read(site, dataset, ("step", *DATASETS[dataset]))
+        values = self._read(site, dataset, ("step", *DATASETS[dataset]), records)
         return values.astype(dtype_of(dataset), copy=False)
 
     def _has(self, group: str, name: str) -> bool:
         with self._open() as file:
             return name in file[group]
 
-    def _read(self, site: str, name: str, dims: tuple[str, ...]) -> np.ndarray:
+    def _read(self, site: str, name: str, dims: tuple[str, ...], records: slice = ALL) -> np.ndarray:
         described = self._sites[site]
         with self._open() as file:
-            values = np.asarray(file[described.group][name][()])
-        if values.shape != tuple(described.extent[dim] for dim in dims):
-            raise guard.damaged(self.path, f"{name} at {site!r} has shape {values.shape}")
-        return values
+            variable = file[described.group][name]
+            if variable.shape != tuple(described.extent[dim] for dim in dims):
+                raise guard.damaged(self.path, f"{name} at {site!r} has shape {variable.shape}")
+            return np.asarray(variable[records])
 
     def table(self, group: str) -> Table:
         spec = TABLES[group]

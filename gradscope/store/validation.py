@@ -15,7 +15,7 @@ from gradscope.store import guard
 from gradscope.store.codec import CorruptEntryError, decode
 from gradscope.store.layout import RankDirectory, rank_directories
 from gradscope.store.locking import is_being_written
-from gradscope.store.part import RECORD_COLUMNS, TABLES
+from gradscope.store.part import RECORD_COLUMNS, TABLES, stretches
 from gradscope.store.sealed import SealedPart
 from gradscope.store.segment import checksum_path
 
@@ -91,8 +91,13 @@ def segment_problems(path: Path, root: Path) -> tuple[list[str], SealedPart | No
     try:
         guard.check_path(path, root)
         part = SealedPart(path)
+        with part.opened():
+            return _problems_within(part, path), part
     except RunError as error:
         return [str(error)], None
+
+
+def _problems_within(part: SealedPart, path: Path) -> list[str]:
     problems = []
     for site in part.sites():
         try:
@@ -104,7 +109,7 @@ def segment_problems(path: Path, root: Path) -> tuple[list[str], SealedPart | No
             part.table(group)
         except RunError as error:
             problems.append(f"{error} (group {group!r})")
-    return problems, part
+    return problems
 
 
 def _site_problems(part: SealedPart, site: str) -> Iterator[str]:
@@ -117,13 +122,21 @@ def _site_problems(part: SealedPart, site: str) -> Iterator[str]:
     if ((rows < 0) & (lengths > 0)).any():
         yield "a sequence has no batch row."
     for dataset in part.datasets(site):
-        values, recorded = part.array(site, dataset), part.recorded(site, dataset)
-        if DATASETS[dataset][:2] == ("sequence", "lag"):
-            beyond = np.arange(values.shape[2]) >= lengths[:, :, None]
-            if not np.isnan(values[beyond]).all():
-                yield f"{dataset} has numbers beyond the end of a sequence."
-        if not np.isnan(values[~recorded]).all():
-            yield f"{dataset} has numbers in a record that says it has none."
+        recorded, wrong = part.recorded(site, dataset), set()
+        for records in stretches(part, site, dataset):
+            wrong |= _array_problems(part.array(site, dataset, records), dataset, lengths[records], recorded[records])
+        yield from sorted(wrong)
+
+
+def _array_problems(values: np.ndarray, dataset: str, lengths: np.ndarray, recorded: np.ndarray) -> set[str]:
+    found = set()
+    if DATASETS[dataset][:2] == ("sequence", "lag"):
+        beyond = np.arange(values.shape[2]) >= lengths[:, :, None]
+        if not np.isnan(values[beyond]).all():
+            found.add(f"{dataset} has numbers beyond the end of a sequence.")
+    if not np.isnan(values[~recorded]).all():
+        found.add(f"{dataset} has numbers in a record that says it has none.")
+    return found
 
 
 def _journal_problems(path: Path, root: Path) -> Iterator[str]:

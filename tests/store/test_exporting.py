@@ -1,12 +1,15 @@
 import csv
 import io
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from gradscope import open_run
-from gradscope.errors import UnknownNameError
+from gradscope.errors import RunError, UnknownNameError
 from gradscope.store import RunWriter, export, table
+from gradscope.store.locking import lock_directory
 from tests.store.conftest import META, SITES, record, site_record
 
 
@@ -37,3 +40,39 @@ def test_a_table_is_asked_for_by_name(run):
     assert table(run, "steps").equals(run.steps())
     with pytest.raises(UnknownNameError, match="Did you mean 'norms'"):
         table(run, "norm")
+
+
+def test_a_dataset_in_pieces_is_the_dataset(tmp_path):
+    writer = RunWriter(tmp_path / "run", META)
+    writer.set_sites(SITES)
+    for step in range(7):
+        data = site_record((3, 2), quantities=("cell", "gates"))
+        writer.add_record(replace(record(step, {"lstm/l0": data}), role=step % 3))
+    writer.close()
+    run = open_run(tmp_path / "run")
+    for of_role in (run, run.apart):
+        whole = of_role.norms("lstm/l0", "cell")
+        pieces = list(of_role.norms_in_pieces("lstm/l0", "cell", most=48))
+        assert len(pieces) == of_role.n_records
+        assert pd.concat(pieces, ignore_index=True).equals(whole)
+
+
+def test_what_a_killed_export_left_is_in_sight_and_goes_with_the_next(run, tmp_path):
+    left, living = tmp_path / "out.1.partial", tmp_path / "out.2.partial"
+    for each in (left, living):
+        each.mkdir()
+    lock = lock_directory(living)
+    export(run, tmp_path / "out")
+    lock.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.2.partial", "run"]
+
+
+def test_an_export_that_fails_leaves_nothing(run, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pandas.DataFrame.to_csv", refuse)
+    with pytest.raises(RunError, match="No space left"):
+        export(run, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
