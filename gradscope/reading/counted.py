@@ -191,6 +191,13 @@ class Reading:
         """Gradient norms of the parameters, of the records that count."""
         return self._held[("parameters",)]
 
+    def once(self, what: str, make: Callable[[], Any]) -> Any:
+        """What ``make`` returns, made at the first call; not to be written to."""
+        key = ("once", what)
+        if key not in self._held:
+            self._held[key] = make()
+        return self._held[key]
+
     def _get(self, key: tuple[str, ...], unknown: Callable[[], Any]) -> Any:
         # A site without records: the run says what is wrong with the name.
         return self._held[key] if key in self._held else unknown()
