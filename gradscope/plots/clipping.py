@@ -90,9 +90,12 @@ def _grid(norms: np.ndarray, points: int) -> list[float]:
 def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "screen", legend: bool = True) -> Axes:
     """Share of steps clipped (solid) and median scale (dashed) against the threshold; a dot where the run clipped.
 
-    With one run a band shows the middle half of the scale.
+    With one run a band shows the middle half of the scale. More than a legend holds are their median and range.
     """
     ax = style.axes(ax, style=style_name)
+    data = data.assign(run=data["run"].astype(str))
+    if data["run"].nunique() > style.MAX_LEGEND:
+        return _spread(ax, data, legend)
     runs = list(data.groupby("run", sort=False))
     looks = style.looks([str(name) for name, _ in runs])
     few = len(runs) <= style.MAX_BANDS
@@ -100,7 +103,6 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
         name: {**look, "linestyle": "-", "marker": look["marker"] if len(runs) > 1 else ""}
         for name, look in looks.items()
     }
-    data = data.assign(run=data["run"].astype(str))
     marks.log_x(ax, data["threshold"].min() / 1.1, data["threshold"].max() * 1.1)
     lines.draw(ax, data, shares, x="threshold", y="clipped", line="run", log=False)
     if few:
@@ -119,6 +121,26 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
     if legend:
         named = {name: label(name, style.name_limit(ax)) for name in looks}
         style.legend(ax, _handles(runs, data, lines.handles(shares, named)))
+    return ax
+
+
+def _spread(ax: Axes, data: pd.DataFrame, legend: bool) -> Axes:
+    """Of so many runs that their lines would hide each other: median and range at the thresholds that all have."""
+    runs = data["run"].nunique()
+    shared = data[data.groupby("threshold")["run"].transform("nunique") == runs].assign(line=f"median of {runs} runs")
+    looks = style.looks([f"median of {runs} runs"])
+    marks.log_x(ax, data["threshold"].min() / 1.1, data["threshold"].max() * 1.1)
+    lines.draw(ax, shared, looks, x="threshold", y="clipped", line="line", band=True, log=False)
+    used = data[data["used"]].drop_duplicates(["threshold", "clipped"])
+    ax.plot(
+        used["threshold"], used["clipped"], linestyle="none", marker="o", markersize=3, alpha=0.6,
+        markerfacecolor="white", color=style.ALERT, label="_used", zorder=5,
+    )  # fmt: skip
+    _axes_of(ax, data)
+    if legend:
+        dot: dict[str, Any] = {"marker": "o", "markersize": 3, "markerfacecolor": "white", "linestyle": "none"}
+        named = [Line2D([], [], color=style.ALERT, label="used in training", **dot)] if len(used) else []
+        style.legend(ax, [*lines.handles(looks, {name: f"{name}, and their range" for name in looks}), *named])
     return ax
 
 
@@ -145,9 +167,12 @@ def caption(data: pd.DataFrame) -> str:
     n = sorted(set(data["n"]))
     used = data[data["used"]]
     each = ", ".join(f"{row.run} {percent(row.clipped)} at {row.threshold:g}" for row in used.head(6).itertuples())
+    curves = "(solid), median factor min(1, c/norm) (dashed; band: middle half, for a single run)"
+    if (runs := data["run"].nunique()) > style.MAX_LEGEND:
+        curves = f"(median and range of {runs} runs, at the thresholds that all have)"
+    norms = f"{n[0]}" if len(n) == 1 else f"{n[0]} to {n[-1]}"
     said = (
-        f"Share of recorded steps whose gradient norm lies above the threshold (solid), median factor min(1, c/norm) "
-        f"(dashed; band: middle half, for a single run), from {n[0] if len(n) == 1 else f'{n[0]} to {n[-1]}'} recorded "
+        f"Share of recorded steps whose gradient norm lies above the threshold {curves}, from {norms} recorded "
         f"norms a run.{f' Clipped in training: {each}.' if each else ''} It describes the recorded training: with "
         "another threshold the training, and so the norms, would have gone another way."
     )

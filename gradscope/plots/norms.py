@@ -111,7 +111,7 @@ def draw(
 def _traces(ax: Axes, data: pd.DataFrame, column: str, looks: dict[str, dict[str, Any]]) -> None:
     """The raw traces faint, their running medians strong: single steps scatter over decades."""
     strong = smoothed(data, column)
-    if len(looks) <= 4 and not strong[column].equals(data[column]):
+    if data["run"].nunique() <= style.MAX_LEGEND and len(looks) <= 4 and not strong[column].equals(data[column]):
         for _, rows in data.groupby("run", sort=False):
             colour = looks[rows["line"].iloc[0]]["color"]
             ax.plot(rows["step"], rows[column], color=colour, linewidth=0.5, alpha=0.35, label="_raw")

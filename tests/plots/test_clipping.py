@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from gradscope.errors import NotRecordedError, SettingError
@@ -17,6 +18,18 @@ def test_the_share_clipped_is_the_share_of_norms_above_the_threshold(tmp_path):
         assert row.clipped == pytest.approx(np.mean(scale < 1))
         assert row.scale_p50 == pytest.approx(np.median(scale))
     assert list(data["threshold"][data["used"]]) == [1.0]
+
+
+def test_more_runs_than_a_legend_holds_are_their_median_and_range(tmp_path):
+    one = clipping.table([make_run(tmp_path / "r", (-0.1,) * 10)])
+    runs = style.MAX_LEGEND + 1
+    shifts = np.arange(runs) / 100
+    data = pd.concat([one.assign(run=f"run-{i}", clipped=one["clipped"] * (1 - by)) for i, by in enumerate(shifts)])
+    with style.use("screen"):
+        ax = clipping.draw(data)
+    (curve,) = [line for line in ax.get_lines() if str(line.get_label()).startswith("median")]
+    np.testing.assert_allclose(curve.get_ydata(), one["clipped"] * (1 - np.median(shifts)))
+    assert f"median and range of {runs} runs" in clipping.caption(data)
 
 
 def test_thresholds_must_be_positive(tmp_path):
