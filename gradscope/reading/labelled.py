@@ -104,12 +104,18 @@ def differing(runs: Sequence[Labelled], beside: Iterable[str] = ()) -> list[str]
     return [name for name in names if len({str(one.labels.get(name)) for one in runs}) > 1]
 
 
+def _words(said: tuple[str, Any]) -> str:
+    """A further label as part of a name; an optimizer's name needs no telling what it is."""
+    key, value = said
+    return str(value) if key == "optimizer" else f"{key} {value}"
+
+
 def models(runs: Sequence[Labelled]) -> dict[str, list[Labelled]]:
     """Runs that start from the same cell and initialisation, by name, seeds together; each seed's weights once."""
     beside = differing(runs, COURSE)
     groups: dict[str, dict[Any, Labelled]] = {}
     for one in runs:
-        name = ", ".join([one.model, *(f"{key} {value}" for key, value in one.among(beside))])
+        name = ", ".join([one.model, *map(_words, one.among(beside))])
         groups.setdefault(name, {}).setdefault(one.seed, one)
     return {name: list(of_name.values()) for name, of_name in groups.items()}
 
@@ -139,6 +145,6 @@ def seeds_together(runs: Sequence[Run | Reading]) -> dict[str, str]:
     found = {}
     for one in known:
         at = [line_of(one.threshold)] if clipped else []
-        parts = [one.model, *(f"{key} {value}" for key, value in one.among(beside)), *at]
+        parts = [one.model, *map(_words, one.among(beside)), *at]
         found[one.name] = ", ".join(parts) if SEED in one.labels else one.name
     return found if len(set(found.values())) < len(found) else {one.name: one.name for one in known}

@@ -35,6 +35,16 @@ def test_a_label_in_which_models_differ_keeps_them_apart_and_is_named(tmp_path):
     assert list(labelled.models(labelled.labelled(runs))) == ["LSTM, default, hidden 8", "LSTM, default, hidden 64"]
 
 
+def test_an_optimizer_is_named_without_saying_that_it_is_one(tmp_path):
+    runs = [
+        made(tmp_path, f"{name}{seed}", {"init": "default", "seed": seed, "optimizer": name})
+        for name in ("sgd", "adam")
+        for seed in (0, 1)
+    ]
+    names = set(labelled.seeds_together(runs).values())
+    assert names == {"LSTM, default, sgd", "LSTM, default, adam"}
+
+
 def test_runs_without_labels_are_never_taken_for_seeds_of_each_other(tmp_path):
     runs = [made(tmp_path, name) for name in ("a", "b")]
     assert list(labelled.models(labelled.labelled(runs))) == ["a", "b"]
