@@ -98,15 +98,18 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
         return _spread(ax, data, legend)
     runs = list(data.groupby("run", sort=False))
     looks = style.looks([str(name) for name, _ in runs])
-    few = len(runs) <= style.MAX_BANDS
+    few, several = len(runs) <= style.MAX_BANDS, len(runs) > 1
     shares = {
-        name: {**look, "linestyle": "-", "marker": look["marker"] if len(runs) > 1 else ""}
+        # Where no second kind of line needs the dash, it tells the runs apart in grey.
+        name: {**look, "linestyle": "-" if few else look["linestyle"], "marker": look["marker"] if several else ""}
         for name, look in looks.items()
     }
     marks.log_x(ax, data["threshold"].min() / 1.1, data["threshold"].max() * 1.1)
     lines.draw(ax, data, shares, x="threshold", y="clipped", line="run", log=False)
     if few:
-        scales = {name: {**look, "linestyle": (0, (4, 1.6)), "marker": ""} for name, look in looks.items()}
+        scales = {
+            name: {**look, "linestyle": (0, (4, 1.6)), "marker": shares[name]["marker"]} for name, look in looks.items()
+        }
         lines.draw(ax, data, scales, x="threshold", y="scale_p50", line="run", log=False)
     for name, rows in runs:
         colour = looks[str(name)]["color"]
@@ -148,13 +151,14 @@ def _axes_of(ax: Axes, data: pd.DataFrame) -> None:
     ax.set_ylim(-0.03, 1.05)
     ax.set_yticks([0, 0.25, 0.5, 0.75, 1])
     ax.set_xlabel("threshold of norm clipping")
-    ax.set_ylabel("share of steps, scale" if data["run"].nunique() <= style.MAX_BANDS else "share of steps")
+    ax.set_ylabel("share of steps, scale" if data["run"].nunique() <= style.MAX_BANDS else "share of steps clipped")
 
 
 def _handles(runs: list[Any], data: pd.DataFrame, named: list[Line2D]) -> list[Any]:
     colour = style.PALETTE[0] if len(runs) == 1 else style.GREY
-    kinds = [Line2D([], [], color=colour, label="steps clipped")]
+    kinds = []
     if len(runs) <= style.MAX_BANDS:
+        kinds.append(Line2D([], [], color=colour, label="steps clipped"))
         kinds.append(Line2D([], [], color=colour, linestyle=(0, (4, 1.6)), label="median scale"))
     if data["used"].any():
         look: dict[str, Any] = {"marker": "o", "markersize": 7, "markerfacecolor": "white", "linestyle": "none"}
@@ -168,6 +172,8 @@ def caption(data: pd.DataFrame) -> str:
     used = data[data["used"]]
     each = ", ".join(f"{row.run} {percent(row.clipped)} at {row.threshold:g}" for row in used.head(6).itertuples())
     curves = "(solid), median factor min(1, c/norm) (dashed; band: middle half, for a single run)"
+    if data["run"].nunique() > style.MAX_BANDS:
+        curves = "(a line for each run)"
     if (runs := data["run"].nunique()) > style.MAX_LEGEND:
         curves = f"(median and range of {runs} runs, at the thresholds that all have)"
     norms = f"{n[0]}" if len(n) == 1 else f"{n[0]} to {n[-1]}"

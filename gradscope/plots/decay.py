@@ -173,7 +173,7 @@ def draw(
     start = 1.0 if relative else _start(data)
     floor = lines.FLOOR if lowest is None else lowest
     lines.limits(ax, [rows["shown"] for _, rows in data.groupby("name", sort=False)], start=start, floor=floor)
-    lines.draw(ax, data, looks, x="lag", y="shown", line="name", band=_seeds(data) > 1)
+    lines.draw(ax, data, looks, x="lag", y="shown", line="name", band="runs" if _seeds(data) > 1 else False)
     if len(looks) <= style.MAX_BANDS:
         _bands(ax, data, looks, relative)
     row = 0
@@ -280,7 +280,8 @@ def caption(data: pd.DataFrame) -> str:
     first, last = data.get("first_step", data["step"]).min(), data["step"].max()
     when = f"step {first}" if first == last else f"steps {first} to {last}"
     named = naming.with_lines(data)
-    band = "band: lowest to highest seed" if _seeds(named) > 1 else "band: central 80 % of sequences"
+    seeds = _seeds(named)
+    band = f"median; {lines.around_words(seeds)}" if seeds > 1 else "band: central 80 % of sequences"
     prefix = naming.common_prefix(sorted(set(data["site"])))
     sites = f" Sites of {prefix.rstrip('./')}." if prefix else ""
     over = f"{_span(n.min(), n.max())} sequences at each lag"

@@ -120,7 +120,7 @@ def panels(data: pd.DataFrame, *, style_name: str = "screen", limit: int = MAX_P
     for i, (ax, name, (_, rows)) in enumerate(zip(flat, names, groups, strict=False)):
         draw(rows, ax, style_name=style_name, colorbar=False, limits=limits)
         if len(groups) > 1:
-            ax.set_title(label(name, style.name_limit(ax)), loc="left")
+            ax.set_title(label(name, style.title_limit(ax)), loc="left")
             ax.set_xlabel(ax.get_xlabel() if i >= len(groups) - columns else "")
             ax.set_ylabel(ax.get_ylabel() if i % columns == 0 else "")
     for ax in flat[len(groups) :]:

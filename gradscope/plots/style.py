@@ -48,7 +48,7 @@ PAGE = 8.2
 _OWN = "gradscope-figure"  # marks figures made here: only their size may be changed
 
 #: A legend has at most this many rows and entries; more lines are drawn, but not named.
-MAX_LEGEND, MAX_ROWS = 12, 6
+MAX_LEGEND, MAX_ROWS = 12, 10
 #: Mean width of a character, em.
 CHARACTER = 0.53
 
@@ -293,6 +293,12 @@ def size_of(ax: Axes) -> tuple[float, float]:
 def name_limit(ax: Axes, most: int = 60) -> int:
     """Longest name (characters) that fits into a legend or title as wide as the axes."""
     return int(min(most, max(12, _room(ax) / small() / CHARACTER - 4.5 / CHARACTER)))
+
+
+def title_limit(ax: Axes) -> int:
+    """Longest title (characters) that fits above the axes."""
+    size = FontProperties(size=matplotlib.rcParams["axes.titlesize"]).get_size_in_points()
+    return int(max(12, _room(ax) / float(size) / CHARACTER))
 
 
 def not_drawn(names: list[str]) -> str:

@@ -154,7 +154,7 @@ def panels(data: pd.DataFrame, *, style_name: str = "screen", relative: bool = T
     names = line_names([key for key, _ in every])
     for ax, name, (_, rows_of) in zip(flat, names, groups, strict=False):
         draw(rows_of, ax, relative=relative, style_name=style_name, colorbar=False, steps=(steps[0], steps[-1]))
-        ax.set_title(label(name, style.name_limit(ax)), loc="left")
+        ax.set_title(label(name, style.title_limit(ax)), loc="left")
     for ax in flat[len(groups) :]:
         ax.remove()
     _share_y(flat[: len(groups)])

@@ -32,6 +32,18 @@ def test_more_runs_than_a_legend_holds_are_their_median_and_range(tmp_path):
     assert f"median and range of {runs} runs" in clipping.caption(data)
 
 
+@pytest.mark.parametrize("runs", [2, 8])
+def test_runs_are_told_apart_without_colour(tmp_path, runs):
+    made = [make_run(tmp_path / f"run{i}", threshold=1.0, seed=i) for i in range(runs)]
+    with style.use("icml"):
+        ax = clipping.draw(clipping.table(made), style_name="icml")
+        shown = [line for line in ax.get_lines() if not line.get_label().startswith("_")]
+        looks = {(line.get_marker(), line.is_dashed()) for line in shown}
+        named = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert len(looks) == len(shown)
+    assert not any("more" in name for name in named)
+
+
 def test_thresholds_must_be_positive(tmp_path):
     with pytest.raises(SettingError, match="positive"):
         clipping.table([make_run(tmp_path / "r")], thresholds=[-1.0])
