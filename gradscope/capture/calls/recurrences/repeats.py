@@ -6,12 +6,14 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from itertools import pairwise
 
+from gradscope.capture import torch_private
 from gradscope.capture.calls.graph import Graph
 from gradscope.capture.calls.recurrences.initial import saved_of
 from gradscope.capture.calls.recurrences.recurrence import MIN_STEPS
 
-# Where in memory a tensor lies, and how it is laid out there: two that agree are the same piece of data.
-_Identity = tuple[int, tuple[int, ...], tuple[int, ...]]
+# The storage of a tensor, and where in it: two that agree are the same piece of data. No address is asked for, which
+# only the CPU has.
+_Identity = tuple[int, int, tuple[int, ...]]
 
 
 def in_a_row(graph: Graph, orders: Iterable[Mapping[int, int]], links: int) -> int:
@@ -46,4 +48,5 @@ def _in_a_row(uses: Iterable[tuple[int, int]], links: int, graph: Graph) -> int:
 def _given_to(graph: Graph, index: int) -> list[_Identity]:
     """Tell which data without a graph an operation was given, as far as it saved it."""
     given = [saved_of(graph, index, at) for at, (child, _) in enumerate(graph.inputs[index]) if child < 0]
-    return [(value.data_ptr(), tuple(value.shape), value.stride()) for value in given if value is not None]
+    values = [value for value in given if value is not None]
+    return [(torch_private.storage_of(value), int(value.storage_offset()), tuple(value.shape)) for value in values]
