@@ -76,7 +76,7 @@ def norms_by_step(run: Run | Reading) -> pd.DataFrame:
             "norm_state": state,
             "clipped": clips["norm_after"].reindex(at).to_numpy(dtype=float),
             "threshold": clips["threshold"].reindex(at).to_numpy(dtype=float),
-            "kind": clips["kind"].reindex(at, fill_value="").to_numpy(),
+            "kind": clips["kind"].astype(object).reindex(at, fill_value="").to_numpy(),
             "loss": indexed.get("loss", nothing).reindex(at).to_numpy(dtype=float),
         }
     )

@@ -100,9 +100,9 @@ def test_a_fault_in_the_thread_ends_it_with_everything_committed_and_hangs_nobod
             raise KeyError("a bug")
 
     writer = RunWriter(tmp_path / "run", META)
-    monkeypatch.setattr(sealer.Sealer, "ended", fail)
     for step in range(5):
         writer.add_record(record(step))
+    monkeypatch.setattr(sealer.Sealer, "ended", fail)  # what is added once the thread has ended is lost, and counted
     writer._worker.flush()
     writer._worker.join(60)
     with pytest.raises(RunError, match=r"KeyError: 'a bug'\. Please report"):
