@@ -15,9 +15,10 @@ def test_the_demo_ends_with_a_report_and_says_where(tmp_path):
     assert result.exit_code == 0, result.output
     assert str(out / "report" / "index.html") in result.stdout
     assert (out / "report" / "index.html").stat().st_size > 10_000
+    said = " ".join(result.stdout.split())
+    for told in ("Vanishing: in RNN, LSTM and GRU alike", "Preserved, to within a factor of", "The threshold decides"):
+        assert told in said
     names = [plan.name for plan in trainings.plans()]
-    assert [line.split()[0] for line in result.stdout.splitlines()[2 : 2 + len(names)]] == names
-    assert "the gradient vanishes in all three cells" in result.stdout
     for name in names:
         with open_run(out / "runs" / name) as run:
             assert run.records("recurrent/l0")["step"].min() == 0
