@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
 
@@ -88,16 +88,11 @@ def _states_of(steps: Steps) -> tuple[int, list[list[Place | None]]] | str | Non
 
 def _by_a_layer(steps: Steps, place: Place) -> bool:
     """Whether a tensor reaches the next step by a known layer alone: its output, fed back."""
-    graph, step = steps.graph, steps.level[place[0]]
-    todo, seen = [place[0]], {place[0]}
-    for index in todo:
-        for user, _ in graph.users[index]:
-            if user not in seen and steps.lives(user) and steps.level[user] <= step + 1 and not graph.is_call(user):
-                if steps.level[user] > step and user in steps.marks:
-                    return False
-                seen.add(user)
-                todo.append(user)
-    return True
+    graph, level, step = steps.graph, steps.level, steps.level[place[0]]
+    past = _made_of(
+        graph, place[0], lambda user: steps.lives(user) and level[user] <= step + 1 and not graph.is_call(user)
+    )
+    return not any(level[user] > step and user in steps.marks for user in past)
 
 
 def _described(steps: Steps, middle: int, states: list[list[Place | None]]) -> Recurrence:
@@ -234,12 +229,10 @@ def _makes(steps: Steps, place: Place | None, other: Place | None) -> bool:
     """Whether one tensor of a step is made of another of the same step."""
     if place is None or other is None:
         return False
-    todo, seen = [place[0]], {place[0]}
-    for index in todo:
-        above = {user for user, _ in steps.graph.users[index] if steps.level[user] == steps.level[place[0]]} - seen
-        seen |= above
-        todo.extend(above)
-    return other[0] in seen
+    level = steps.level
+    return other[0] == place[0] or other[0] in _made_of(
+        steps.graph, place[0], lambda user: level[user] == level[place[0]]
+    )
 
 
 def _carries(steps: Steps, place: Place | None, step: int, hidden: list[Place | None]) -> bool:
@@ -262,10 +255,18 @@ def _is_gated(steps: Steps, place: Place | None) -> bool:
 
 def _past_products(steps: Steps, place: Place, step: int) -> Iterator[int]:
     """Yield what is made of a state in its step and the next by no product with a weight."""
-    graph, todo, seen = steps.graph, [place[0]], {place[0]}
-    for index in todo:
-        for user, _ in graph.users[index]:
-            if user not in seen and steps.level[user] <= step + 1 and not graph.names[user].startswith(PRODUCTS):
+    names, level = steps.graph.names, steps.level
+    return _made_of(
+        steps.graph, place[0], lambda user: level[user] <= step + 1 and not names[user].startswith(PRODUCTS)
+    )
+
+
+def _made_of(graph: Graph, index: int, takes: Callable[[int], bool]) -> Iterator[int]:
+    """Yield what is made of a node by way of those that ``takes`` lets through, nearest first."""
+    todo, seen = [index], {index}
+    for below in todo:
+        for user, _ in graph.users[below]:
+            if user not in seen and takes(user):
                 seen.add(user)
                 todo.append(user)
                 yield user
