@@ -415,11 +415,25 @@ def measure_written(
                 found["wall"].append(recorded[1] / plain[1])
                 found["search"].append(spent / recorded[0])
                 found["between"].append(between[0] / plain[0])
-    if torchlens and way in FOR_TORCHLENS and (trace := _torchlens(Loss(pair.twin), pair.x)) is not None:
-        begin = time.process_time()
-        trace()
-        found["torchlens"] = [(time.process_time() - begin) / statistics.median(found["plain"])]
+    if torchlens and way in FOR_TORCHLENS and (seconds := _in_own_process("--trace", way, config or "c1")) is not None:
+        found["torchlens"] = [seconds / statistics.median(found["plain"])]
     return found
+
+
+def traced(way: str, config: str) -> float | None:
+    """Return the CPU seconds of one pass with torchlens: in a process of its own, for it leaves torch slower there."""
+    pair = Pair(way, config)
+    if (trace := _torchlens(Loss(pair.twin), pair.x)) is None:
+        return None
+    begin = time.process_time()
+    trace()
+    return time.process_time() - begin
+
+
+def _in_own_process(*arguments: str) -> Any:
+    """Return what this script measures in a process of its own."""
+    command = [sys.executable, __file__, *arguments]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def measure_auto(way: str, blocks: int, length: int = 30, config: str | None = None) -> dict[str, Any]:
@@ -530,9 +544,7 @@ def peaks() -> dict[str, dict[str, list[float]]]:
     found: dict[str, dict[str, list[float]]] = {}
     for kind in KINDS:
         for variant in ("plain", "samples8", "full"):
-            command = [sys.executable, __file__, "--peak", kind, variant]
-            printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            found.setdefault(kind, {})[variant] = json.loads(printed)
+            found.setdefault(kind, {})[variant] = _in_own_process("--peak", kind, variant)
     return found
 
 
@@ -597,10 +609,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of --peers")
     parser.add_argument("--json", type=Path, help="write every measured value here")
     parser.add_argument("--peak", nargs=2, metavar=("KIND", "VARIANT"), help=argparse.SUPPRESS)
+    parser.add_argument("--trace", nargs=2, metavar=("WAY", "CONFIG"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    if options.peak:
-        print(json.dumps(peak(*options.peak)))
+    if options.peak or options.trace:
+        print(json.dumps(peak(*options.peak) if options.peak else traced(*options.trace)))
         return
     if all(part is None for part in (options.written, options.auto, options.peers, options.memory)):
         options.written, options.auto, options.peers, options.memory = [], [], [], 10_000
