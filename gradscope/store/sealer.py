@@ -2,7 +2,7 @@
 
 A thread would do for a disk that waits, but h5py holds the interpreter's lock, and torch asks for that lock after every
 operation: while 200 MB are sealed in a thread, a step of 3 ms waits up to 33 ms; with a process up to 9, for what the
-commits take. Starting one takes .3 ms. ``scripts/holding.py`` measures it.
+commits take. Starting one takes .3 ms. ``scripts/bench --holding`` measures it.
 """
 
 from __future__ import annotations

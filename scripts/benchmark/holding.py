@@ -1,21 +1,18 @@
-"""How long the store holds a training: `python scripts/holding.py [--megabytes 200]`, see docs/benchmarks.md.
+"""How long the store holds a training while it commits and seals what was recorded.
 
 Records of the default quantities (8 sequences, 100 timesteps) and with whole tensors are added after each step of a
-small training until they have this size together. Commits and sealing go on meanwhile.
+small training until they have a size together. Commits and sealing go on meanwhile.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 import statistics
 import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +20,14 @@ from torch import nn
 
 from gradscope.schema import Record, RunMeta, SiteRecord
 from gradscope.store import RunWriter, open_run
+from scripts.benchmark.tables import line
 
+COLUMNS = (
+    *("records", "a call, median (ms)", "longest", "target", "a step alone: median, longest wait"),
+    *("beside the store", "target", "segments", "dropped"),
+)
+# The longest that the store may hold a step, ms.
+TARGET = "20"
 QUANTITIES = ("hidden", "cell", "input", "direct")
 
 
@@ -63,43 +67,30 @@ def _queued() -> float:
     return int(path.read_text().split()[1]) / 1e9 if path.exists() else 0.0
 
 
-def row(megabytes: int, tensors: bool) -> str:
-    """Measure, and write one row."""
+def measure_holding(megabytes: float, tensors: bool) -> dict[str, Any]:
+    """Return, in ms, calls and steps as :func:`held` has them, and what became of the records."""
     step, one = training(), record(tensors)
     alone = [held(step) for _ in range(400)][100:]
     size = sum(array.nbytes for array in one.sites["lstm/l0"].arrays.values())
     steps, calls = [], []
     with tempfile.TemporaryDirectory() as folder:
         writer = RunWriter(f"{folder}/run", RunMeta("", "0", "0", {}, {}))
-        for _ in range(int(megabytes * 1e6 / size)):
+        for _ in range(max(1, int(megabytes * 1e6 / size))):
             steps.append(held(step))
             calls.append(held(lambda: writer.add_record(one)))
         writer.close()
         run = open_run(f"{folder}/run")
         parts, lost = len(run.parts), sum(run.lost.values())
-    cells = [
-        f"{len(calls)} of {size / 1e6:.2f} MB",
-        f"{statistics.median(c for c, _ in calls):.2f}",
-        f"{max(c for c, _ in calls):.1f}",
-        *(f"{statistics.median(s for s, _ in t):.1f}, {max(w for _, w in t):.1f}" for t in (alone, steps)),
-        f"{parts}",
-        f"{lost}",
-    ]
-    return "| " + " | ".join(cells) + " |"
+    found = {"calls": calls, "alone": alone, "steps": steps}
+    return found | {"record_mb": size / 1e6, "segments": parts, "dropped": lost}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--megabytes", type=int, default=200)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    print(
-        "| records | a call, median (ms) | longest | a step alone: median, longest wait | beside the store |"
-        " segments | dropped |\n|---|---|---|---|---|---|---|"
+def holding_row(found: dict[str, Any]) -> str:
+    """Write one row."""
+    calls = [call for call, _ in found["calls"]]
+    alone, beside = (
+        f"{statistics.median(wall for wall, _ in found[name]):.1f}, {max(wait for _, wait in found[name]):.1f}"
+        for name in ("alone", "steps")
     )
-    for tensors in (False, True):
-        print(row(options.megabytes, tensors), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+    cells = [f"{len(calls)} of {found['record_mb']:.2f} MB", f"{statistics.median(calls):.2f}", f"{max(calls):.1f}"]
+    return line([*cells, TARGET, alone, beside, TARGET, str(found["segments"]), str(found["dropped"])])

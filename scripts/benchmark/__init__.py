@@ -1,0 +1,1 @@
+"""What recording costs, and reading: `scripts/bench`, see docs/benchmarks.md."""
