@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import glob
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gradscope.errors import RunError, RunExistsError, RunNotFoundError, UnknownNameError
+from gradscope.errors import RunError, UnknownNameError
 from gradscope.schema import CLIPS_GROUP, DATASETS, PARAMETERS_GROUP, QUANTITIES, STEPS_GROUP
 from gradscope.store.layout import group_of
-from gradscope.store.locking import is_being_written, lock_directory
+from gradscope.store.placing import new_directory
 from gradscope.store.run import Run
 
 if TYPE_CHECKING:
@@ -24,7 +19,6 @@ if TYPE_CHECKING:
 RUN_TABLES = (STEPS_GROUP, CLIPS_GROUP, PARAMETERS_GROUP)
 #: Tables of one site.
 SITE_TABLES = ("norms", "records")
-_PARTIAL = ".partial"
 
 
 def table(run: Run, name: str, site: str | None = None, quantity: str | None = None) -> pd.DataFrame:
@@ -86,33 +80,12 @@ def export(run: Run, out: str | Path) -> list[Path]:
         The disk refuses.
     """
     out = Path(out)
-    refuse_existing(out)
     try:
-        with _beside(out) as whole, run.opened():
+        with new_directory(out) as whole, run.opened():
             files = [path.relative_to(whole) for path in _write_all(run, whole)]
-            refuse_existing(out)
-            os.rename(whole, out)
     except OSError as error:
         raise RunError(f"cannot write {str(out)!r}: {error.strerror or error}. Nothing was left there.") from error
     return [out / file for file in files]
-
-
-def refuse_existing(out: Path) -> None:
-    """Refuse to write where something is, or where there is no directory to write in.
-
-    Raises
-    ------
-    RunExistsError, RunNotFoundError
-    """
-    if out.exists() or out.is_symlink():
-        raise already_there(out)
-    if not out.absolute().parent.is_dir():
-        raise RunNotFoundError(f"there is no directory {str(out.parent)!r} to write {out.name!r} in.")
-
-
-def already_there(out: Path) -> RunExistsError:
-    """The error for an output that exists."""
-    return RunExistsError(f"{str(out)!r} exists already and is never overwritten. Choose another name or remove it.")
 
 
 def _write_all(run: Run, folder: Path) -> list[Path]:
@@ -130,28 +103,6 @@ def _norm_datasets(run: Run, site: str) -> list[str]:
     recorded = {name for part in run.parts if site in part.sites() for name in part.datasets(site)}
     norms = {name for quantity in QUANTITIES.values() for name in quantity.datasets}
     return [name for name in DATASETS if name in recorded & norms]
-
-
-@contextmanager
-def _beside(out: Path) -> Iterator[Path]:
-    """A directory to write in: ``out`` with ``.partial`` behind it, removed unless it was renamed.
-
-    A process that is killed leaves it. It is not hidden, and the next export to the same place removes it: nobody
-    holds its lock.
-    """
-    for left in out.absolute().parent.glob(f"{glob.escape(out.name)}.*{_PARTIAL}"):
-        if left.is_dir() and not left.is_symlink() and not is_being_written(left):
-            shutil.rmtree(left, ignore_errors=True)
-    whole = Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=_PARTIAL, dir=out.absolute().parent))
-    lock = lock_directory(whole)
-    try:
-        mask = os.umask(0)
-        os.umask(mask)
-        whole.chmod(0o777 & ~mask)  # mkdtemp keeps others out
-        yield whole
-    finally:
-        lock.close()
-        shutil.rmtree(whole, ignore_errors=True)
 
 
 def _append(frames: Iterator[pd.DataFrame], path: Path) -> Path:

@@ -29,7 +29,7 @@ class DirectoryLock:
 
 
 def lock_directory(path: Path) -> DirectoryLock:
-    """Mark a directory as being written. Where the file system has no locks, nothing is marked."""
+    """Mark a directory, or a file, as being written. Where the file system has no locks, nothing is marked."""
     return _lock(path) or DirectoryLock(None)
 
 
@@ -46,7 +46,7 @@ def _lock(path: Path) -> DirectoryLock | None:
     """The lock; None where another holds it."""
     if fcntl is None:
         return DirectoryLock(None)
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from gradscope.errors import RunError
-from gradscope.store.exporting import already_there, refuse_existing
+from gradscope.store import segment
+from gradscope.store.placing import new_file
 from gradscope.store.run import open_run
-from gradscope.store.segment import build, write_durably
+from gradscope.store.steady import Steady
 
 
 def pack(path: str | Path, out: str | Path) -> Path:
@@ -18,7 +19,7 @@ def pack(path: str | Path, out: str | Path) -> Path:
     path : str or Path
         A run directory or a packed file.
     out : str or Path
-        The file to write. It appears complete, or not at all.
+        The file to write. It appears complete, or not at all; of the arrays a few MiB are in memory at a time.
 
     Returns
     -------
@@ -37,13 +38,12 @@ def pack(path: str | Path, out: str | Path) -> Path:
     open_run : Reads either.
     """
     out = Path(out)
-    refuse_existing(out)
-    with open_run(path) as run:
-        content = build(run.parts, run.header)
-    try:
-        write_durably(out, content, exclusive=True)
-    except FileExistsError:
-        raise already_there(out) from None
-    except OSError as error:
-        raise RunError(f"cannot write {str(out)!r}: {error.strerror or error}. Nothing was left there.") from error
+    with open_run(path) as run, run.opened():
+        try:
+            with new_file(out) as file:
+                steady = Steady(file)
+                segment.write(steady, run.parts, run.header, check=steady.check)
+                steady.check()
+        except OSError as error:
+            raise RunError(f"cannot write {str(out)!r}: {error.strerror or error}. Nothing was left there.") from error
     return out

@@ -1,7 +1,7 @@
-"""Writing: parts become one HDF5 file, built in memory and put in place by a single rename.
+"""Writing: parts become one HDF5 file, put in place by a single rename.
 
-h5py never holds a file that is being written: with a full disk such a file takes the interpreter down at exit, and
-a crash leaves it unreadable.
+Of a segment it is built in memory, of a packed run in a `Steady` file. h5py itself never holds a file that is being
+written: with a full disk such a file takes the interpreter down at exit, and a crash leaves it unreadable.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,13 @@ from gradscope.store.part import (
     RECORD_COLUMNS,
     RECORDED,
     SEQUENCE_COLUMNS,
+    STRETCH_BYTES,
     TABLES,
     Header,
     Part,
     TableSpec,
     check_size,
+    stretches,
 )
 
 _CHUNK_BYTES = 1 << 20
@@ -45,15 +47,31 @@ def build(parts: Sequence[Part], header: Header, *, compress: bool = True) -> me
     ``compress=False`` is some times faster, for a segment that is sealed while a training waits.
     """
     buffer = io.BytesIO()
+    write(buffer, parts, header, compress=compress)
+    return buffer.getbuffer()
+
+
+def write(
+    target: io.IOBase,
+    parts: Sequence[Part],
+    header: Header,
+    *,
+    compress: bool = True,
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """:func:`build` into a file, with a few MiB of the arrays in memory at a time.
+
+    The same records give the same bytes, however they are cut into parts. ``check`` is called after every stretch: what
+    it raises ends the writing.
+    """
     # v108: attributes beyond 64 KiB (a large model's description) need dense attribute storage.
-    with h5py.File(buffer, "w", libver=("v108", "v110")) as file:
+    with h5py.File(target, "w", libver=("v108", "v110")) as file:
         _write_attributes(file.attrs, header, sum(part.n_records for part in parts))
         for site in dict.fromkeys(site for part in parts for site in part.sites()):
             # A module's group may be there already: a site "lstm" beside "lstm/l0".
-            _SiteWriter(file.require_group(group_of(site)), site, parts, compress).write()
+            _SiteWriter(file.require_group(group_of(site)), site, parts, compress, check).write()
         for name, spec in TABLES.items():
-            _write_table(file.create_group(name), spec, name, parts, compress)
-    return buffer.getbuffer()
+            _write_table(file.create_group(name), spec, name, parts, compress, check)
 
 
 def _write_attributes(attrs: Any, header: Header, n_records: int) -> None:
@@ -96,6 +114,7 @@ class _SiteWriter:
     site: str
     parts: Sequence[Part]
     compress: bool
+    check: Callable[[], None]
 
     def __post_init__(self) -> None:
         self.parts = [part for part in self.parts if self.site in part.sites()]
@@ -112,15 +131,14 @@ class _SiteWriter:
         self._write_axes()
         for name, dtype in RECORD_COLUMNS.items():
             if name != "step":
-                self._write(name, ("step",), dtype, 0, self._column(name))
+                self._write(name, ("step",), dtype, 0, self._columns(name))
         for name, fill in SEQUENCE_COLUMNS.items():
-            dtype = np.dtype("<i4")
-            self._write(name, ("step", "sequence"), dtype, fill, self._column(name))
+            self._write(name, ("step", "sequence"), np.dtype("<i4"), fill, self._columns(name))
         for name in self.datasets:
             dims = ("step", *DATASETS[name])
-            self._write(name, dims, dtype_of(name), np.nan, self._array(name))
+            self._write(name, dims, dtype_of(name), np.nan, self._stretches(name))
         if self.datasets:
-            self._write(RECORDED, ("step", DATASET_AXIS), np.dtype("i1"), 0, self._recorded)
+            self._write(RECORDED, ("step", DATASET_AXIS), np.dtype("i1"), 0, self._recorded())
 
     def _write_axes(self) -> None:
         _write_axis(self.group, "step", np.concatenate([part.column(self.site, "step") for part in self.parts]))
@@ -133,54 +151,83 @@ class _SiteWriter:
         if self.datasets:
             _write_axis(self.group, DATASET_AXIS, _fixed(self.datasets))
 
-    def _column(self, name: str) -> Callable[[Part], np.ndarray]:
-        return lambda part: part.column(self.site, name)
+    def _columns(self, name: str) -> Iterator[np.ndarray]:
+        return (part.column(self.site, name) for part in self.parts)
 
-    def _array(self, name: str) -> Callable[[Part], np.ndarray]:
-        return lambda part: part.array(self.site, name)
+    def _stretches(self, name: str) -> Iterator[np.ndarray]:
+        for part, extent in zip(self.parts, self.extents, strict=True):
+            if name in part.datasets(self.site):
+                for records in stretches(part, self.site, name):
+                    yield part.array(self.site, name, records)
+            else:
+                yield np.empty((extent["step"], *[0] * len(DATASETS[name])))
 
-    def _recorded(self, part: Part) -> np.ndarray:
-        return np.stack([part.recorded(self.site, name) for name in self.datasets], axis=1)
+    def _recorded(self) -> Iterator[np.ndarray]:
+        for part in self.parts:
+            yield np.stack([part.recorded(self.site, name) for name in self.datasets], axis=1)
 
     def _write(
-        self, name: str, dims: tuple[str, ...], dtype: np.dtype[Any], fill: float, read: Callable[[Part], np.ndarray]
+        self, name: str, dims: tuple[str, ...], dtype: np.dtype[Any], fill: float, pieces: Iterator[np.ndarray]
     ) -> None:
         shape = tuple(len(self.datasets) if dim == DATASET_AXIS else self.sizes[dim] for dim in dims)
         check_size(shape, dtype, f"{self.site} {name}")
         variable = _create(self.group, name, dims, shape, dtype, fill, self.compress)
-        start = 0
-        for part, extent in zip(self.parts, self.extents, strict=True):
-            stop = start + extent["step"]
-            if name not in DATASETS or name in part.datasets(self.site):
-                values = read(part)
-                variable[(slice(start, stop), *map(slice, values.shape[1:]))] = values
-            start = stop
+        _write_pieces(variable, pieces, fill, self.check)
 
 
-def _write_table(group: h5py.Group, spec: TableSpec, name: str, parts: Sequence[Part], compress: bool) -> None:
-    tables = [part.table(name) for part in parts]
-    total = sum(map(len, tables))
-    columns = {c: np.concatenate([np.empty(0, d), *(t.columns[c] for t in tables)]) for c, d in spec.columns.items()}
+def _write_table(
+    group: h5py.Group, spec: TableSpec, name: str, parts: Sequence[Part], compress: bool, check: Callable[[], None]
+) -> None:
+    found = [(table.columns, table.names) for table in (part.table(name) for part in parts)]
+    columns = {c: np.concatenate([np.empty(0, d), *(own[c] for own, _ in found)]) for c, d in spec.columns.items()}
+    total = len(columns["step"])
     _write_axis(group, spec.axis, columns[spec.axis] if spec.axis in columns else np.arange(total, dtype=np.int64))
     for column, dtype in spec.columns.items():
         if column != spec.axis:
             variable = _create(group, column, (spec.axis,), (total,), dtype, None, compress)
             variable[...] = columns[column].astype(_stored(dtype))
+            check()
     if not spec.name_axis:
         return
-    names = tuple(dict.fromkeys(label for table in tables for label in table.names))
+    names = tuple(dict.fromkeys(label for _, labels in found for label in labels))
     _write_axis(group, spec.name_axis, _fixed(names))
     shape = check_size((total, len(names)), np.dtype("<f8"), name)
     variable = _create(group, spec.values, (spec.axis, spec.name_axis), shape, np.dtype("<f8"), np.nan, compress)
+    _write_pieces(variable, _values(parts, name, names), np.nan, check)
+
+
+def _values(parts: Sequence[Part], name: str, names: Sequence[str]) -> Iterator[np.ndarray]:
+    """The free columns of a table, under ``names``, a part at a time."""
     where = {label: position for position, label in enumerate(names)}
-    start = 0
-    for table in tables:
-        stop = start + len(table)
-        if table.names and len(table):
-            values = np.full((len(table), len(names)), np.nan)
-            values[:, [where[label] for label in table.names]] = table.values
-            variable[start:stop] = values
-        start = stop
+    for part in parts:
+        table = part.table(name)
+        values = np.full((len(table), len(names)), np.nan)
+        values[:, [where[label] for label in table.names]] = table.values
+        yield values
+
+
+def _write_pieces(variable: h5py.Dataset, pieces: Iterator[np.ndarray], fill: float, check: Callable[[], None]) -> None:
+    """Write rows as they come, ``fill`` where a piece is smaller than the axes, in stretches of whole chunks.
+
+    A chunk that is written twice is compressed twice, and leaves a hole in the file.
+    """
+    total, rest = variable.shape[0], variable.shape[1:]
+    height = variable.chunks[0] if variable.chunks else max(total, 1)
+    size = height * int(np.prod(rest)) * variable.dtype.itemsize
+    rows = height * max(1, STRETCH_BYTES // max(size, 1))
+    held = np.full((min(rows, total), *rest), fill, variable.dtype)
+    start = used = 0
+    for piece in pieces:
+        taken = 0
+        while taken < len(piece):
+            some = piece[taken : taken + len(held) - used]
+            held[(slice(used, used + len(some)), *map(slice, some.shape[1:]))] = some
+            taken, used = taken + len(some), used + len(some)
+            if used == len(held) or start + used == total:
+                variable[start : start + used] = held[:used]
+                check()
+                start, used = start + used, 0
+                held[...] = fill
 
 
 def _write_axis(group: h5py.Group, name: str, values: np.ndarray) -> None:
@@ -245,25 +292,15 @@ def write_segment(path: Path, content: memoryview | bytes) -> None:
     write_durably(path, content)
 
 
-def write_durably(path: Path, content: memoryview | bytes, *, exclusive: bool = False) -> None:
-    """Write a temporary file, fsync, rename, fsync the directory.
-
-    Raises
-    ------
-    FileExistsError
-        ``exclusive`` and there is something at ``path``.
-    """
+def write_durably(path: Path, content: memoryview | bytes) -> None:
+    """Write a temporary file, fsync, rename, fsync the directory."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        if exclusive:
-            os.link(temporary, path)  # a rename would replace what another process wrote meanwhile
-            temporary.unlink()
-        else:
-            os.replace(temporary, path)
+        os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
