@@ -6,6 +6,7 @@ is half the growth of the mean squared singular value, in decades per step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from gradscope.capture import spectrum
 from gradscope.lab.claims import Asked, Statement
-from gradscope.lab.replications.mean_field import chi
+from gradscope.lab.replications.mean_field import chi, growth_anew, square_kept
 from gradscope.lab.replications.telling import Replication
 
 
@@ -36,8 +37,8 @@ SIGMAS = {0.5: "0.5", 3**-0.5: "0.577 (PyTorch's default)", 1.0: "1", 1.5: "1.5"
 DRIVE = 0.05
 _SMALL_DRIVE = 1e-8
 _TOLERANCE = 0.02
-#: Every gate half open, as PyTorch's default leaves it: c and h retain one half, and W comes in a quarter.
-_HALF, _QUARTER = 0.5, 0.25 * 3**-0.5
+#: Variance of PyTorch's default weights, uniform in ±1/√N, times N; its gates are half open.
+_DEFAULT_SIGMA = 3**-0.5
 
 
 def squared_singular_values(layer: nn.Module, inputs: Tensor, lags: tuple[int, ...]) -> np.ndarray:
@@ -74,6 +75,34 @@ def gated(kind: Any, size: Size, seed: int) -> np.ndarray:
     return squared_singular_values(layer, inputs, size.lags)
 
 
+def drawn_anew(kind: Any, size: Size, seed: int) -> np.ndarray:
+    """The same where torch's weights are drawn anew at every step, as the theory takes them, by autograd."""
+    state = torch.zeros((2 if kind is nn.LSTMCell else 1) * size.units, dtype=torch.float64)
+    product = torch.eye(len(state), dtype=torch.float64)
+    found = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for lag in range(1, max(size.lags) + 1):
+            step = _joint_step(kind(1, size.units).double())
+            product = torch.autograd.functional.jacobian(step, state, vectorize=True) @ product
+            state = step(state).detach()
+            if lag in size.lags:
+                found.append(2 * torch.linalg.svdvals(product).log())
+    return torch.stack(found).numpy()
+
+
+def _joint_step(cell: Any) -> Callable[[Tensor], Tensor]:
+    """One step of a cell without input, from joint state to joint state: h, or h beside c."""
+    silence = torch.zeros(1, dtype=torch.float64)
+
+    def step(state: Tensor) -> Tensor:
+        if isinstance(cell, nn.GRUCell):
+            return torch.as_tensor(cell(silence, state))
+        return torch.cat(cell(silence, state.chunk(2)))
+
+    return step
+
+
 def spread(log_squared: np.ndarray) -> float:
     """Variance of the squared singular values over their squared mean, at the longest lag; 0 is an isometry."""
     values = np.exp(log_squared[-1] - log_squared[-1].max())
@@ -93,8 +122,9 @@ def measure(size: Size) -> dict[str, list[float]]:
         for orthogonal in (False, True):
             singular = vanilla(1.0, size, seed, drive=_SMALL_DRIVE, orthogonal=orthogonal)
             add("orthogonal" if orthogonal else "Gaussian", spread(singular))
-        for kind in (nn.LSTM, nn.GRU):
-            add(kind.__name__, rate(gated(kind, size, seed), size.lags))
+        for name, kind, cell in (("LSTM", nn.LSTM, nn.LSTMCell), ("GRU", nn.GRU, nn.GRUCell)):
+            add(name, rate(gated(kind, size, seed), size.lags))
+            add(f"{name} anew", rate(drawn_anew(cell, size, seed), size.lags))
     return found
 
 
@@ -102,7 +132,9 @@ def replicate(*, quick: bool = False) -> Replication:
     """Measure, and compare with the papers."""
     size = QUICK if quick else Size()
     theory = {name: np.log10(chi(sigma, DRIVE)) / 2 for sigma, name in SIGMAS.items()}
-    anew, kept = np.log10(_HALF**2 + _QUARTER**2) / 2, np.log10(_HALF + _QUARTER)
+    anew = np.log10(growth_anew(_DEFAULT_SIGMA)) / 2
+    # An LSTM's joint state passes W once on its way in, whatever the lag.
+    kept = {"LSTM": _kept(size.lags, 1), "GRU": _kept(size.lags, 0)}
     statements = (
         Statement(
             "A vanilla RNN's mean squared singular value grows by χ = σ_w² E φ'(u)² a step: below 1 gradients vanish, "
@@ -116,14 +148,15 @@ def replicate(*, quick: bool = False) -> Replication:
              _asked("Gaussian", _SPREAD, 1.0, np.inf, "{}", "for a Gaussian matrix")),
         ),
         Statement(
-            "The same reckoning, from the second moment of the one-step Jacobian, tells the rate of LSTM and GRU "
-            "(after Gilboa 2019): it adds up squares, as for weights drawn anew at each step.",
-            tuple(_near(name, anew, f"for the {name} as PyTorch initialises it") for name in ("LSTM", "GRU")),
+            "The same reckoning, from the second moment of the one-step Jacobian, tells the rate of LSTM and GRU: "
+            "squares add up where the weights are drawn anew at every step (Gilboa 2019).",
+            tuple(_near(f"{name} anew", anew, f"for the {name} as PyTorch initialises it, weights drawn anew")
+                  for name in kept),
         ),
         Statement(
-            "Weights that are the same at every step add up themselves: the rate is log10 of one half plus a quarter "
-            "of σ_w (our own reckoning, of the spectral radius).",
-            tuple(_near(name, kept, f"for the {name} as PyTorch initialises it") for name in ("LSTM", "GRU")),
+            "Weights that are the same at every step add up themselves wherever a gate lets the state past them: the "
+            "rate is that of Σ C(l, k)² ½^(2(l−k)) (σ_w/4)^(2k) over the measured lags (our own reckoning).",
+            tuple(_near(name, theory, f"for the {name} as PyTorch initialises it") for name, theory in kept.items()),
         ),
     )  # fmt: skip
     measured = measure(size)
@@ -136,12 +169,19 @@ def replicate(*, quick: bool = False) -> Replication:
             "infinitely many units",
             f"inputs of variance {DRIVE:g} to every unit, none to the gated cells",
             "of Gilboa 2019 the second moment alone, at PyTorch's default initialisation with gates taken as half "
-            "open; not its critical initialisation",
+            "open; not its critical initialisation; a layer keeps its weights from step to step, the theory draws them "
+            "anew: both are measured",
         ),
     )
 
 
 _SPREAD = "variance of the squared singular values over their squared mean, at the longest lag"
+
+
+def _kept(lags: tuple[int, ...], passed: int) -> float:
+    """Half the growth of the mean squared singular value over the lags, ``passed`` of which grow by no power of W."""
+    squares = [square_kept(lag - passed, _DEFAULT_SIGMA) for lag in lags]
+    return rate(np.log(squares)[:, None], lags)
 
 
 def _near(key: str, theory: float, where: str) -> Asked:

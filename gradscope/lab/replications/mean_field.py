@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,3 +50,25 @@ def chi(sigma_w: float, drive: float = 0.0) -> float:
 def largest_exponent(g: float) -> float:
     """Largest Lyapunov exponent of h ← tanh(W h), ½ ln χ (Molgedey et al. 1992)."""
     return 0.5 * float(np.log(chi(g)))
+
+
+#: Every gate half open: the state keeps one half of itself, and W h comes in through a quarter.
+HALF, QUARTER = 0.5, 0.25
+
+
+def growth_anew(sigma_w: float) -> float:
+    """Growth a step of a half-open LSTM's or GRU's mean squared singular value, weights drawn anew at every step.
+
+    ∂s_{t+1}/∂s_t = ½ + ¼ W: what W brings is independent of what is there, so that squares add up (Gilboa 2019).
+    """
+    return HALF**2 + (QUARTER * sigma_w) ** 2
+
+
+def square_kept(lag: int, sigma_w: float) -> float:
+    """Mean squared singular value of (½ + ¼ W)^lag, the same W at every step.
+
+    The ways in which W is passed k times are one and the same matrix power and add up themselves, not their squares;
+    different powers of a wide Gaussian W are uncorrelated: Σ_k C(lag, k)² ½^(2 (lag − k)) (¼ σ_w)^(2 k). Its growth
+    tends to (½ + ¼ σ_w)², the spectral radius squared. Without the ½ the two definitions are the same.
+    """
+    return sum((comb(lag, k) * HALF ** (lag - k) * (QUARTER * sigma_w) ** k) ** 2 for k in range(lag + 1))
