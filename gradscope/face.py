@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gradscope.reading.answers import SiteAnswer
 
 
-def open_run(path: str | Path) -> Run:
+def open_run(path: str | Path, *, budget: float | None = None) -> Run:
     """Open a run to read it: a run directory, also while it grows, or a packed ``.h5`` file.
 
     What is read is the run at this moment; open it again to see what came later.
@@ -30,6 +30,9 @@ def open_run(path: str | Path) -> Run:
     ----------
     path : str or Path
         What was passed to ``gradscope.record``, or the file that ``gradscope pack`` wrote.
+    budget : float, optional
+        How many times what a stranger's run may cost this one may, for its size on disk; by default the environment
+        variable ``GRADSCOPE_BUDGET``, else 1.
 
     Raises
     ------
@@ -39,7 +42,7 @@ def open_run(path: str | Path) -> Run:
     --------
     compare : Several runs in one table.
     """
-    run = store.open_run(path)
+    run = store.open_run(path, budget=budget)
     return Run(run.path, run.header, run.parts, sealed=run.sealed)
 
 

@@ -8,13 +8,16 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
+from collections.abc import Mapping
 from typing import Any, Union
 
 import numpy as np
 
 from gradscope.errors import SettingError, UnknownNameError
 from gradscope.schema import DATASETS, ClipEvent, Record, SiteRecord, StepRow
+from gradscope.store import fields
 
 Entry = Union[Record, StepRow, ClipEvent]  # noqa: UP007  (a runtime alias, Python 3.10)
 
@@ -27,8 +30,26 @@ _FLOAT = np.dtype("<f8")
 _FLOAT32 = np.dtype("<f4")
 
 
-_CLIP_TEXTS = {"kind", "place", "part"}
 _CLIP_COUNTS = {"step", "parameters", "effective", "passes", "foreach", "overflow"}
+_MOST_ALONG_AN_AXIS = 2**31 - 1
+#: A sequence without a norm against lag may be so long.
+_LONGEST = 2**28
+
+_step, _small = fields.within(0), fields.within(-(2**31), 2**31 - 1)
+_RECORD_CHECKS: dict[str, fields.Check] = {
+    "step": _step, "micro": _small, "time": fields.is_number, "loss_scale": fields.is_number,
+    "skipped": fields.is_flag, "role": fields.within(0, 127),
+    **dict.fromkeys(("sites", "parameters"), lambda value: isinstance(value, list)),
+}  # fmt: skip
+_STEP_CHECKS: dict[str, fields.Check] = {"step": _step, "time": fields.is_number, "scalars": fields.is_object}
+_CLIP_CHECKS: dict[str, fields.Check] = {
+    **dict.fromkeys(ClipEvent.__dataclass_fields__, fields.is_number),
+    **dict.fromkeys(("kind", "place", "part"), fields.is_text),
+    **dict.fromkeys(_CLIP_COUNTS, _small),
+    "step": _step,
+}
+#: Of non-finite sequences, steps before and steps after.
+_SITE_CHECKS = (fields.within(0, 2**31 - 1), fields.within(-1), fields.within(0))
 
 
 class CorruptEntryError(ValueError):
@@ -123,35 +144,40 @@ def decode(kind: int, payload: bytes) -> Entry:
     """
     try:
         (length,) = _LENGTH.unpack_from(payload)
-        header = json.loads(payload[_LENGTH.size : _LENGTH.size + length])
+        header = json.loads(payload[_LENGTH.size : _LENGTH.size + length].decode("ascii"))
         if kind == RECORD:
             return _decode_record(header, payload, _LENGTH.size + length)
+        if _LENGTH.size + length != len(payload):
+            raise CorruptEntryError("bytes left over")
         if kind == STEP:
-            scalars = {str(name): float(value) for name, value in header["scalars"].items()}
-            return StepRow(_integer(header["step"]), float(header["time"]), scalars)
+            return _decode_step(header)
         if kind == CLIP:
-            return _decode_clip(header)
+            return ClipEvent(**_cleaned(_CLIP_CHECKS, header, "a clipping call"))
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, struct.error) as error:
         raise CorruptEntryError(f"not a journal entry: {error}") from error
     raise CorruptEntryError(f"unknown kind of journal entry: {kind}")
 
 
-def _decode_clip(header: dict[str, Any]) -> ClipEvent:
-    event = ClipEvent(**header)
-    texts = [value for name, value in header.items() if name in _CLIP_TEXTS]
-    numbers = [value for name, value in header.items() if name not in _CLIP_TEXTS]
-    if not all(isinstance(text, str) for text in texts) or not all(isinstance(n, (int, float)) for n in numbers):
-        raise CorruptEntryError("a clipping call with a field that is no number")
-    for name in _CLIP_COUNTS & header.keys():
-        _integer(header[name])
-    return event
+def items_of(payload: bytes) -> int:
+    """About how many values the JSON of an entry holds, before it is read."""
+    (length,) = _LENGTH.unpack_from(payload) if len(payload) >= _LENGTH.size else (0,)
+    text = payload[_LENGTH.size : _LENGTH.size + length]
+    return text.count(b",") + text.count(b"[") + text.count(b"{")
 
 
-def _integer(value: Any) -> int:
-    number = int(value)
-    if not -(2**62) < number < 2**62:
-        raise CorruptEntryError(f"{value!r} is out of range")
-    return number
+def _cleaned(checks: Mapping[str, fields.Check], entry: Any, what: str) -> dict[str, Any]:
+    found = fields.typed(checks, entry, what)
+    return {name: fields.clean(value) if isinstance(value, str) else value for name, value in found.items()}
+
+
+def _decode_step(header: Any) -> StepRow:
+    known = fields.typed(_STEP_CHECKS, header, "a step")
+    scalars = known["scalars"]
+    if not all(fields.is_text(name) and isinstance(value, int | float) for name, value in scalars.items()):
+        raise CorruptEntryError("a scalar that is no number")
+    return StepRow(
+        known["step"], float(known["time"]), {fields.clean(name): float(value) for name, value in scalars.items()}
+    )
 
 
 class _Reader:
@@ -161,11 +187,9 @@ class _Reader:
         self.payload, self.offset = payload, offset
 
     def take(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
-        if any(not isinstance(size, int) or size < 0 for size in shape):
+        if any(not fields.is_whole(size) or not 0 <= size <= _MOST_ALONG_AN_AXIS for size in shape):
             raise CorruptEntryError(f"shape {shape}")
-        count = 1
-        for size in shape:
-            count *= size
+        count = math.prod(shape)
         if count * dtype.itemsize > len(self.payload) - self.offset:
             raise CorruptEntryError("more values announced than there are")
         array = np.frombuffer(self.payload, dtype, count, self.offset).reshape(shape)
@@ -173,34 +197,57 @@ class _Reader:
         return array
 
 
-def _decode_record(header: dict[str, Any], payload: bytes, offset: int) -> Record:
+def _decode_record(header: Any, payload: bytes, offset: int) -> Record:
+    known = fields.typed(_RECORD_CHECKS, header, "a record")
     reader = _Reader(payload, offset)
-    sites = {str(site[0]): _decode_site(site, reader) for site in header["sites"]}
-    names = [str(name) for name in header["parameters"]]
+    sites = {_name(site[0]): _decode_site(site, reader) for site in known["sites"]}
+    names = [_name(name) for name in known["parameters"]]
     values = reader.take(_FLOAT, (len(names),)).tolist()
     if reader.offset != len(payload):
         raise CorruptEntryError("bytes left over")
+    if len(sites) != len(known["sites"]) or len(set(names)) != len(names):
+        raise CorruptEntryError("a name that stands twice")
     return Record(
-        step=_integer(header["step"]),
-        micro=_integer(header["micro"]),
-        time=float(header["time"]),
+        step=known["step"],
+        micro=known["micro"],
+        time=float(known["time"]),
         sites=sites,
         parameters=dict(zip(names, values, strict=True)),
-        loss_scale=float(header["loss_scale"]),
-        skipped=bool(header["skipped"]),
-        role=_integer(header.get("role", 0)),
+        loss_scale=float(known["loss_scale"]),
+        skipped=known["skipped"],
+        role=known.get("role", 0),
     )
+
+
+def _name(name: Any) -> str:
+    if not fields.is_text(name):
+        raise CorruptEntryError("a name that is no text")
+    return fields.clean(name)
 
 
 def _decode_site(site: list[Any], reader: _Reader) -> SiteRecord:
     _, count, smallest_normal, nonfinite, carried, described, *after = site
+    if not all(check(value) for check, value in zip(_SITE_CHECKS, (nonfinite, carried, *after), strict=False)):
+        raise CorruptEntryError("a count out of range")
+    if not fields.is_number(smallest_normal) or not 0 <= smallest_normal < math.inf:
+        raise CorruptEntryError("a smallest normal number out of range")
     lengths, rows = reader.take(_INT, (count,)), reader.take(_INT, (count,))
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for name, shape in described:
         dims = DATASETS.get(name)
-        if dims is None or len(shape) != len(dims) or (dims[0] == "sequence" and shape[0] != count):
+        if dims is None or name in arrays or len(shape) != len(dims) or (dims[0] == "sequence" and shape[0] != count):
             raise CorruptEntryError(f"dataset {name!r} of shape {shape}")
         arrays[name] = reader.take(dtype_of(name), tuple(shape))
-    return SiteRecord(
-        lengths, rows, float(smallest_normal), arrays, _integer(nonfinite), _integer(carried), _integer(*after or [0])
-    )
+    _check_sequences(lengths, rows, arrays)
+    return SiteRecord(lengths, rows, float(smallest_normal), arrays, nonfinite, carried, *after[:1])
+
+
+def _check_sequences(lengths: np.ndarray, rows: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
+    axes = [
+        size
+        for name, values in arrays.items()
+        for dim, size in zip(DATASETS[name], values.shape, strict=True)
+        if dim in ("lag", "time")
+    ]
+    if lengths.min(initial=0) < 0 or rows.min(initial=0) < -1 or lengths.max(initial=0) > max(axes, default=_LONGEST):
+        raise CorruptEntryError("a sequence of impossible length or row")

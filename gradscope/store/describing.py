@@ -21,6 +21,8 @@ def describe(run: Run) -> dict[str, Any]:
     dict
         JSON throughout: name, path, state, model, settings, counts, ``sites`` (one object each), coverage, lost.
     """
+    with run.opened():
+        sites = [_site(run, site) for site in run.sites]
     tables = {
         group: [part.table(group) for part in run.parts] for group in (STEPS_GROUP, CLIPS_GROUP, PARAMETERS_GROUP)
     }
@@ -47,7 +49,7 @@ def describe(run: Run) -> dict[str, Any]:
         "steps": sum(map(len, tables[STEPS_GROUP])),
         "clips": sum(map(len, tables[CLIPS_GROUP])),
         "scalars": list(dict.fromkeys(name for table in tables[STEPS_GROUP] for name in table.names)),
-        "sites": [_site(run, site) for site in run.sites],
+        "sites": sites,
         "coverage": [entry.to_json() for entry in run.coverage],
         "lost": run.lost,
     }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gradscope.schema import CLIPS_GROUP, DATASETS, PARAMETERS_GROUP, ROLES, ClipEvent
+from gradscope.store.budget import check_padding
 from gradscope.store.part import ALL, RECORD_COLUMNS, TABLES, Part, stretches
 
 if TYPE_CHECKING:
@@ -113,7 +115,7 @@ def _flags(norm: np.ndarray, smallest_normal: np.ndarray) -> np.ndarray:
     return flags
 
 
-def table(parts: Sequence[Part], group: str) -> pd.DataFrame:
+def table(parts: Sequence[Part], group: str, path: Path | str = "the run") -> pd.DataFrame:
     """One of the run's tables; see `Run.steps`, `Run.clips`, `Run.parameters`."""
     import pandas as pd
 
@@ -122,6 +124,8 @@ def table(parts: Sequence[Part], group: str) -> pd.DataFrame:
         PARAMETERS_GROUP: ["step", "micro", "attempt", "rank"],
     }.get(group, ["step", "attempt", "rank", "time"])
     tables = [part.table(group) for part in parts]
+    names = {name for table in tables for name in table.names}
+    check_padding(8 * len(names) * sum(map(len, tables)), sum(table.values.nbytes for table in tables), path)
     keep = [t.columns["measured"] > 0 if "measured" in t.columns else slice(None) for t in tables]
     columns = {
         name: np.concatenate([np.empty(0, dtype), *(t.columns[name][k] for t, k in zip(tables, keep, strict=True))])

@@ -5,52 +5,35 @@ Every file of a run is opened here and nowhere else.
 
 from __future__ import annotations
 
-import os
+import math
 import shutil
 import sqlite3
-import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import h5py
+import numpy as np
 
-from gradscope.errors import GradscopeError, RunDamagedError, RunError, RunNotFoundError, UnsafeFileError
+from gradscope.errors import GradscopeError, RunDamagedError, RunError, UnsafeFileError
+from gradscope.store.budget import Budget
 from gradscope.store.journal import BESIDE, STATEMENTS, JournalContent, read_content
 from gradscope.store.part import MAX_ARRAY_BYTES
+from gradscope.store.paths import check_file, open_file, present
 
-MAX_OBJECTS = 200_000
 MAX_DEPTH = 8
-MAX_CHUNKS = 1 << 20
-MAX_CHUNK_BYTES = 256 << 20
+#: gradscope writes chunks of up to 1 MiB.
+MAX_CHUNK_BYTES = 32 << 20
+MAX_NAME_BYTES = 4096
 MAX_ATTRIBUTE_BYTES = 64 << 20
 MAX_ROW_BYTES = 1 << 30
-#: Deflate cannot do better than 1032:1; what announces more is made of data that was never written.
-_MAX_RATIO = 1100
-_FREE_BYTES = 64 << 20
 #: Ends a rollback journal that belongs to a transaction over several files.
 _ROLLBACK_MAGIC = bytes.fromhex("d9d505f920a163d7")
+#: What h5py and numpy raise of a damaged file.
+_FAULTS = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError)
 _ALLOWED_FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
-
-
-def check_path(path: Path, root: Path) -> None:
-    """Refuse what is not an ordinary file, or a link that leads out of ``root``.
-
-    Raises
-    ------
-    RunNotFoundError, UnsafeFileError
-    """
-    try:
-        mode = os.stat(path).st_mode
-    except OSError as error:
-        raise RunNotFoundError(f"cannot open {str(path)!r}: {error.strerror}") from error
-    if not stat.S_ISREG(mode):
-        raise UnsafeFileError(f"{str(path)!r} is not an ordinary file; it was not opened.")
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise UnsafeFileError(
-            f"{str(path)!r} is a link that leads out of {str(root)!r}; it was not opened. Replace it by the file."
-        )
 
 
 def damaged(path: Path, what: object) -> RunDamagedError:
@@ -92,7 +75,7 @@ def hold_hdf5(path: Path) -> Iterator[h5py.File]:
 @contextmanager
 def _raw_hdf5(path: Path) -> Iterator[h5py.File]:
     # Through a Python file: HDF5's own multi-file drivers, which take file names from the file, stay out.
-    with open(path, "rb", buffering=0) as raw, h5py.File(raw, "r") as file:
+    with open_file(path) as raw, h5py.File(raw, "r") as file:
         yield file
 
 
@@ -110,100 +93,123 @@ def naming_damage(path: Path) -> Iterator[None]:
         raise
     except PermissionError as error:
         raise RunError(f"may not read {str(path)!r}: {error.strerror}.") from error
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, UnicodeError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        MemoryError,
+    ) as error:
         raise damaged(path, error) from error
 
 
-def check_hdf5(file: h5py.File, path: Path) -> None:
-    """Walk the whole file once, reading no data, and refuse what no run contains.
+class Stored(NamedTuple):
+    """What an array in a file is, known without reading it."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+class Group(NamedTuple):
+    """A group in a file: its arrays by name, and whether it holds a site."""
+
+    arrays: dict[str, Stored]
+    is_site: bool
+
+
+def survey(file: h5py.File, path: Path, budget: Budget) -> dict[str, Group]:
+    """Walk the whole file once, reading no data: every group by its path, and refuse what no run contains.
 
     Raises
     ------
     UnsafeFileError
     """
+    walk = _Walk(path, budget)
     try:
-        _Walk().group(file, 0)
+        walk.group(file.id, "", 0)
     except UnsafeFileError as error:
+        if str(path) in str(error):
+            raise
         raise UnsafeFileError(f"{str(path)!r}: {error} It was not read.") from None
+    if walk.stored > path.stat().st_size:
+        raise UnsafeFileError(f"{str(path)!r}: its arrays lie on each other. It was not read.")
+    return walk.groups
 
 
 class _Walk:
-    def __init__(self) -> None:
-        self.objects = 0
+    def __init__(self, path: Path, budget: Budget) -> None:
+        self.path, self.budget, self.stored = path, budget, 0
         self.seen: set[int] = set()
+        self.groups: dict[str, Group] = {}
 
-    def group(self, group: h5py.Group, depth: int) -> None:
+    def group(self, group: h5py.h5g.GroupID, name: str, depth: int) -> None:
         if depth > MAX_DEPTH:
-            raise UnsafeFileError(f"group {group.name!r} is nested too deep.")
-        for name in _link_names(group):
-            self.objects += 1
-            if self.objects > MAX_OBJECTS:
-                raise UnsafeFileError("it holds too many objects.")
-            if group.id.links.get_info(name).type != h5py.h5l.TYPE_HARD:
-                raise UnsafeFileError(f"{name!r} is a link to elsewhere.")
-            address = h5py.h5o.get_info(group.id, name).addr
-            if address in self.seen:
-                raise UnsafeFileError(f"{name!r} is a second link to the same object.")
-            self.seen.add(address)
-            child = group[name.decode("utf-8", "surrogateescape")]
-            if isinstance(child, h5py.Group):
-                self.group(child, depth + 1)
-            elif isinstance(child, h5py.Dataset):
-                check_dataset(child)
+            raise UnsafeFileError(f"group {name!r} is nested too deep.")
+        self.budget.take("objects", group.get_num_objs(), self.path)
+        self.budget.tick(self.path)
+        links: list[tuple[bytes, int]] = []
+        group.links.iterate(lambda link, info: links.append((link, info.type)), info=True)
+        arrays: dict[str, Stored] = {}
+        self.groups[name] = Group(arrays, h5py.h5a.exists(group, b"site"))
+        for link, kind in links:
+            if len(link) > MAX_NAME_BYTES:
+                raise UnsafeFileError("a name is unreasonably long.")
+            child = f"{name}/{link.decode('utf-8', 'surrogateescape')}".removeprefix("/")
+            if kind != h5py.h5l.TYPE_HARD:
+                raise UnsafeFileError(f"{child!r} is a link to elsewhere.")
+            found = h5py.h5o.open(group, link)
+            self._count(found, child)
+            if isinstance(found, h5py.h5g.GroupID):
+                self.group(found, child, depth + 1)
+            elif isinstance(found, h5py.h5d.DatasetID):
+                arrays[link.decode("utf-8", "surrogateescape")] = self.array(found, child)
             else:
-                raise UnsafeFileError(f"{name!r} is neither a group nor a dataset.")
+                raise UnsafeFileError(f"{child!r} is neither a group nor a dataset.")
+
+    def _count(self, found: h5py.h5g.ObjectID, name: str) -> None:
+        info = h5py.h5o.get_info(found)
+        self.budget.take("attributes", info.num_attrs, self.path)
+        if info.addr in self.seen:
+            raise UnsafeFileError(f"{name!r} is a second link to the same object.")
+        self.seen.add(info.addr)
+
+    def array(self, dataset: h5py.h5d.DatasetID, name: str) -> Stored:
+        """Refuse a dataset that lives elsewhere, needs a plug-in, or is unreasonably large."""
+        plist = dataset.get_create_plist()
+        if plist.get_layout() == h5py.h5d.VIRTUAL or plist.get_external_count():
+            raise UnsafeFileError(f"the data of {name!r} lie in another file.")
+        if not {plist.get_filter(index)[0] for index in range(plist.get_nfilters())} <= _ALLOWED_FILTERS:
+            raise UnsafeFileError(f"{name!r} uses a filter other than deflate, shuffle and fletcher32.")
+        kind = dataset.get_type()
+        if not isinstance(kind, (h5py.h5t.TypeIntegerID, h5py.h5t.TypeFloatID, h5py.h5t.TypeStringID)):
+            raise UnsafeFileError(f"{name!r} holds neither numbers nor fixed-length text.")
+        if isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str():
+            raise UnsafeFileError(f"{name!r} holds variable-length text.")
+        if dataset.get_space().get_simple_extent_type() == h5py.h5s.NULL:
+            raise UnsafeFileError(f"{name!r} has no extent.")
+        shape = tuple(map(int, dataset.shape))
+        chunk = tuple(map(int, plist.get_chunk())) if plist.get_layout() == h5py.h5d.CHUNKED else None
+        self._spend(name, shape, kind.get_size(), chunk)
+        self.stored += dataset.get_storage_size()
+        return Stored(shape, dataset.dtype)
+
+    def _spend(self, name: str, shape: tuple[int, ...], itemsize: int, chunk: tuple[int, ...] | None) -> None:
+        size = math.prod(shape) * itemsize
+        if chunk is not None:
+            if math.prod(chunk) * itemsize > MAX_CHUNK_BYTES:
+                raise UnsafeFileError(f"{name!r} is cut into unreasonable chunks.")
+            count = math.prod(-(-extent // along) for extent, along in zip(shape, chunk, strict=True))
+            self.budget.take("chunks", count, self.path)
+            size = max(size, min(count, 2) * math.prod(chunk) * itemsize)
+        if size > MAX_ARRAY_BYTES:
+            raise UnsafeFileError(f"{name!r} announces {size / 2**30:.1f} GiB, more than the limit.")
+        self.budget.take("bytes", size, self.path)
 
 
-def _link_names(group: h5py.Group) -> list[bytes]:
-    if len(group) > MAX_OBJECTS:
-        raise UnsafeFileError("it holds too many objects.")
-    return list(group.id)
-
-
-def check_dataset(dataset: h5py.Dataset) -> None:
-    """Refuse a dataset that lives elsewhere, needs a plug-in, or is unreasonably large.
-
-    Raises
-    ------
-    UnsafeFileError
-    """
-    name, plist = dataset.name, dataset.id.get_create_plist()
-    if plist.get_layout() == h5py.h5d.VIRTUAL or plist.get_external_count():
-        raise UnsafeFileError(f"the data of {name!r} lie in another file.")
-    filters = [plist.get_filter(index)[0] for index in range(plist.get_nfilters())]
-    if set(filters) - _ALLOWED_FILTERS:
-        raise UnsafeFileError(f"{name!r} uses a filter other than deflate, shuffle and fletcher32.")
-    kind = dataset.id.get_type()
-    if not isinstance(kind, (h5py.h5t.TypeIntegerID, h5py.h5t.TypeFloatID, h5py.h5t.TypeStringID)):
-        raise UnsafeFileError(f"{name!r} holds neither numbers nor fixed-length text.")
-    if isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str():
-        raise UnsafeFileError(f"{name!r} holds variable-length text.")
-    _check_extent(dataset, kind.get_size())
-
-
-def _check_extent(dataset: h5py.Dataset, itemsize: int) -> None:
-    name, shape, chunks = dataset.name, dataset.shape, dataset.chunks
-    if shape is None:
-        raise UnsafeFileError(f"{name!r} has no extent.")
-    size = _volume(shape) * itemsize
-    if size > MAX_ARRAY_BYTES:
-        raise UnsafeFileError(f"{name!r} announces {size / 2**30:.1f} GiB, more than the limit.")
-    if size > _FREE_BYTES + _MAX_RATIO * dataset.id.get_storage_size():
-        raise UnsafeFileError(f"{name!r} announces far more data than the file holds.")
-    if chunks is not None:
-        count = _volume(tuple(-(-extent // chunk) for extent, chunk in zip(shape, chunks, strict=True)))
-        if count > MAX_CHUNKS or _volume(chunks) * itemsize > MAX_CHUNK_BYTES:
-            raise UnsafeFileError(f"{name!r} is cut into unreasonable chunks.")
-
-
-def _volume(shape: tuple[int, ...]) -> int:
-    volume = 1
-    for extent in shape:
-        volume *= int(extent)
-    return volume
-
-
-def read_text(owner: h5py.Group, name: str) -> str:
+def read_text(owner: h5py.Group, name: str, most: int = MAX_ATTRIBUTE_BYTES) -> str:
     """A fixed-length text attribute of bounded size.
 
     Raises
@@ -211,7 +217,7 @@ def read_text(owner: h5py.Group, name: str) -> str:
     ValueError, UnsafeFileError
         It is not there, or is something else.
     """
-    attribute = _attribute(owner, name)
+    attribute = _attribute(owner, name, most)
     kind = attribute.get_type()
     if not isinstance(kind, h5py.h5t.TypeStringID) or kind.is_variable_str():
         raise UnsafeFileError(f"attribute {name!r} is not fixed-length text.")
@@ -231,11 +237,11 @@ def read_integer(owner: h5py.Group, name: str) -> int:
     return int(owner.attrs[name])
 
 
-def _attribute(owner: h5py.Group, name: str) -> h5py.h5a.AttrID:
+def _attribute(owner: h5py.Group, name: str, most: int = 8) -> h5py.h5a.AttrID:
     if name not in owner.attrs:
         raise ValueError(f"attribute {name!r} is missing")
     attribute = h5py.h5a.open(owner.id, name.encode())
-    if attribute.shape != () or attribute.get_type().get_size() > MAX_ATTRIBUTE_BYTES:
+    if attribute.shape != () or attribute.get_type().get_size() > most:
         raise UnsafeFileError(f"attribute {name!r} is unreasonably large.")
     return attribute
 
@@ -243,7 +249,7 @@ def _attribute(owner: h5py.Group, name: str) -> h5py.h5a.AttrID:
 # --- SQLite ----------------------------------------------------------------------------------------------------------
 
 
-def load_journal(path: Path) -> JournalContent:
+def load_journal(path: Path, budget: Budget | None = None) -> JournalContent:
     """Read a journal, also one that another process is writing, or one on a disk that cannot be written.
 
     Raises
@@ -252,27 +258,35 @@ def load_journal(path: Path) -> JournalContent:
         It is gone: the writer has sealed it meanwhile.
     RunDamagedError, UnsafeFileError, SchemaVersionError
     """
+    check_file(path)
+    budget = budget or Budget.of([path])
     try:
-        return _load(path)
+        return _load(path, budget)
     except sqlite3.OperationalError as error:
         if not path.exists():
             raise FileNotFoundError(str(path)) from error
         if "locked" in str(error):
             raise RunError(f"{str(path)!r} is locked by another process; try again.") from error
-        return _load_copy(path, error)
+        return _load_copy(path, error, budget)
     except (sqlite3.Error, ValueError, OverflowError, RecursionError) as error:
         if not path.exists():
             raise FileNotFoundError(str(path)) from error
         raise damaged(path, error) from error
 
 
-def _load(path: Path) -> JournalContent:
+def _load(path: Path, budget: Budget, name: Path | None = None) -> JournalContent:
+    name = name or path
     with closing(connect(path)) as connection:
-        _check_sizes(connection, path)
-        return read_content(connection, path)
+        connection.set_progress_handler(lambda: budget.late, 1_000_000)
+        try:
+            _check_sizes(connection, name)
+            return read_content(connection, name, budget)
+        except sqlite3.OperationalError:
+            budget.tick(name)
+            raise
 
 
-def _load_copy(path: Path, cause: Exception) -> JournalContent:
+def _load_copy(path: Path, cause: Exception, budget: Budget) -> JournalContent:
     """SQLite must undo what a crash left half written, and write beside an old journal; here it does so in a copy.
 
     Only ever after `connect` failed: opening and closing a journal by other means would drop the locks that SQLite
@@ -280,7 +294,7 @@ def _load_copy(path: Path, cause: Exception) -> JournalContent:
     """
     with copied(path, cause) as copy:
         try:
-            return _load(copy)
+            return _load(copy, budget, path)
         except (OSError, sqlite3.Error, ValueError, OverflowError, RecursionError):
             raise damaged(path, cause) from cause
 
@@ -298,9 +312,9 @@ def copied(path: Path, cause: Exception) -> Iterator[Path]:
         try:
             for suffix in ("", "-journal", "-wal"):
                 source = path.with_name(path.name + suffix)
-                if source.exists():
-                    check_path(source, path.parent)
-                    shutil.copyfile(source, copy.with_name(copy.name + suffix))
+                if present(source):
+                    with open_file(source) as whole, open(copy.with_name(copy.name + suffix), "wb") as target:
+                        shutil.copyfileobj(whole, target)
             _check_rollback(copy.with_name(copy.name + "-journal"), path)
             with closing(sqlite3.connect(copy, isolation_level=None)) as connection:
                 connection.execute("PRAGMA trusted_schema=OFF")
@@ -326,8 +340,8 @@ def connect(path: Path) -> sqlite3.Connection:
     """
     for suffix in BESIDE:
         beside = path.with_name(path.name + suffix)
-        if beside.is_symlink() or (beside.exists() and not beside.is_file()):
-            raise UnsafeFileError(f"{str(beside)!r} is not an ordinary file; the journal was not opened.")
+        if present(beside):
+            check_file(beside)
     connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=10)
     try:
         for pragma in ("trusted_schema=OFF", "query_only=ON", "cell_size_check=ON", "mmap_size=0"):
@@ -350,7 +364,15 @@ def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _check_sizes(connection: sqlite3.Connection, path: Path) -> None:
-    (longest,) = connection.execute("SELECT max(length(payload)) FROM entries").fetchone()
-    (text,) = connection.execute("SELECT max(length(CAST(value AS BLOB))) FROM info").fetchone()
+    """Before any row is loaded. A row's size stands at its beginning: rows may share what they claim to be made of."""
+    total, longest = connection.execute("SELECT sum(length(payload)), max(length(payload)) FROM entries").fetchone()
+    texts, text = connection.execute("SELECT sum(length(value)), max(length(value)) FROM info").fetchone()
+    if (total or 0) + (texts or 0) > _database_bytes(connection):
+        raise UnsafeFileError(f"{str(path)!r} announces more than it holds. It was not read.")
     if (longest or 0) > MAX_ROW_BYTES or (text or 0) > MAX_ATTRIBUTE_BYTES:
         raise UnsafeFileError(f"{str(path)!r} has an unreasonably large row. It was not read.")
+
+
+def _database_bytes(connection: sqlite3.Connection) -> int:
+    (pages,), (size,) = (connection.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "page_size"))
+    return int(pages * size)

@@ -7,16 +7,17 @@ to 20 ms where a log needed .1 to 2, in a thread that no training waits for.
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gradscope.schema import SCHEMA_VERSION, RunMeta
+from gradscope.store.budget import Budget
+from gradscope.store.fields import read_json
 from gradscope.store.header import check_version, parse_header
 from gradscope.store.part import Header
 from gradscope.store.segment import to_json
@@ -153,7 +154,7 @@ class JournalContent:
     rows: list[Row] = field(default_factory=list)
 
 
-def read_content(connection: sqlite3.Connection, path: Path) -> JournalContent:
+def read_content(connection: sqlite3.Connection, path: Path, budget: Budget) -> JournalContent:
     """Read a journal, at one consistent moment, through a connection from the guard.
 
     Raises
@@ -163,7 +164,7 @@ def read_content(connection: sqlite3.Connection, path: Path) -> JournalContent:
     SchemaVersionError
     """
     connection.execute("BEGIN")
-    header = read_header(connection, path)
+    header = read_header(connection, path, budget)
     rows = list(connection.execute("SELECT id, kind, payload FROM entries ORDER BY id"))
     connection.execute("COMMIT")
     if not all(isinstance(i, int) and isinstance(k, int) and isinstance(p, bytes) for i, k, p in rows):
@@ -171,8 +172,16 @@ def read_content(connection: sqlite3.Connection, path: Path) -> JournalContent:
     return JournalContent(header, rows)
 
 
-def read_header(connection: sqlite3.Connection, path: Path) -> Header:
+def read_header(connection: sqlite3.Connection, path: Path, budget: Budget) -> Header:
     """Read what a journal says of its run; raises as `read_content` does."""
     info = dict(connection.execute("SELECT key, value FROM info WHERE key != 'reserved'"))
     check_version(info.get("schema_version"), path)
-    return parse_header({key: json.loads(value) for key, value in info.items() if key in _DESCRIBING})
+    return parse_info(info, path, budget)
+
+
+def parse_info(info: Mapping[str, Any], path: Path, budget: Budget) -> Header:
+    """A header from the texts of a journal; those that are missing are left out."""
+    texts = {key: value for key, value in info.items() if key in _DESCRIBING}
+    if not all(isinstance(value, str) for value in texts.values()):
+        raise ValueError("a description that is no text")
+    return parse_header({key: read_json(value, budget, path) for key, value in texts.items()})

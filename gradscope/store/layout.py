@@ -17,12 +17,14 @@ from urllib.parse import unquote_to_bytes
 
 from gradscope.errors import RunError, RunNotFoundError
 from gradscope.schema import SITES_GROUP
+from gradscope.store import paths
 from gradscope.store.part import SITE_NAMES
 
 JOURNAL = "journal.sqlite"
-_SEGMENT = re.compile(r"segment-(\d{5,9})\.h5")
-_ATTEMPT = re.compile(r"attempt-(\d{1,6})")
-_RANK = re.compile(r"rank-(\d{1,6})")
+_SEGMENT = re.compile(r"segment-([0-9]{5,9})\.h5")
+_TEMPORARY = re.compile(r"\.(journal\.sqlite|segment-[0-9]{5,9}\.h5(\.sha256)?\.[0-9]+)\.tmp(-journal)?")
+_ATTEMPT = re.compile(r"attempt-(0|[1-9][0-9]{0,5})")
+_RANK = re.compile(r"rank-(0|[1-9][0-9]{0,5})")
 
 
 @dataclass(frozen=True, order=True)
@@ -39,8 +41,18 @@ class RankDirectory:
 
     def segments(self) -> list[Path]:
         """Sealed segments in the order they were written."""
-        found = ((_SEGMENT.fullmatch(name), name) for name in os.listdir(self.path))
+        found = ((_SEGMENT.fullmatch(name), name) for name in paths.entries(self.path))
         return [self.path / name for _, name in sorted((int(match[1]), name) for match, name in found if match)]
+
+    def files(self) -> list[Path]:
+        """Everything of it that is read."""
+        journal = [self.journal] if paths.present(self.journal) else []
+        return [*journal, *self.segments()]
+
+    def left_behind(self) -> list[Path]:
+        """Files that an interrupted write has left here: only names that gradscope gives, and no links."""
+        found = [self.path / name for name in paths.entries(self.path) if _TEMPORARY.fullmatch(name)]
+        return [path for path in found if paths.is_file(path)]
 
     def next_segment(self) -> Path:
         """Name of the segment to be written next."""
@@ -61,6 +73,8 @@ def rank_directories(path: Path) -> list[RankDirectory]:
     ------
     RunNotFoundError
         There is nothing of a run in ``path``.
+    UnsafeFileError
+        A directory of it is a link.
     """
     if not os.access(path, os.R_OK | os.X_OK):
         raise RunError(f"may not read the directory {str(path)!r}: permission denied.")
@@ -71,7 +85,7 @@ def rank_directories(path: Path) -> list[RankDirectory]:
     else:
         found = [RankDirectory(_number(path.parent, _ATTEMPT, 1), _number(path, _RANK, 0), path)]
     # A rank killed while it began leaves a directory with nothing in it.
-    begun = sorted(rank for rank in found if rank.journal.exists() or rank.segments())
+    begun = sorted(rank for rank in found if rank.files())
     if not begun:
         raise RunNotFoundError(
             f"no gradscope run in {str(path)!r}: it holds neither a sealed segment nor a journal. "
@@ -81,8 +95,13 @@ def rank_directories(path: Path) -> list[RankDirectory]:
 
 
 def _numbered(path: Path, pattern: re.Pattern[str]) -> list[tuple[int, Path]]:
-    matches = ((pattern.fullmatch(entry), entry) for entry in sorted(os.listdir(path)))
-    return sorted((int(match[1]), path / entry) for match, entry in matches if match and (path / entry).is_dir())
+    found = []
+    for entry in paths.entries(path):
+        if match := pattern.fullmatch(entry):
+            if not paths.is_directory(path / entry):
+                continue
+            found.append((int(match[1]), path / entry))
+    return sorted(found)
 
 
 def _number(path: Path, pattern: re.Pattern[str], default: int) -> int:

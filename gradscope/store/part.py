@@ -109,6 +109,10 @@ TABLES: dict[str, TableSpec] = {
 }
 
 
+#: Of a row in memory.
+_CLIP_BYTES = sum(dtype.itemsize for dtype in _CLIP_COLUMNS.values())
+
+
 @dataclass(frozen=True, eq=False)
 class Table:
     """Fixed columns, shape ``(row,)``, and free ones, ``values`` of shape ``(row, name)`` with NaN where absent."""
@@ -271,6 +275,27 @@ class Block:
         return np.array([value.encode() for value in values] if dtype.kind == "S" else values, dtype)
 
 
+#: Columns that hold no negative number, and those that may begin at another.
+_LEAST = dict.fromkeys(("step", "attempt", "rank", "nonfinite", "smallest_normal", "role", "after", "length"), 0)
+_LEAST |= {"carried": -1, "row": -1, "measured": 0}
+_MOST = 2**53
+
+
+def check_column(name: str, values: np.ndarray, extent: Mapping[str, int]) -> None:
+    """Refuse what no recorder writes; beyond 2^53 an integer is exact in no table.
+
+    Raises
+    ------
+    ValueError
+    """
+    if values.dtype.kind not in "iu" and name != "smallest_normal":
+        return
+    low, high = values.min(initial=0), values.max(initial=0)
+    longest = max(extent.get("lag", 0), extent.get("time", 0)) if name == "length" else 0
+    if low < _LEAST.get(name, -(2**31)) or not high <= (longest or _MOST) or (name == "length" and high > 2**28):
+        raise ValueError(f"{name} has values from {low} to {high}")
+
+
 def _named_values(row: Record | StepRow) -> dict[str, float]:
     return row.parameters if isinstance(row, Record) else row.scalars
 
@@ -298,26 +323,60 @@ def blocks(entries: Sequence[Entry], limit: int = BLOCK_BYTES) -> Iterator[tuple
     yield start, len(entries)
 
 
+@dataclass
+class Stacked:
+    """What stacking entries comes to: bytes of all blocks, and the different names there are."""
+
+    bytes: int
+    sites: set[str]
+    names: set[str]
+
+
+def stacked(entries: Sequence[Entry]) -> Stacked:
+    """What the blocks of these entries would take, before one is stacked."""
+    found = Stacked(0, set(), set())
+    for start, stop in blocks(entries):
+        estimate = _StackedSize()
+        for entry in entries[start:stop]:
+            estimate.add(entry)
+        found.bytes += estimate.total
+        found.sites |= estimate.sites
+        found.names |= estimate.names
+    return found
+
+
 class _StackedSize:
     """Bytes that stacking the entries seen so far would take."""
 
     def __init__(self) -> None:
+        self.total = 0
         self._sizes: dict[str, dict[str, int]] = {}
         self._datasets: dict[str, set[str]] = {}
         self._rows: dict[str, int] = {}
         self._site_bytes: dict[str, int] = {}
-        self._tables: dict[type, list[Any]] = {Record: [0, set()], StepRow: [0, set()]}
+        self._tables: dict[type, tuple[int, set[str]]] = {Record: (0, set()), StepRow: (0, set())}
+
+    @property
+    def sites(self) -> set[str]:
+        return set(self._sizes)
+
+    @property
+    def names(self) -> set[str]:
+        return {name for _, names in self._tables.values() for name in names}
 
     def add(self, entry: Entry) -> int:
         if isinstance(entry, ClipEvent):
-            return 0
-        table = self._tables[type(entry)]
-        table[0] += 1
-        table[1].update(_named_values(entry))
+            self.total += _CLIP_BYTES
+            return self.total
+        rows, names = self._tables[type(entry)]
+        before = 8 * rows * len(names)
+        names.update(_named_values(entry))
+        self._tables[type(entry)] = (rows + 1, names)
+        self.total += 8 * (rows + 1) * len(names) - before
         if isinstance(entry, Record):
             for site, data in entry.sites.items():
                 self._add_site(site, data)
-        return sum(self._site_bytes.values()) + sum(8 * rows * len(names) for rows, names in self._tables.values())
+        return self.total
 
     def _add_site(self, site: str, data: SiteRecord) -> None:
         sizes = self._sizes.setdefault(site, {})
@@ -331,6 +390,7 @@ class _StackedSize:
             for dim in DATASETS[name]:
                 count *= sizes[dim]
             per_record += count
+        self.total += self._rows[site] * per_record - self._site_bytes.get(site, 0)
         self._site_bytes[site] = self._rows[site] * per_record
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import os
 import sqlite3
 from contextlib import ExitStack, closing, suppress
@@ -11,12 +11,13 @@ from pathlib import Path
 
 from gradscope.errors import RunDamagedError, RunError, RunNotFoundError, UnsafeFileError
 from gradscope.store import guard
+from gradscope.store.budget import Budget
 from gradscope.store.codec import RECORD, CorruptEntryError, decode
-from gradscope.store.header import parse_header
-from gradscope.store.journal import BESIDE, Row, remove_journal
+from gradscope.store.journal import BESIDE, Row, parse_info, remove_journal
 from gradscope.store.layout import RankDirectory, rank_directories
 from gradscope.store.locking import is_being_written, lock_directory
 from gradscope.store.part import Header
+from gradscope.store.paths import check_file, open_file, present
 from gradscope.store.sealed import SealedPart
 from gradscope.store.sealing import seal_rows
 from gradscope.store.segment import build, checksum_path, sync_directory, write_segment
@@ -70,18 +71,23 @@ def repair(path: str | Path) -> RepairReport:
     if not path.exists():
         raise RunNotFoundError(f"there is no run at {str(path)!r}.")
     if not path.is_dir():
-        if problems := segment_problems(path, path.resolve().parent)[0]:
+        if problems := segment_problems(path.resolve(), Budget.of([path.resolve()]))[0]:
             raise RunDamagedError(
                 f"{problems[0]} A single file holds nothing to repair it from: copy it again, or pack the run again."
             )
         return report
-    for rank in rank_directories(path):
+    ranks = rank_directories(path)
+    for rank in ranks:  # all of it before anything is changed
+        for file in rank.files():
+            _check_beside(file)
+    budget = Budget.of(file for rank in ranks for file in rank.files())
+    for rank in ranks:
         if is_being_written(rank.path):
             report.actions.append(f"{str(rank.path)!r} is being written by a living process: left alone.")
             continue
         held = lock_directory(rank.path)
         try:
-            _repair_rank(rank, path, report)
+            _repair_rank(rank, budget, report)
         except OSError as error:
             raise RunError(
                 f"cannot write in {str(rank.path)!r}: {error.strerror or error}. No record was removed; repair again."
@@ -91,24 +97,31 @@ def repair(path: str | Path) -> RepairReport:
     return report
 
 
-def _repair_rank(rank: RankDirectory, root: Path, report: RepairReport) -> None:
-    for left in sorted(rank.path.glob(".*.tmp")):
+def _check_beside(file: Path) -> None:
+    """Refuse a run in which a file, or what stands beside it, is none."""
+    check_file(file)
+    for beside in (checksum_path(file), *(file.with_name(file.name + suffix) for suffix in BESIDE)):
+        if present(beside):
+            check_file(beside)
+
+
+def _repair_rank(rank: RankDirectory, budget: Budget, report: RepairReport) -> None:
+    for left in rank.left_behind():
         left.unlink()
         report.actions.append(f"removed {str(left)!r}, left behind by an interrupted write.")
     last = Header()
     for segment in rank.segments():
-        last = _check_segment(segment, root, report) or last
-    if rank.journal.exists() or rank.journal.is_symlink():
-        _seal_journal(rank, root, last, report)
+        last = _check_segment(segment, budget, report) or last
+    if present(rank.journal):
+        _seal_journal(rank, budget, last, report)
     elif not last.closing:
         _close_run(rank, last, report)
     sync_directory(rank.path)
 
 
-def _check_segment(segment: Path, root: Path, report: RepairReport) -> Header | None:
+def _check_segment(segment: Path, budget: Budget, report: RepairReport) -> Header | None:
     """Header of a segment that can be read; one that cannot is set aside."""
-    guard.check_path(segment, root)
-    problems, part = segment_problems(segment, root)
+    problems, part = segment_problems(segment, budget)
     wrong_sum = checksum_problems(segment, required=True)
     if part is None and not _is_damaged(segment):
         # Newer or unsafe is not damaged: it stays where it is.
@@ -118,8 +131,8 @@ def _check_segment(segment: Path, root: Path, report: RepairReport) -> Header | 
         report.lost.append(f"the records of {str(segment)!r}: {(problems or wrong_sum)[0]}")
         return None
     if wrong_sum:
-        content = segment.read_bytes()
-        write_segment(segment, content)
+        with open_file(segment) as file:
+            write_segment(segment, file.read())
         report.actions.append(f"wrote a new checksum for {str(segment)!r}; its content reads without error.")
     return part.header
 
@@ -135,16 +148,21 @@ def _is_damaged(segment: Path) -> bool:
 
 
 def _set_aside(path: Path, report: RepairReport) -> None:
-    target = path.with_name(path.name + _DAMAGED)
-    os.replace(path, target)
-    if checksum_path(path).exists():
-        os.replace(checksum_path(path), checksum_path(target))
+    target = _aside(path)
+    os.rename(path, target)
+    if present(checksum_path(path)):
+        os.rename(checksum_path(path), _aside(checksum_path(path)))
     report.actions.append(f"set {str(path)!r} aside as {target.name!r}.")
 
 
-def _seal_journal(rank: RankDirectory, root: Path, last: Header, report: RepairReport) -> None:
-    guard.check_path(rank.journal, root)
-    rows, header, complete = _salvage(rank.journal)
+def _aside(path: Path) -> Path:
+    """A name for a damaged file that no other has."""
+    names = (f"{path.name}{_DAMAGED}{f'-{number}' if number > 1 else ''}" for number in itertools.count(1))
+    return next(target for target in map(path.with_name, names) if not present(target))
+
+
+def _seal_journal(rank: RankDirectory, budget: Budget, last: Header, report: RepairReport) -> None:
+    rows, header, complete = _salvage(rank.journal, budget)
     fresh = [row for row in rows if row[0] > last.last_id]
     readable = [row for row in fresh if _decodes(row)]
     seal_rows(rank, readable, replace(header, closing=True), last.last_id)
@@ -157,14 +175,14 @@ def _seal_journal(rank: RankDirectory, root: Path, last: Header, report: RepairR
         report.lost.append(f"what could not be read of {str(rank.journal)!r}.")
         for suffix in (*BESIDE, ""):
             beside = rank.journal.with_name(rank.journal.name + suffix)
-            if beside.exists():
-                os.replace(beside, beside.with_name(beside.name + _DAMAGED))
+            if present(beside):
+                os.rename(beside, _aside(beside))
 
 
-def _salvage(path: Path) -> tuple[list[Row], Header, bool]:
+def _salvage(path: Path, budget: Budget) -> tuple[list[Row], Header, bool]:
     """What can be read of a journal, and whether that is everything."""
     try:
-        content = guard.load_journal(path)
+        content = guard.load_journal(path, budget)
         return content.rows, content.header, True
     except RunDamagedError as error:
         damage = error
@@ -176,7 +194,7 @@ def _salvage(path: Path) -> tuple[list[Row], Header, bool]:
         except RunDamagedError:
             source = path
         with suppress(sqlite3.Error, UnsafeFileError), closing(guard.connect(source)) as connection:
-            header = _salvage_header(connection)
+            header = _salvage_header(connection, path, budget)
             for order in ("ASC", "DESC"):  # from both ends, up to the damage
                 _take_rows(connection, order, rows)
     return [rows[row_id] for row_id in sorted(rows)], header, False
@@ -191,11 +209,9 @@ def _take_rows(connection: sqlite3.Connection, order: str, rows: dict[int, Row])
         pass
 
 
-def _salvage_header(connection: sqlite3.Connection) -> Header:
+def _salvage_header(connection: sqlite3.Connection, path: Path, budget: Budget) -> Header:
     try:
-        info = dict(connection.execute("SELECT key, value FROM info"))
-        known = ("metas", "sites", "coverage", "lost")
-        return parse_header({key: json.loads(info[key]) for key in known if key in info})
+        return parse_info(dict(connection.execute("SELECT key, value FROM info")), path, budget)
     except (sqlite3.Error, ValueError, TypeError):
         return Header()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -24,11 +25,14 @@ from gradscope.schema import (
     SiteInfo,
     in_order,
 )
-from gradscope.store import frames, guard
-from gradscope.store.codec import CorruptEntryError, decode, dtype_of
+from gradscope.store import codec, frames, guard
+from gradscope.store.budget import Budget, check_padding
+from gradscope.store.codec import CorruptEntryError, Entry, dtype_of
 from gradscope.store.header import merge
+from gradscope.store.journal import Row
 from gradscope.store.layout import RankDirectory, rank_directories
-from gradscope.store.part import SEQUENCE_COLUMNS, Block, Header, Part, blocks, check_size
+from gradscope.store.part import SEQUENCE_COLUMNS, Block, Header, Part, blocks, check_size, stacked
+from gradscope.store.paths import check_file, present
 from gradscope.store.roles import RoleView
 from gradscope.store.sealed import SealedPart
 
@@ -39,7 +43,7 @@ if TYPE_CHECKING:
 MAX_OPEN_FILES = 128
 
 
-def open_run(path: str | Path) -> Run:
+def open_run(path: str | Path, *, budget: float | None = None) -> Run:
     """Open a run to read it: a run directory, also while it grows, or a packed ``.h5`` file.
 
     What is read is the run at this moment; open it again to see what came later.
@@ -48,6 +52,9 @@ def open_run(path: str | Path) -> Run:
     ----------
     path : str or Path
         What was passed to ``gradscope.record``, or the file that ``gradscope pack`` wrote.
+    budget : float, optional
+        How many times what a stranger's run may cost this one may, for its size on disk; by default the environment
+        variable ``GRADSCOPE_BUDGET``, else 1.
 
     Raises
     ------
@@ -66,47 +73,64 @@ def open_run(path: str | Path) -> Run:
     """
     path = Path(path)
     if path.is_dir():
-        loaded = [load_rank(rank, path) for rank in rank_directories(path)]
+        ranks = rank_directories(path)
+        whole = Budget.of((file for rank in ranks for file in rank.files()), budget)
+        loaded = [load_rank(rank, whole) for rank in ranks]
         parts = [part for _, rank_parts, _ in loaded for part in rank_parts]
         return Run(path, merge(header for header, _, _ in loaded), parts, sealed=all(done for _, _, done in loaded))
     if not path.exists():
         raise RunNotFoundError(f"there is no run at {str(path)!r}.")
-    guard.check_path(path, path.resolve().parent)  # a link to a file is the user's own choice
-    part = SealedPart(path)
+    file = path.resolve()  # a link to a file is the user's own choice
+    check_file(file)
+    part = SealedPart(file, Budget.of([file], budget))
     return Run(path, part.header, [part], sealed=True)
 
 
-def load_rank(rank: RankDirectory, root: Path) -> tuple[Header, list[Part], bool]:
+def load_rank(rank: RankDirectory, budget: Budget) -> tuple[Header, list[Part], bool]:
     """What one process wrote: the newest header, the parts, and whether it is sealed.
 
     The journal is read before the segments are listed, so that rows which the writer seals meanwhile are seen twice
     and counted once, not missed.
     """
     content = None
-    if rank.journal.exists() or rank.journal.is_symlink():
-        guard.check_path(rank.journal, root)
+    if present(rank.journal):
         try:
-            content = guard.load_journal(rank.journal)
+            content = guard.load_journal(rank.journal, budget)
         except FileNotFoundError:
             content = None
-    sealed = []
+    sealed: list[SealedPart] = []
     for segment in rank.segments():
-        guard.check_path(segment, root)
-        sealed.append(SealedPart(segment))
+        sealed.append(SealedPart(segment, budget))
+        if len(sealed) > 1 and sealed[-1].header.first_id <= sealed[-2].header.last_id:
+            raise guard.damaged(segment, "it holds entries that the segment before it holds too")
     last = sealed[-1].header if sealed else Header()
     if content is None:
         return last, list(sealed), last.closing
     if last.closing:
         return last, list(sealed), True
     rows = [row for row in content.rows if row[0] > last.last_id]
-    try:
-        entries = [decode(kind, payload) for _, kind, payload in rows]
-    except CorruptEntryError as error:
-        raise guard.damaged(rank.journal, error) from error
+    entries = _decoded(rows, rank.journal, budget)
     gates = {site: info.gates for site, info in content.header.sites.items()}
     open_parts = [Block(entries[a:b], rank.attempt, rank.rank, gates) for a, b in blocks(entries)]
     header = replace(content.header, first_id=last.last_id + 1, last_id=rows[-1][0] if rows else last.last_id)
     return header, [*sealed, *open_parts], False
+
+
+def _decoded(rows: Sequence[Row], path: Path, budget: Budget) -> list[Entry]:
+    budget.take("rows", len(rows), path)
+    entries: list[Entry] = []
+    for row in rows:
+        budget.take("items", codec.items_of(row[2]), path)
+        if len(entries) % 1000 == 0:
+            budget.tick(path)
+        try:
+            entries.append(codec.decode(row[1], row[2]))
+        except CorruptEntryError as error:
+            raise guard.damaged(path, error) from error
+    found = stacked(entries)
+    for kind, amount in (("sites", len(found.sites)), ("names", len(found.names)), ("bytes", found.bytes)):
+        budget.take(kind, amount, path)
+    return entries
 
 
 class Run:
@@ -323,13 +347,14 @@ class Run:
         extents = [part.extent(site) for part in self._at(site)]
         total = sum(extent["step"] for extent in extents)
         shape = (total, *(max(extent.get(dim, 1) for extent in extents) for dim in dims[1:]))
-        stacked = np.full(check_size(shape, dtype, f"{self.path} {site}"), fill, dtype)
+        check_padding(math.prod(shape) * dtype.itemsize, sum(p.nbytes for p in pieces if p is not None), self.path)
+        whole = np.full(check_size(shape, dtype, f"{self.path} {site}"), fill, dtype)
         start = 0
         for extent, piece in zip(extents, pieces, strict=True):
             if piece is not None:
-                stacked[(slice(start, start + len(piece)), *map(slice, piece.shape[1:]))] = piece
+                whole[(slice(start, start + len(piece)), *map(slice, piece.shape[1:]))] = piece
             start += extent["step"]
-        return stacked
+        return whole
 
     def _at(self, site: str) -> list[RoleView]:
         """Parts with records of the site."""
@@ -403,12 +428,12 @@ class Run:
 
     def steps(self) -> pd.DataFrame:
         """Scalars of every optimizer step: step, attempt, rank, time, and one column per logged name."""
-        return frames.table(self._shown, STEPS_GROUP)
+        return frames.table(self._shown, STEPS_GROUP, self.path)
 
     def clips(self) -> pd.DataFrame:
         """One row per clipping call: attempt, rank and the fields of `ClipEvent`."""
-        return frames.table(self._shown, CLIPS_GROUP)
+        return frames.table(self._shown, CLIPS_GROUP, self.path)
 
     def parameters(self) -> pd.DataFrame:
         """Gradient 2-norm of each parameter: step, micro, attempt, rank, and one column per parameter."""
-        return frames.table(self._shown, PARAMETERS_GROUP)
+        return frames.table(self._shown, PARAMETERS_GROUP, self.path)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,9 @@ import h5py
 import numpy as np
 
 from gradscope.errors import NotRecordedError, UnsafeFileError
-from gradscope.schema import DATASETS, SCHEMA, SITES_GROUP
-from gradscope.store import guard
+from gradscope.schema import DATASETS, PARAMETERS_GROUP, SCHEMA, SITES_GROUP
+from gradscope.store import fields, guard
+from gradscope.store.budget import Budget
 from gradscope.store.codec import dtype_of
 from gradscope.store.header import check_version, parse_header
 from gradscope.store.layout import site_of
@@ -28,7 +28,11 @@ from gradscope.store.part import (
     TABLES,
     Header,
     Table,
+    check_column,
 )
+
+#: Longer than any name.
+_MAX_NAME = 4096
 
 
 @dataclass(frozen=True)
@@ -49,17 +53,37 @@ class SealedPart:
     RunDamagedError, SchemaVersionError, UnsafeFileError
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, budget: Budget | None = None) -> None:
         self.path = path
         self._file: h5py.File | None = None
+        budget = budget or Budget.of([path])
         with guard.open_hdf5(path) as file:
             if "schema" not in file.attrs or guard.read_text(file, "schema") != SCHEMA:
                 raise guard.damaged(path, "it is HDF5, but no gradscope run")
             check_version(guard.read_text(file, "schema_version"), path)
-            guard.check_hdf5(file, path)
-            self.header = _read_header(file)
+            groups = guard.survey(file, path, budget)
+            self.header = _read_header(file, budget, path)
             self._n_records = guard.read_integer(file, "n_records")
-            self._sites = {site_of(group.name[1:]): _describe(group) for group in _site_groups(file)}
+            self._groups = _site_groups(groups)
+            budget.take("sites", len(self._groups), path)
+            self._sites = {site: _describe(file, name, groups[name]) for site, name in self._groups.items()}
+            self._check_tables(groups, budget)
+
+    def _check_tables(self, groups: Mapping[str, guard.Group], budget: Budget) -> None:
+        for name, spec in TABLES.items():
+            arrays = groups[name].arrays
+            rows = arrays["step"].shape[0]
+            budget.take("rows", rows, self.path)
+            for column, dtype in spec.columns.items():
+                if column in arrays or column not in ADDED_COLUMNS:
+                    _check_stored(arrays, name, column, dtype, (rows,))
+            if spec.name_axis:
+                names = arrays[spec.name_axis].shape[0]
+                budget.take("names", names, self.path)
+                _check_stored(arrays, name, spec.name_axis, np.dtype("S1"), (names,))
+                _check_stored(arrays, name, spec.values, np.dtype("<f8"), (rows, names))
+        if groups[PARAMETERS_GROUP].arrays["step"].shape[0] != self._n_records:
+            raise ValueError(f"{self._n_records} records stated, but not as many held")
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -104,7 +128,10 @@ class SealedPart:
         dtype = RECORD_COLUMNS.get(name, np.dtype("<i4"))
         if name in ADDED_COLUMNS and not self._has(self._sites[site].group, name):
             return np.full(self._sites[site].extent["step"], ADDED_COLUMNS[name], dtype)
-        return self._read(site, name, dims).astype(dtype, copy=False)
+        values = self._read(site, name, dims).astype(dtype, copy=False)
+        with guard.naming_damage(self.path):
+            check_column(name, values, self._sites[site].extent)
+        return values
 
     def recorded(self, site: str, dataset: str) -> np.ndarray:
         described = self._sites[site]
@@ -113,7 +140,7 @@ class SealedPart:
         with self._open() as file:
             group = file[described.group]
             names = _text(group[DATASET_AXIS])
-            return group[RECORDED][:, names.index(dataset)].astype(bool)
+            return np.asarray(group[RECORDED][:, names.index(dataset)]).astype(bool)
 
     def array(self, site: str, dataset: str, records: slice = ALL) -> np.ndarray:
         if dataset not in self._sites[site].datasets:
@@ -148,6 +175,9 @@ class SealedPart:
             values = file[group][spec.values][()] if spec.name_axis else np.empty((rows, 0))
         if any(column.shape != (rows,) for column in columns.values()) or values.shape != (rows, len(names)):
             raise guard.damaged(self.path, f"the columns of {group!r} differ in length")
+        with guard.naming_damage(self.path):
+            for name, column in columns.items():
+                check_column(name, column, {})
         return Table({name: columns[name].astype(dtype) for name, dtype in spec.columns.items()}, names, values)
 
 
@@ -156,45 +186,75 @@ def _stored_default(name: str) -> Any:
     return value.encode() if isinstance(value, str) else value
 
 
-def _read_header(file: h5py.File) -> Header:
-    texts = {name: json.loads(guard.read_text(file, name)) for name in ("metas", "sites", "coverage", "lost")}
+def _read_header(file: h5py.File, budget: Budget, path: Path) -> Header:
+    names = ("metas", "sites", "coverage", "lost")
+    texts = {name: fields.read_json(guard.read_text(file, name), budget, path) for name in names}
     numbers = {name: guard.read_integer(file, name) for name in ("first_id", "last_id")}
+    if not 0 <= numbers["first_id"] <= numbers["last_id"] + 1 <= fields.MOST:
+        raise ValueError(f"entries {numbers['first_id']} to {numbers['last_id']}")
     return parse_header(texts, closing=bool(guard.read_integer(file, "closing")), **numbers)
 
 
-def _site_groups(file: h5py.File) -> list[h5py.Group]:
-    """Groups that hold records, in the order of their writing. A module's group may be one, and hold others."""
-    found: list[h5py.Group] = []
+def _site_groups(groups: Mapping[str, guard.Group]) -> dict[str, str]:
+    """Site to the group that holds its records. A module's group may be one, and hold others.
 
-    def visit(group: h5py.Group) -> None:
-        for child in group.values():
-            if isinstance(child, h5py.Group):
-                if "site" in child.attrs:
-                    found.append(child)
-                visit(child)
-
-    if SITES_GROUP in file:
-        visit(file[SITES_GROUP])
-    # HDF5 lists links by name; the header knows the model's order.
+    HDF5 lists links by name; the header knows the model's order.
+    """
+    found: dict[str, str] = {}
+    for name, group in groups.items():
+        if group.is_site and name.startswith(f"{SITES_GROUP}/"):
+            site = fields.clean(site_of(name))
+            if site in found:
+                raise ValueError(f"two groups hold the site {site!r}")
+            found[site] = name
     return found
 
 
-def _describe(group: h5py.Group) -> _Site:
-    datasets = tuple(name for name in DATASETS if isinstance(group.get(name), h5py.Dataset))
-    dims = {"step", "sequence", *(dim for name in datasets for dim in DATASETS[name])}
-    extent = {dim: _axis(group, dim).shape[0] for dim in sorted(dims)}
-    for name in datasets:
-        if group[name].shape != tuple(extent[dim] for dim in ("step", *DATASETS[name])):
-            raise ValueError(f"{group[name].name} has shape {group[name].shape}")
-    gates = _text(group["gate"]) if "gate" in extent else ()
-    return _Site(group.name, extent, datasets, gates)
+def _describe(file: h5py.File, name: str, group: guard.Group) -> _Site:
+    """A site's axes and datasets; every array of it has the type and the shape it is read with."""
+    arrays = group.arrays
+    datasets = tuple(dataset for dataset in DATASETS if dataset in arrays)
+    dims = {"step", "sequence", *(dim for dataset in datasets for dim in DATASETS[dataset])}
+    extent = {dim: _axis(arrays, name, dim) for dim in sorted(dims)}
+    for column, dtype in RECORD_COLUMNS.items():
+        if column in arrays or column not in ADDED_COLUMNS:
+            _check_stored(arrays, name, column, dtype, (extent["step"],))
+    for column in SEQUENCE_COLUMNS:
+        _check_stored(arrays, name, column, np.dtype("<i4"), (extent["step"], extent["sequence"]))
+    for dataset in datasets:
+        shape = tuple(extent[dim] for dim in ("step", *DATASETS[dataset]))
+        _check_stored(arrays, name, dataset, dtype_of(dataset), shape)
+    if datasets:
+        count = _axis(arrays, name, DATASET_AXIS)
+        _check_stored(arrays, name, DATASET_AXIS, np.dtype("S1"), (count,))
+        _check_stored(arrays, name, RECORDED, np.dtype("i1"), (extent["step"], count))
+        if sorted(_text(file[f"{name}/{DATASET_AXIS}"])) != sorted(datasets):
+            raise ValueError(f"{name!r} lists other arrays than it holds")
+    gates: tuple[str, ...] = ()
+    if "gate" in extent:
+        _check_stored(arrays, name, "gate", np.dtype("S1"), (extent["gate"],))
+        gates = _text(file[f"{name}/gate"])
+        if len(set(gates)) != len(gates):
+            raise ValueError(f"two gates of {name!r} have one name")
+    return _Site(name, extent, datasets, gates)
 
 
-def _axis(group: h5py.Group, name: str) -> h5py.Dataset:
-    axis = group[name]
-    if not isinstance(axis, h5py.Dataset) or axis.ndim != 1:
-        raise UnsafeFileError(f"{group.name}/{name} is no axis.")
-    return axis
+def _axis(arrays: Mapping[str, guard.Stored], group: str, name: str) -> int:
+    if name not in arrays or len(arrays[name].shape) != 1 or not arrays[name].shape[0]:
+        raise UnsafeFileError(f"{group}/{name} is no axis.")
+    return arrays[name].shape[0]
+
+
+def _check_stored(
+    arrays: Mapping[str, guard.Stored], group: str, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> None:
+    """Refuse an array of another type or shape than gradscope writes."""
+    if name not in arrays:
+        raise ValueError(f"{group}/{name} is missing")
+    found = arrays[name]
+    text = dtype.kind == "S" and found.dtype.kind == "S" and found.dtype.itemsize <= _MAX_NAME
+    if found.shape != shape or not (text or found.dtype.newbyteorder("<") == dtype):
+        raise ValueError(f"{group}/{name} is {found.dtype} of shape {found.shape}, wanted {dtype} of {shape}")
 
 
 def _text(dataset: h5py.Dataset) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gradscope.store import codec, guard
+from gradscope.store.budget import Budget
 from gradscope.store.journal import Row, read_header
 from gradscope.store.layout import RankDirectory
 from gradscope.store.part import BLOCK_BYTES, Block, Header, blocks
@@ -83,6 +84,6 @@ def main(rank_directory: str, attempt: str, rank: str, after: str, upto: str) ->
         os.nice(10)
     directory = RankDirectory(int(attempt), int(rank), Path(rank_directory))
     with closing(guard.connect(directory.journal)) as connection:
-        header = read_header(connection, directory.journal)
+        header = read_header(connection, directory.journal, Budget.of([directory.journal]))
         last = seal_journal(connection, directory, header, int(after), int(upto))
     sys.stdout.write(f"sealed {last}")

@@ -12,10 +12,12 @@ import numpy as np
 from gradscope.errors import RunError, RunNotFoundError
 from gradscope.schema import DATASETS
 from gradscope.store import guard
-from gradscope.store.codec import CorruptEntryError, decode
+from gradscope.store.budget import Budget
+from gradscope.store.codec import CorruptEntryError, decode, items_of
 from gradscope.store.layout import RankDirectory, rank_directories
 from gradscope.store.locking import is_being_written
 from gradscope.store.part import RECORD_COLUMNS, TABLES, stretches
+from gradscope.store.paths import open_file, present
 from gradscope.store.sealed import SealedPart
 from gradscope.store.segment import checksum_path
 
@@ -40,40 +42,46 @@ def validate(path: str | Path) -> list[str]:
     """
     path = Path(path)
     if path.is_dir():
-        return [problem for rank in rank_directories(path) for problem in _rank_problems(rank, path)]
+        ranks = rank_directories(path)
+        budget = Budget.of(file for rank in ranks for file in rank.files())
+        return [problem for rank in ranks for problem in _rank_problems(rank, budget)]
     if not path.exists():
         raise RunNotFoundError(f"there is no run at {str(path)!r}.")
-    return [*checksum_problems(path, required=False), *segment_problems(path, path.resolve().parent)[0]]
+    file = path.resolve()  # a link to a file is the user's own choice
+    return [*checksum_problems(file, required=False), *segment_problems(file, Budget.of([file]))[0]]
 
 
-def _rank_problems(rank: RankDirectory, root: Path) -> Iterator[str]:
+def _rank_problems(rank: RankDirectory, budget: Budget) -> Iterator[str]:
     last, closed = 0, False
     growing = is_being_written(rank.path)
     for segment in rank.segments():
         yield from checksum_problems(segment, required=True)
-        problems, part = segment_problems(segment, root)
+        problems, part = segment_problems(segment, budget)
         yield from problems
         if part is not None:
             if part.header.first_id > last + 1:
                 yield f"{str(segment)!r}: entries {last + 1} to {part.header.first_id - 1} before it are missing."
             last, closed = part.header.last_id, part.header.closing
-    if rank.journal.exists() or rank.journal.is_symlink():
-        yield from _journal_problems(rank.journal, root)
+    if present(rank.journal):
+        yield from _journal_problems(rank.journal, budget)
     elif not closed and not growing:
         yield f"{str(rank.path)!r}: the end of the run is missing (neither a journal nor a closing segment)."
-    for left in [] if growing else sorted(rank.path.glob(".*.tmp")):
+    for left in [] if growing else rank.left_behind():
         yield f"{str(left)!r} was left behind by an interrupted write; `gradscope repair` removes it."
 
 
 def checksum_problems(path: Path, *, required: bool) -> list[str]:
     """Compare a file with the SHA-256 beside it."""
     beside = checksum_path(path)
-    if not beside.is_file():
+    if not present(beside):
         return [f"{str(path)!r} has no checksum beside it ({beside.name})."] if required else []
     try:
-        with open(path, "rb") as file:
+        with open_file(beside) as file:
+            stated = file.read(64).decode("ascii", "replace")
+        with open_file(path) as file:
             digest = _sha256(file)
-        stated = beside.read_bytes()[:64].decode("ascii", "replace")
+    except RunError as error:
+        return [str(error)]
     except OSError as error:
         return [f"{str(path)!r} cannot be read: {error.strerror}."]
     return [] if digest == stated else [f"{str(path)!r} differs from its checksum: it was changed or damaged."]
@@ -86,11 +94,10 @@ def _sha256(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def segment_problems(path: Path, root: Path) -> tuple[list[str], SealedPart | None]:
+def segment_problems(path: Path, budget: Budget) -> tuple[list[str], SealedPart | None]:
     """Problems of one HDF5 file, and the file as a part if it can be opened."""
     try:
-        guard.check_path(path, root)
-        part = SealedPart(path)
+        part = SealedPart(path, budget)
         with part.opened():
             return _problems_within(part, path), part
     except RunError as error:
@@ -116,9 +123,6 @@ def _site_problems(part: SealedPart, site: str) -> Iterator[str]:
     for name in RECORD_COLUMNS:
         part.column(site, name)
     lengths, rows = part.column(site, "length"), part.column(site, "row")
-    sizes = part.extent(site)
-    if (lengths < 0).any() or ((lengths > max(sizes.get("lag", 0), sizes.get("time", 0), 0)).any() and "lag" in sizes):
-        yield "a sequence is longer than its axis."
     if ((rows < 0) & (lengths > 0)).any():
         yield "a sequence has no batch row."
     for dataset in part.datasets(site):
@@ -139,10 +143,9 @@ def _array_problems(values: np.ndarray, dataset: str, lengths: np.ndarray, recor
     return found
 
 
-def _journal_problems(path: Path, root: Path) -> Iterator[str]:
+def _journal_problems(path: Path, budget: Budget) -> Iterator[str]:
     try:
-        guard.check_path(path, root)
-        content = guard.load_journal(path)
+        content = guard.load_journal(path, budget)
     except FileNotFoundError:
         return  # sealed meanwhile
     except RunError as error:
@@ -150,6 +153,7 @@ def _journal_problems(path: Path, root: Path) -> Iterator[str]:
         return
     bad = 0
     for _, kind, payload in content.rows:
+        budget.take("items", items_of(payload), path)
         try:
             decode(kind, payload)
         except CorruptEntryError:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from gradscope import open_run
-from gradscope.errors import RunDamagedError, RunError, UnsafeFileError
+from gradscope.errors import RunDamagedError, RunError, SettingError, UnsafeFileError
 from gradscope.schema import Record
-from gradscope.store import guard, validate
+from gradscope.store import guard, repair, validate
+from gradscope.store.budget import LIMITS, Limit
 from gradscope.store.codec import CorruptEntryError, decode, encode_record
 from tests.store.conftest import record, write_run
 
@@ -125,16 +126,17 @@ def test_a_link_out_of_the_run_is_not_followed(sealed, segment, tmp_path):
     outside = tmp_path / "outside.h5"
     segment.rename(outside)
     segment.symlink_to(outside)
-    with pytest.raises(UnsafeFileError, match="leads out of"):
+    with pytest.raises(UnsafeFileError, match="is a link"):
         open_run(sealed)
-    assert any("leads out of" in problem for problem in validate(sealed))
+    assert any("is a link" in problem for problem in validate(sealed))
 
 
 def test_a_linked_directory_is_not_followed_out_of_the_run(sealed, tmp_path):
     (sealed / "attempt-1").rename(tmp_path / "elsewhere")
     (sealed / "attempt-1").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UnsafeFileError, match="leads out of"):
-        open_run(sealed)
+    for reading in (open_run, validate, repair):
+        with pytest.raises(UnsafeFileError, match="is a link"):
+            reading(sealed)
 
 
 def test_a_users_own_link_to_a_run_is_followed(sealed, segment, tmp_path):
@@ -148,6 +150,54 @@ def test_what_is_no_ordinary_file_is_not_opened(sealed, segment):
     os.mkfifo(segment)
     with pytest.raises(UnsafeFileError, match="ordinary"):
         open_run(sealed)  # would wait for ever
+
+
+def test_repair_removes_nothing_behind_a_link(sealed, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / ".segment-00001.h5.7.tmp").write_text("somebody's")
+    (sealed / "attempt-1/rank-1").symlink_to(elsewhere)
+    with pytest.raises(UnsafeFileError, match="rank-1' is a link"):
+        repair(sealed)
+    assert (elsewhere / ".segment-00001.h5.7.tmp").exists()
+
+
+def test_repair_removes_only_what_gradscope_left(sealed, segment):
+    (segment.parent / ".segment-00001.h5.7.tmp").write_text("")
+    (segment.parent / ".mine.tmp").write_text("")
+    (segment.parent / ".journal.sqlite.tmp").symlink_to(segment)
+    repair(sealed)
+    left = sorted(path.name for path in segment.parent.glob(".*"))
+    assert left == [".journal.sqlite.tmp", ".mine.tmp"]
+
+
+@pytest.mark.parametrize("name", ["segment-00001.h5.sha256", "journal.sqlite", "journal.sqlite-journal"])
+def test_what_stands_beside_a_segment_must_be_an_ordinary_file(sealed, segment, name):
+    path = segment.with_name(name)
+    path.unlink(missing_ok=True)
+    if name.endswith("-journal"):
+        path.with_name("journal.sqlite").write_bytes(b"")
+    os.mkfifo(path)
+    assert any("not an ordinary file" in problem for problem in validate(sealed))
+    with pytest.raises(UnsafeFileError, match="not an ordinary file"):
+        repair(sealed)
+
+
+def test_a_run_that_costs_too_much_names_the_limit_and_the_remedy(sealed, monkeypatch):
+    monkeypatch.setitem(LIMITS, "sites", Limit("sites", 0, 0))
+    with pytest.raises(UnsafeFileError, match=r"segment-00001\.h5.*1 sites.*may hold 0\. .*GRADSCOPE_BUDGET=8"):
+        open_run(sealed)
+    monkeypatch.setitem(LIMITS, "sites", Limit("sites", 0.5, 0))
+    assert open_run(sealed, budget=2).n_records == 3
+    monkeypatch.setenv("GRADSCOPE_BUDGET", "2")
+    assert open_run(sealed).n_records == 3
+
+
+@pytest.mark.parametrize("factor", ["0", "-1", "many", "inf", "nan"])
+def test_a_budget_that_is_no_positive_number_is_refused(sealed, monkeypatch, factor):
+    monkeypatch.setenv("GRADSCOPE_BUDGET", factor)
+    with pytest.raises(SettingError, match="GRADSCOPE_BUDGET must be a positive number"):
+        open_run(sealed)
 
 
 # --- journals ---------------------------------------------------------------------------------------------------------
