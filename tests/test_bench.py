@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scripts.benchmark import holding, memory, models, peers, written
+from scripts.benchmark import holding, memory, models, peers, worth, written
 
 
 @pytest.fixture(autouse=True)
@@ -77,3 +77,10 @@ def test_how_long_the_store_holds_a_step_is_measured_with_all_records_kept():
     assert all(0 <= wait <= wall for wall, wait in found["calls"] + found["steps"])
     assert found["dropped"] == 0
     assert holding.holding_row(found).count("|") == len(holding.COLUMNS) + 1
+
+
+@pytest.mark.parametrize(("name", "way"), [(name, way) for name, cut in worth.SHORT_CUTS.items() for way in cut.ways])
+def test_the_longer_way_behind_a_short_cut_records_the_same(name, way):
+    found = worth.measure_worth(name, way, repetitions=1, config="tiny")
+    assert len(found["with"]) == len(found["without"]) == 1
+    assert worth.worth_row(name, way, found, "tiny").count("|") == len(worth.COLUMNS) + 1

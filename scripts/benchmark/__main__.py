@@ -17,6 +17,8 @@ from scripts.benchmark.memory import memory, peak, peak_table, peaks
 from scripts.benchmark.models import CONFIGS, KINDS, WRITTEN
 from scripts.benchmark.peers import COLUMNS, measure, peers_row
 from scripts.benchmark.tables import begin_table, processor
+from scripts.benchmark.worth import COLUMNS as WORTH_COLUMNS
+from scripts.benchmark.worth import SHORT_CUTS, measure_worth, worth_row
 from scripts.benchmark.written import (
     AUTO_COLUMNS,
     FOR_AUTO,
@@ -33,6 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--written", choices=WRITTEN, nargs="*", help="measure recorded steps; all rows without names")
     parser.add_argument("--auto", choices=WRITTEN, nargs="*", help="measure trainings with every='auto'")
+    parser.add_argument("--worth", choices=SHORT_CUTS, nargs="*", help="measure what each short cut of recording saves")
     parser.add_argument("--peers", choices=KINDS, nargs="*", help="measure what one would use instead")
     parser.add_argument("--memory", type=int, nargs="?", const=10_000, help="over so many recorded steps")
     parser.add_argument("--holding", type=float, nargs="?", const=200.0, help="with so many MB of records")
@@ -47,9 +50,10 @@ def main(arguments: list[str] | None = None) -> None:
     if options.peak or options.trace:
         print(json.dumps(peak(*options.peak) if options.peak else traced(*options.trace)))
         return
-    parts = options.written, options.auto, options.peers, options.memory, options.holding
+    parts = options.written, options.auto, options.worth, options.peers, options.memory, options.holding
     if all(part is None for part in parts):
-        options.written, options.auto, options.peers, options.memory, options.holding = [], [], [], 10_000, 200.0
+        options.written, options.auto, options.worth, options.peers = [], [], [], []
+        options.memory, options.holding = 10_000, 200.0
     print(f"{processor()}, torch {torch.__version__}, Python {platform.python_version()}, one thread", flush=True)
     everything: dict[str, Any] = {}
     if options.written is not None:
@@ -62,6 +66,14 @@ def main(arguments: list[str] | None = None) -> None:
         for way in options.auto or FOR_AUTO:
             auto = everything[f"auto {way}"] = measure_auto(way, options.repetitions, config=options.config)
             print(auto_row(way, auto, options.config), flush=True)
+    if options.worth is not None:
+        begin_table(WORTH_COLUMNS)
+        for name in options.worth or SHORT_CUTS:
+            for way in SHORT_CUTS[name].ways:
+                worth = everything[f"worth {name}, {way}"] = measure_worth(
+                    name, way, options.repetitions, options.config
+                )
+                print(worth_row(name, way, worth, options.config), flush=True)
     if options.peers is not None:
         begin_table(("layer", "(B, T, H, I)", "plain step", *COLUMNS.values(), "repetitions"))
         config = options.config or "c1"
