@@ -105,8 +105,8 @@ class FusedCall:
             return None
         found = {}
         for (layer, direction), (adjoints, since) in arrived.items():
-            # Where layers above sent down what had faded, or where no gate need be recomputed, the replay is better.
-            if since and (len(self.call.weights) > 1 or self.call.mode != "GRU"):
+            # Where layers above sent down what had faded, the replay is better.
+            if since and len(self.call.weights) > 1:
                 self.step_nodes.reach = 0
                 return None
             if since:

@@ -1,4 +1,4 @@
-"""Where the CPU's unrolled ``nn.RNN`` and ``nn.GRU`` have their timesteps in the graph, found by its shape."""
+"""Where the CPU's unrolled ``nn.GRU`` has its timesteps in the graph, found by its shape."""
 
 from __future__ import annotations
 
@@ -7,35 +7,10 @@ from typing import Any
 
 from torch import nn
 
-
-@dataclass(frozen=True)
-class _Shape:
-    """What a timestep looks like; ways are positions among the next functions.
-
-    Attributes
-    ----------
-    name : str
-        The node that makes h_t.
-    to_input : tuple of int
-        The way from there to the input of all timesteps, by timestep.
-    to_product : tuple of int
-        The way to a node at which the adjoint of W_hh h_{t−1} + b_hh arrives.
-    to_kept : tuple of int or None
-        The way to a node at which arrives what the state itself keeps of the adjoint.
-    """
-
-    name: str
-    to_input: tuple[int, ...]
-    to_product: tuple[int, ...]
-    to_kept: tuple[int, ...] | None = None
-
-
-STEPS = {
-    "RNN_TANH": _Shape("TanhBackward0", (0, 1), (0,)),
-    "RNN_RELU": _Shape("ReluBackward0", (0, 1), (0,)),
-    # h = (h − n) z + n, with n = tanh(W_in x + r (W_hn h)).
-    "GRU": _Shape("AddBackward0", (1, 0, 0, 0), (1, 0, 1, 0, 0), (0, 0)),
-}
+# The node that makes h_t = (h_{t−1} − n) z + n, with n = tanh(W_in x + r (W_hn h)), and ways from there, as positions
+# among the next functions: to the input of all timesteps, by timestep; to where the adjoint of W_hh h_{t−1} + b_hh
+# arrives; and to where that arrives which the state itself keeps of the adjoint.
+_STEP, _TO_INPUT, _TO_PRODUCT, _TO_KEPT = "AddBackward0", (1, 0, 0, 0), (1, 0, 1, 0, 0), (0, 0)
 
 # What stands between the input of a layer and the output of the one below.
 _BETWEEN = ("Unbind", "View", "UnsafeView", "Transpose", "Mul", "NativeDropout", "Mm", "Clone")
@@ -68,7 +43,6 @@ def site_nodes(end: Any, module: nn.RNNBase, steps: int, inputs: bool) -> dict[t
 
     ``inputs`` says whether the node at the input of all timesteps is wanted: without it there is nothing then.
     """
-    shape = STEPS[module.mode]
     directions = 1 + module.bidirectional
     sites: dict[tuple[int, int], SiteNodes] = {}
     for layer in range(module.num_layers - 1, -1, -1):
@@ -81,26 +55,24 @@ def site_nodes(end: Any, module: nn.RNNBase, steps: int, inputs: bool) -> dict[t
             if (
                 whole.name() != "StackBackward0"
                 or len(nodes) != steps
-                or any(n is None or n.name() != shape.name for n in nodes)
+                or any(n is None or n.name() != _STEP for n in nodes)
             ):
                 return None
-            more = _more(shape, nodes[-1 if direction else 0], inputs)
+            more = _more(nodes[-1 if direction else 0], inputs)
             if inputs and INPUT not in more:
                 return None
             sites[layer, direction] = SiteNodes(whole, nodes, more)
-        end = _follow(sites[layer, 0].steps[0], shape.to_input) if layer else end
+        end = _follow(sites[layer, 0].steps[0], _TO_INPUT) if layer else end
     return sites
 
 
-def _more(shape: _Shape, first: Any, inputs: bool) -> dict[int, Any]:
+def _more(first: Any, inputs: bool) -> dict[int, Any]:
     """Find the nodes from which the gradients of the input and of the initial state follow, from the first step's."""
-    found = {PRODUCT: _follow(first, shape.to_product)}
-    if shape.to_kept is not None:
-        found[KEPT] = _follow(first, shape.to_kept)
+    found = {PRODUCT: _follow(first, _TO_PRODUCT), KEPT: _follow(first, _TO_KEPT)}
     if None in found.values():
         found = {}
     if inputs:
-        by_step = _follow(first, shape.to_input)
+        by_step = _follow(first, _TO_INPUT)
         if by_step is not None and by_step.name() == "UnbindBackward0":
             found[INPUT] = by_step.next_functions[0][0]
     return {name: node for name, node in found.items() if node is not None}

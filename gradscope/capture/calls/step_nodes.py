@@ -1,4 +1,4 @@
-"""Adjoints that autograd itself computes, where the CPU unrolls ``nn.RNN`` and ``nn.GRU`` into a node per timestep.
+"""Adjoints that autograd itself computes, where the CPU unrolls ``nn.GRU`` into a node per timestep.
 
 What arrives at the node that made h_t is ∂L/∂h_t, total: with a hook there nothing is computed twice. One node projects
 the input of all timesteps, and what arrives there are the adjoints of all gates: ∂L/∂x_t is one product away. So is
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gradscope.adjoint import Adjoints, Order, Weights
 from gradscope.adjoint.magnitude import FADES_BELOW, largest
 from gradscope.capture.calls.prehook import on_passing
-from gradscope.capture.calls.step_graph import INPUT, KEPT, PRODUCT, STEPS, SiteNodes, site_nodes
+from gradscope.capture.calls.step_graph import INPUT, KEPT, PRODUCT, SiteNodes, site_nodes
 from gradscope.capture.host import is_host
 from gradscope.capture.layers.rows import Selection
 
@@ -30,9 +30,6 @@ _ABOVE = -1
 
 # The adjoint at the last step is what arrives there from above: both are seen, and differ by rounding only.
 _TOLERANCE = 1e-4
-
-# Multiplications that a replay needs for a timestep, in the time a hook takes.
-_WORTH_IT = 2**18
 
 
 class StepNodes:
@@ -183,13 +180,12 @@ class StepNodes:
         self, arrived: dict[tuple[int, int, int], Tensor], place: tuple[int, int], scale: float
     ) -> Tensor | None:
         """Return ∂L/∂h_0 of the selected sequences from what arrived at the first step's share of it."""
-        wanted = (PRODUCT, KEPT) if KEPT in self._more else (PRODUCT,)
+        wanted = (PRODUCT, KEPT)
         if any((*place, name) not in arrived for name in wanted):
             return None
-        product, *kept = (arrived[(*place, name)].index_select(0, self._selection.rows) for name in wanted)
+        product, kept = (arrived[(*place, name)].index_select(0, self._selection.rows) for name in wanted)
         weight = self._weights[place[0]][place[1]].w_hh.to(product.dtype)
-        found = product @ weight if not kept else torch.addmm(kept[0], product, weight)
-        return found.double() / scale
+        return torch.addmm(kept, product, weight).double() / scale
 
 
 def _holds_since(hidden: Tensor, direct_last: Tensor) -> int:
@@ -221,17 +217,13 @@ def step_nodes(
 ) -> StepNodes | None:
     """Watch the last ``reach`` timesteps of a forward call, and what enters them where ``inputs`` are wanted.
 
-    None where they are not nodes of the graph that can be recognised, or where it would take longer than a replay.
+    None where they are not nodes of the graph that can be recognised.
     """
-    if output is None or module.mode not in STEPS or not reach:
+    if output is None or module.mode != "GRU" or not reach:
         return None
     if not is_host(output) or output.dtype not in (torch.float32, torch.float64):
         return None
     if selection.gather is not None or selection.unbatched or not selection.size:
-        return None
-    sites = module.num_layers * (1 + module.bidirectional)
-    multiplications = selection.size * sum(w.numel() for w in module._flat_weights if w is not None) // sites
-    if multiplications < _WORTH_IT:
         return None
     steps = output.shape[1 - selection.batch_dim]
     try:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import gradscope
-from gradscope.capture.calls import step_nodes, watcher
+from gradscope.capture.calls import watcher
 from gradscope.capture.calls.prehook import SECOND_ORDER, TRANSFORMED
 from tests.unrolled import unroll
 
@@ -49,12 +49,8 @@ def test_a_batch_first_output_edited_in_place(
     np.testing.assert_allclose(found, expected, rtol=1e-4 if dtype == torch.float32 else 1e-10)
 
 
-@pytest.mark.parametrize("worth_it", [0, step_nodes._WORTH_IT], ids=["step nodes", "replay"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_gradient_penalty_is_refused_and_its_first_pass_kept_apart(
-    kind: str, worth_it: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(step_nodes, "_WORTH_IT", worth_it)
+def test_a_gradient_penalty_is_refused_and_its_first_pass_kept_apart(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     module, x = KINDS[kind](3, 6).double(), torch.randn(9, 4, 3, dtype=torch.float64, requires_grad=True)
     with gradscope.record(module, tmp_path / "run", every=1, samples=None) as recorder:
@@ -98,10 +94,7 @@ def test_a_batched_backward_pass_is_said_in_coverage(kind: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kind", ["RNN", "GRU"])
-def test_passes_that_fail_under_create_graph_leave_no_memory_behind(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(step_nodes, "_WORTH_IT", 0)
+def test_passes_that_fail_under_create_graph_leave_no_memory_behind(kind: str, tmp_path: Path) -> None:
     module = KINDS[kind](3, 8)
 
     def fail(_: Tensor) -> None:
