@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradscope import store
 from gradscope.errors import GradscopeError, SettingError
+from gradscope.legible import legible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -167,10 +168,10 @@ class Run(store.Run):
         return self.sites[0]
 
     def __str__(self) -> str:
-        return "\n".join([repr(self).strip("<>"), *(f"  {line}" for line in self._said())])
+        return "\n".join([repr(self).strip("<>"), *(f"  {legible(line)}" for line in self._said())])
 
     def _repr_html_(self) -> str:
-        items = "".join(f"<li>{escape(line)}</li>" for line in self._said())
+        items = "".join(f"<li>{escape(legible(line))}</li>" for line in self._said())
         return f"<div><b>{escape(repr(self).strip('<>'))}</b><ul>{items}</ul></div>"
 
     def _advice(self, found: list[SiteAnswer]) -> list[str]:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import click
 
+from gradscope.cli.say import say
+from gradscope.legible import cells
+
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
@@ -35,6 +38,6 @@ def export(run: Path, out: Path | None, table: str | None, site: str | None, qua
     opened = store.open_run(run)
     if table is None:
         for path in store.export(opened, out or Path(f"{opened.name}-csv")):
-            click.echo(path)
+            say(path)
     else:
-        store.table(opened, table, site, quantity).to_csv(sys.stdout, index=False, na_rep="nan")
+        cells(store.table(opened, table, site, quantity)).to_csv(sys.stdout, index=False, na_rep="nan")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import click
 
 from gradscope._version import __version__
+from gradscope.cli.say import say
 from gradscope.errors import GradscopeError
 
 # What a shell reports for a program that died of SIGINT or SIGPIPE.
@@ -77,13 +78,13 @@ class LazyGroup(click.Group):
             result = super().invoke(ctx)
             sys.stdout.flush()  # a closed pipe must surface here, not in the interpreter's shutdown
         except GradscopeError as error:
-            click.echo(f"gradscope: error: {error}", err=True)
+            say(f"gradscope: error: {error}", err=True)
             ctx.exit(error.exit_code)
         except BrokenPipeError:
             _discard_stdout()
             ctx.exit(_PIPE_CLOSED)
         except KeyboardInterrupt:
-            click.echo("gradscope: interrupted", err=True)
+            say("gradscope: interrupted", err=True)
             ctx.exit(_INTERRUPTED)
         return result
 

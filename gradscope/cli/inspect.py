@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from gradscope.cli.say import say
+from gradscope.legible import legible
 from gradscope.words import counted
 
 
@@ -25,9 +27,9 @@ def inspect(runs: tuple[Path, ...], as_json: bool) -> None:
 
     described = [describe(open_run(run)) for run in runs]
     if as_json:
-        click.echo(json.dumps(described, indent=2))
+        say(json.dumps(described, indent=2))
         return
-    click.echo("\n\n".join("\n".join(map(_printable, _lines(one))) for one in described))
+    say("\n\n".join("\n".join(map(legible, _lines(one))) for one in described))
 
 
 _APART = {
@@ -61,8 +63,3 @@ def _lines(run: dict[str, Any]) -> Iterator[str]:
         yield f"  {entry['status']}: {entry['site']} ({counted(entry['count'], 'record')}): {entry['reason']}"
     for reason, count in run["lost"].items():
         yield f"  lost: {count}: {reason}"
-
-
-def _printable(line: str) -> str:
-    """A run may come from a stranger: its names must not steer the terminal."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from gradscope.cli.say import say
+
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
@@ -18,4 +20,4 @@ def pack(run: Path, out: Path | None) -> None:
     from gradscope import store
 
     whole = run.resolve()  # "." has no name of its own
-    click.echo(store.pack(run, out or whole.with_name(f"{whole.name.removesuffix('.h5')}.h5")))
+    say(store.pack(run, out or whole.with_name(f"{whole.name.removesuffix('.h5')}.h5")))

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from gradscope.cli.say import say
 from gradscope.cli.which import opened, which_records
 from gradscope.errors import SettingError
 
@@ -84,10 +85,10 @@ def plot(
         readings = opened(sources, **choice)
         data = module.table(readings, **_accepted(module.table, selected, kind))
     for line in left_out_words(data):
-        click.echo(line, err=True)
+        say(line, err=True)
     drawer = figures.drawer(module)
     for path in figures.write(module, data, out, style=style, runs=readings, **_accepted(drawer, look, kind)):
-        click.echo(path)
+        say(path)
 
 
 def _step(step: str | None) -> int | str | None:

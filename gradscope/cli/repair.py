@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from gradscope.cli.say import say
+
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
@@ -25,11 +27,11 @@ def repair(ctx: click.Context, run: Path, as_json: bool) -> None:
     report = store.repair(run)
     if as_json:
         done = {"run": str(run), "recovered": report.recovered, "actions": report.actions, "lost": report.lost}
-        click.echo(json.dumps(done, indent=2))
+        say(json.dumps(done, indent=2))
     else:
         for line in report.actions or [f"{run}: nothing to repair"]:
-            click.echo(line)
+            say(line)
         for line in report.lost:
-            click.echo(f"lost: {line}")
+            say(f"lost: {line}")
     if report.lost:
         ctx.exit(1)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from gradscope.cli.say import say
 from gradscope.cli.which import opened, which_records
 
 
@@ -41,19 +42,19 @@ def report(
     written = build_report(opened(runs, **choice), out, title=title, quantity=quantity)
     if as_json:
         numbers = json.loads(written.summary.read_text(encoding="utf-8"))
-        click.echo(json.dumps({"report": str(written.index), **numbers}, indent=2, sort_keys=True))
+        say(json.dumps({"report": str(written.index), **numbers}, indent=2, sort_keys=True))
     else:
         for found in written.facts:
             for line in found.remarks:
-                click.echo(f"{found.name}: {line}")
+                say(f"{found.name}: {line}")
             for said in found.answers:
-                click.echo(f"{found.name}: {said.sentence}")
+                say(f"{found.name}: {said.sentence}")
             for line in found.what_now:
-                click.echo(f"{found.name}: what now (clipping): {line}")
+                say(f"{found.name}: what now (clipping): {line}")
         for line in advice_of_all(written.facts):
-            click.echo(line)
-        click.echo(f"report: {written.index}")
+            say(line)
+        say(f"report: {written.index}")
     met = sorted(written.verdicts.intersection(fail_on))
     if met:
-        click.echo(f"gradscope: --fail-on met: {', '.join(met)}", err=True)
+        say(f"gradscope: --fail-on met: {', '.join(met)}", err=True)
         ctx.exit(3)

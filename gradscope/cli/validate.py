@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from gradscope.cli.say import say
+
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
@@ -21,10 +23,10 @@ def validate(ctx: click.Context, runs: tuple[Path, ...], as_json: bool) -> None:
 
     found = [(run, store.validate(run)) for run in runs]
     if as_json:
-        click.echo(json.dumps([{"run": str(run), "problems": problems} for run, problems in found], indent=2))
+        say(json.dumps([{"run": str(run), "problems": problems} for run, problems in found], indent=2))
     else:
         for run, problems in found:
             for line in problems or [f"{run}: whole and unaltered"]:
-                click.echo(line)
+                say(line)
     if any(problems for _, problems in found):
         ctx.exit(1)

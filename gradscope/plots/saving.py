@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from gradscope._version import __version__
 from gradscope.errors import SettingError, UnknownNameError
+from gradscope.legible import cells
 
 FORMATS = ("pdf", "pgf", "png", "svg")
 
@@ -78,7 +79,7 @@ def save(
 
 def csv_bytes(data: pd.DataFrame) -> bytes:
     """``data`` as CSV: full precision, ``inf`` and ``nan`` spelled out, newlines the same on every platform."""
-    return data.to_csv(index=False, na_rep="nan", lineterminator="\n").encode("utf-8", "surrogateescape")
+    return cells(data).to_csv(index=False, na_rep="nan", lineterminator="\n").encode("utf-8", "surrogateescape")
 
 
 def render(

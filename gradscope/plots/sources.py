@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from gradscope.errors import RunDamagedError, RunNotFoundError, SettingError
+from gradscope.legible import from_cell
 from gradscope.store.probes import Probe, load_probe
 
 #: Columns of tables that hold names, whatever they look like.
@@ -38,6 +39,7 @@ def read_table(path: Path) -> pd.DataFrame:
         raw = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (ValueError, OSError) as error:
         raise RunDamagedError(f"{path}: no table that gradscope wrote ({error}).") from None
+    raw = raw.rename(columns=from_cell).map(from_cell)
     return pd.DataFrame({name: values if name in NAMES else _parsed(values) for name, values in raw.items()})
 
 

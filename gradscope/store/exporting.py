@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradscope.errors import RunError, UnknownNameError
+from gradscope.legible import cells, file_name
 from gradscope.schema import CLIPS_GROUP, DATASETS, PARAMETERS_GROUP, QUANTITIES, STEPS_GROUP
 from gradscope.store.layout import group_of
 from gradscope.store.placing import new_directory
@@ -92,7 +93,7 @@ def _write_all(run: Run, folder: Path) -> list[Path]:
     written = [_write(getattr(run, name)(), folder / f"{name}.csv") for name in RUN_TABLES]
     for site in run.sites:
         # The group's name is escaped: no site can lead out of the directory.
-        home = folder / group_of(site)
+        home = folder.joinpath(*map(file_name, group_of(site).split("/")))
         written.append(_write(run.records(site), home / "records.csv"))
         for dataset in _norm_datasets(run, site):
             written.append(_append(run.norms_in_pieces(site, dataset), home / f"{dataset}.csv"))
@@ -109,11 +110,11 @@ def _append(frames: Iterator[pd.DataFrame], path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8", newline="") as file:
         for i, frame in enumerate(frames):
-            frame.to_csv(file, index=False, na_rep="nan", header=i == 0)
+            cells(frame).to_csv(file, index=False, na_rep="nan", header=i == 0)
     return path
 
 
 def _write(frame: pd.DataFrame, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(path, index=False, na_rep="nan")
+    cells(frame).to_csv(path, index=False, na_rep="nan")
     return path
