@@ -10,7 +10,6 @@ from typing import Any
 
 from gradscope.errors import RunError, RunExistsError
 from gradscope.store.layout import RankDirectory, attempts
-from gradscope.store.segment import sync_directory
 
 
 def said(error: Exception) -> str:
@@ -94,10 +93,10 @@ class Beginning:
         self.undo.callback(remove_empty, path)
         return True
 
-    def sync(self) -> None:
-        """Sync every directory that has a new name in it."""
-        for folder in {self.made[-1], *(path.parent for path in self.made)}:
-            sync_directory(folder)
+    @property
+    def named_in(self) -> set[Path]:
+        """Every directory that has a new name in it: a power cut takes names that were never synced."""
+        return {self.made[-1], *(path.parent for path in self.made)}
 
 
 def remove_empty(directory: Path) -> None:

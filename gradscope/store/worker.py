@@ -12,8 +12,9 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from gradscope.schema import Coverage, RunMeta, SiteInfo
@@ -79,7 +80,13 @@ class Worker:
     """
 
     def __init__(
-        self, directory: RankDirectory, journal: Journal, held: DirectoryLock, meta: RunMeta, seal_bytes: int
+        self,
+        directory: RankDirectory,
+        journal: Journal,
+        held: DirectoryLock,
+        meta: RunMeta,
+        seal_bytes: int,
+        unsynced: Iterable[Path] = (),
     ) -> None:
         self.lock = threading.Condition(threading.RLock())
         #: Held while SQLite is at work.
@@ -90,6 +97,8 @@ class Worker:
         self._description, self._changed = Description(meta), False
         self._seal_bytes = seal_bytes
         self._sealer = Sealer(directory, held)
+        # Directories whose new names a power cut would take, and the run with them.
+        self._unsynced, self._begun = set(unsynced), time.monotonic()
         # What waits for its first commit, and what was refused or is being committed.
         self._waiting: deque[tuple[int, bytes]] = deque()
         self._waiting_bytes = 0
@@ -198,6 +207,8 @@ class Worker:
         waits = [_POLL_SECONDS] if self._sealer.running else []
         if self._waiting or self._taken or self._changed:
             waits.append(max(0.0, self._tried_at + FLUSH_SECONDS - time.monotonic()))
+        if self._unsynced:
+            waits.append(max(0.0, self._begun + FLUSH_SECONDS - time.monotonic()))
         return min(waits, default=None)
 
     def _run(self) -> None:
@@ -253,6 +264,13 @@ class Worker:
             self._taken_bytes, self.error = 0, None
         except Exception as error:
             self.error, self._changed = error, self._changed or described is not None
+        if self._begun + FLUSH_SECONDS <= time.monotonic():  # a shorter run is not worth the wait
+            self._sync_names()
+
+    def _sync_names(self) -> None:
+        while self._unsynced:
+            with contextlib.suppress(OSError):
+                sync_directory(self._unsynced.pop())
 
     def _batch(self) -> tuple[list[Row], int]:
         rows: list[Row] = []

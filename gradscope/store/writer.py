@@ -15,6 +15,7 @@ from gradscope.store import codec
 from gradscope.store.beginning import Beginning, remove_empty, said
 from gradscope.store.journal import Journal
 from gradscope.store.locking import lock_directory
+from gradscope.store.segment import sync_directory
 from gradscope.store.worker import Worker
 
 #: SQLite takes no larger row.
@@ -96,10 +97,12 @@ class RunWriter:
             beginning.undo.callback(held.close)
             journal = Journal.create(directory.journal, self.meta, durability)
             beginning.undo.callback(journal.discard)
-            if durability == "full":  # a power cut takes names that were never synced, and the journal with them
-                beginning.sync()
+            if durability == "full":
+                for folder in beginning.named_in:
+                    sync_directory(folder)
             self._made = tuple(beginning.made)
-            self._worker = Worker(directory, journal, held, self.meta, seal_bytes)
+            unsynced = () if durability == "full" else beginning.named_in
+            self._worker = Worker(directory, journal, held, self.meta, seal_bytes, unsynced)
         _writers.add(self)
         weakref.finalize(self, self._worker.end, "leave").atexit = False
 

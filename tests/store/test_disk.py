@@ -14,7 +14,7 @@ import pytest
 from gradscope import open_run
 from gradscope.errors import RunError, UnsafeFileError
 from gradscope.store import RunWriter, guard, repair, validate
-from gradscope.store import beginning as beginning_module
+from gradscope.store import worker as worker_module
 from gradscope.store import writer as writer_module
 from gradscope.store.beginning import said
 from gradscope.store.journal import Journal
@@ -117,7 +117,7 @@ def test_a_disk_that_fills_up_keeps_what_fits_and_counts_the_rest(tmp_path, limi
         (os, "replace", OSError(28, "No space left on device")),
         (Journal, "_reserve", sqlite3.OperationalError("database or disk is full")),
         (writer_module, "lock_directory", OSError(24, "Too many open files")),
-        (beginning_module, "sync_directory", OSError(5, "Input/output error")),
+        (writer_module, "sync_directory", OSError(5, "Input/output error")),
         (threading.Thread, "start", RuntimeError("can't start new thread")),
     ],
     ids=lambda failing: failing[1],
@@ -147,10 +147,20 @@ def test_a_refusal_is_told_with_what_to_do():
 
 def test_full_durability_syncs_every_directory_that_has_a_new_name(tmp_path, monkeypatch):
     synced = []
-    monkeypatch.setattr(beginning_module, "sync_directory", lambda path: synced.append(path))
+    monkeypatch.setattr(writer_module, "sync_directory", lambda path: synced.append(path))
     RunWriter(tmp_path / "a/b/run", META, durability="full").close()
     run = tmp_path / "a/b/run"
     assert set(synced) == {tmp_path, run.parents[1], run.parent, run, run / "attempt-1", run / "attempt-1/rank-0"}
+
+
+def test_the_directories_of_a_run_are_synced_once_it_is_worth_it(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(worker_module, "sync_directory", synced.append)
+    RunWriter(tmp_path / "short", META).close()
+    assert set(synced) == {tmp_path / "short/attempt-1/rank-0"}
+    monkeypatch.setattr(worker_module, "FLUSH_SECONDS", 0.0)
+    RunWriter(tmp_path / "long", META).close()
+    assert {tmp_path, tmp_path / "long", tmp_path / "long/attempt-1"} <= set(synced)
 
 
 def test_a_reader_in_the_middle_of_reading_delays_a_commit_and_costs_nothing(tmp_path):
