@@ -14,6 +14,7 @@ __all__ = ["COMMANDS", "Entry", "LazyGroup", "main"]
 COMMANDS: dict[str, Entry] = {
     "demo": Entry("gradscope.cli.demo:demo", "Train on real data and report; nothing to prepare."),
     "record": Entry("gradscope.cli.record:record", "Run a training script, unedited, recorded."),
+    "watch": Entry("gradscope.cli.watch:watch", "Follow a run in the terminal while it grows."),
     "report": Entry("gradscope.cli.report:report", "Turn runs into one page with figures, tables and verdicts."),
     "plot": Entry("gradscope.cli.plot:plot", "Draw one figure of one or more runs."),
     "sweep": Entry("gradscope.cli.sweep:sweep", "Train cell x init x length x clip threshold x seed, resumable."),

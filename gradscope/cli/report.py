@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gradscope.cli.say import say
 from gradscope.cli.which import opened, which_records
+from gradscope.words import counted
+
+if TYPE_CHECKING:
+    from gradscope.report import ReportPaths
+
+#: Seconds between two pages: drawing one takes some seconds of a processor that the training may want.
+_INTERVAL = 30.0
 
 
 @click.command()
@@ -23,23 +32,30 @@ from gradscope.cli.which import opened, which_records
     multiple=True,
     help="Exit with 3 when a site has this verdict at the end of training. May be repeated.",
 )
+@click.option("--watch", is_flag=True, help="Write it anew as records arrive, until nobody writes the runs any more.")
+@click.option("--interval", type=click.FloatRange(min=1), metavar="SECONDS", help="With --watch: between two pages, 30 by default.")  # fmt: skip  # noqa: E501
 @which_records
 @click.pass_context
 def report(
     ctx: click.Context, runs: tuple[Path, ...], out: Path, title: str, quantity: str | None, as_json: bool,
-    fail_on: tuple[str, ...], **choice: int | None,
+    fail_on: tuple[str, ...], watch: bool, interval: float | None, **choice: int | None,
 ) -> None:  # fmt: skip
     """Turn recorded runs into one HTML page with figures, tables and numbers.
 
     RUN is a run directory or a packed file. Several are compared.
     """
+    if interval is not None and not watch:
+        raise click.UsageError("--interval goes with --watch.")
     # Imported here: a mistyped option should not wait for matplotlib.
     from gradscope.reading.facts import advice_of_all
     from gradscope.report import build_report
     from gradscope.report.build import check_free
 
     check_free(out)
-    written = build_report(opened(runs, **choice), out, title=title, quantity=quantity)
+    if watch:
+        written = _follow(runs, out, interval or _INTERVAL, choice, title=title, quantity=quantity)
+    else:
+        written = build_report(opened(runs, **choice), out, title=title, quantity=quantity)
     if as_json:
         numbers = json.loads(written.summary.read_text(encoding="utf-8"))
         say(json.dumps({"report": str(written.index), **numbers}, indent=2, sort_keys=True))
@@ -58,3 +74,26 @@ def report(
     if met:
         say(f"gradscope: --fail-on met: {', '.join(met)}", err=True)
         ctx.exit(3)
+
+
+def _follow(
+    runs: Sequence[Path], out: Path, interval: float, choice: Mapping[str, int | None], **asked: Any
+) -> ReportPaths:
+    """Write the report whenever a run has changed; return the last."""
+    from gradscope.errors import EmptyRunError
+    from gradscope.report import build_report
+    from gradscope.store.growing import changes
+
+    written = None
+    for last in changes(runs, interval):
+        try:
+            written = build_report(opened(runs, **choice), out, replace=written is not None, **asked)
+        except EmptyRunError:
+            if last:
+                raise
+            click.echo("gradscope: nothing recorded yet", err=True)
+            continue
+        records = sum(found.n_records for found in written.facts)
+        click.echo(f"gradscope: {written.index} written at {counted(records, 'record')}", err=True)
+    assert written is not None  # the last look is at something, or raises
+    return written

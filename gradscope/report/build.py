@@ -59,6 +59,7 @@ def build_report(
     told: Story | None = None,
     shown: Sequence[str] | None = None,
     quantity: str | None = None,
+    replace: bool = False,
 ) -> ReportPaths:
     """Write a report of one or more runs: ``index.html``, ``figures/``, ``data/``, ``summary.json``.
 
@@ -81,6 +82,8 @@ def build_report(
         File names of the figures to draw, such as ``["comparison", "norms"]``; by default all that the data allow.
     quantity : str, optional
         Of which sentences, table and curves speak; by default what describes each site.
+    replace : bool
+        Write over an earlier report at ``out``, file by file, the page last: each file is there whole at any moment.
 
     Returns
     -------
@@ -100,7 +103,8 @@ def build_report(
     out = Path(out)
     if not runs:
         raise SettingError("no run to report: pass at least one.")
-    check_free(out)
+    if not replace:
+        check_free(out)
     facts = gather(runs, quantity)
     made_from = provenance(runs)
     chapters = [] if told is None else [draw(picture, made_from) for picture in told.pictures]
@@ -114,7 +118,7 @@ def build_report(
         numbers["told"] = summary.clean(story.words(told))
         numbers["claims"] = summary.clean(story.numbers(told))
     files["summary.json"] = summary.to_text(numbers).encode()
-    _write(out, files)
+    (_replace if replace and (out / "index.html").is_file() else _write)(out, files)
     written = [out / name for name in files]
     return ReportPaths(
         directory=out,
@@ -176,3 +180,17 @@ def _write(out: Path, files: dict[str, bytes]) -> None:
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
+
+
+def _replace(out: Path, files: dict[str, bytes]) -> None:
+    """Write over the files of an earlier report; ``index.html`` and ``summary.json`` come last in ``files``."""
+    for name, content in files.items():
+        path = out / name
+        path.parent.mkdir(exist_ok=True)
+        beside = path.with_name(f".{path.name}.tmp")
+        beside.write_bytes(content)
+        beside.replace(path)
+    for folder in ("figures", "data"):
+        for path in (out / folder).glob("*"):
+            if f"{folder}/{path.name}" not in files and path.is_file():
+                path.unlink()

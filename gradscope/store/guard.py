@@ -249,8 +249,10 @@ def _attribute(owner: h5py.Group, name: str, most: int = 8) -> h5py.h5a.AttrID:
 # --- SQLite ----------------------------------------------------------------------------------------------------------
 
 
-def load_journal(path: Path, budget: Budget | None = None) -> JournalContent:
+def load_journal(path: Path, budget: Budget | None = None, after: int = 0) -> JournalContent:
     """Read a journal, also one that another process is writing, or one on a disk that cannot be written.
+
+    Of its rows those beyond ``after``.
 
     Raises
     ------
@@ -261,32 +263,32 @@ def load_journal(path: Path, budget: Budget | None = None) -> JournalContent:
     check_file(path)
     budget = budget or Budget.of([path])
     try:
-        return _load(path, budget)
+        return _load(path, budget, after)
     except sqlite3.OperationalError as error:
         if not path.exists():
             raise FileNotFoundError(str(path)) from error
         if "locked" in str(error):
             raise RunError(f"{str(path)!r} is locked by another process; try again.") from error
-        return _load_copy(path, error, budget)
+        return _load_copy(path, error, budget, after)
     except (sqlite3.Error, ValueError, OverflowError, RecursionError) as error:
         if not path.exists():
             raise FileNotFoundError(str(path)) from error
         raise damaged(path, error) from error
 
 
-def _load(path: Path, budget: Budget, name: Path | None = None) -> JournalContent:
+def _load(path: Path, budget: Budget, after: int, name: Path | None = None) -> JournalContent:
     name = name or path
     with closing(connect(path)) as connection:
         connection.set_progress_handler(lambda: budget.late, 1_000_000)
         try:
             _check_sizes(connection, name)
-            return read_content(connection, name, budget)
+            return read_content(connection, name, budget, after)
         except sqlite3.OperationalError:
             budget.tick(name)
             raise
 
 
-def _load_copy(path: Path, cause: Exception, budget: Budget) -> JournalContent:
+def _load_copy(path: Path, cause: Exception, budget: Budget, after: int) -> JournalContent:
     """SQLite must undo what a crash left half written, and write beside an old journal; here it does so in a copy.
 
     Only ever after `connect` failed: opening and closing a journal by other means would drop the locks that SQLite
@@ -294,7 +296,7 @@ def _load_copy(path: Path, cause: Exception, budget: Budget) -> JournalContent:
     """
     with copied(path, cause) as copy:
         try:
-            return _load(copy, budget, path)
+            return _load(copy, budget, after, path)
         except (OSError, sqlite3.Error, ValueError, OverflowError, RecursionError):
             raise damaged(path, cause) from cause
 

@@ -154,8 +154,8 @@ class JournalContent:
     rows: list[Row] = field(default_factory=list)
 
 
-def read_content(connection: sqlite3.Connection, path: Path, budget: Budget) -> JournalContent:
-    """Read a journal, at one consistent moment, through a connection from the guard.
+def read_content(connection: sqlite3.Connection, path: Path, budget: Budget, after: int = 0) -> JournalContent:
+    """Read a journal beyond row ``after``, at one consistent moment, through a connection from the guard.
 
     Raises
     ------
@@ -165,7 +165,7 @@ def read_content(connection: sqlite3.Connection, path: Path, budget: Budget) -> 
     """
     connection.execute("BEGIN")
     header = read_header(connection, path, budget)
-    rows = list(connection.execute("SELECT id, kind, payload FROM entries ORDER BY id"))
+    rows = list(connection.execute("SELECT id, kind, payload FROM entries WHERE id > ? ORDER BY id", (after,)))
     connection.execute("COMMIT")
     if not all(isinstance(i, int) and isinstance(k, int) and isinstance(p, bytes) for i, k, p in rows):
         raise ValueError("a row that is no journal entry")

@@ -109,11 +109,20 @@ def load_rank(rank: RankDirectory, budget: Budget) -> tuple[Header, list[Part], 
     if last.closing:
         return last, list(sealed), True
     rows = [row for row in content.rows if row[0] > last.last_id]
-    entries = _decoded(rows, rank.journal, budget)
-    gates = {site: info.gates for site, info in content.header.sites.items()}
-    open_parts = [Block(entries[a:b], rank.attempt, rank.rank, gates) for a, b in blocks(entries)]
     header = replace(content.header, first_id=last.last_id + 1, last_id=rows[-1][0] if rows else last.last_id)
-    return header, [*sealed, *open_parts], False
+    return header, [*sealed, *journal_parts(rank, rows, content.header, budget)], False
+
+
+def journal_parts(rank: RankDirectory, rows: Sequence[Row], header: Header, budget: Budget) -> list[Part]:
+    """Rows of a journal, as parts.
+
+    Raises
+    ------
+    RunDamagedError, UnsafeFileError
+    """
+    entries = _decoded(rows, rank.journal, budget)
+    gates = {site: info.gates for site, info in header.sites.items()}
+    return [Block(entries[a:b], rank.attempt, rank.rank, gates) for a, b in blocks(entries)]
 
 
 def _decoded(rows: Sequence[Row], path: Path, budget: Budget) -> list[Entry]:

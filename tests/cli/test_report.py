@@ -6,6 +6,8 @@ import pytest
 from click.testing import CliRunner
 
 from gradscope.cli import main
+from gradscope.schema import Record
+from tests.cli.runs import write_run
 from tests.made_runs import make_run
 
 
@@ -71,3 +73,32 @@ def test_bad_input_is_refused_before_anything_is_written(run, tmp_path, broken, 
     assert done.exit_code == code
     assert done.stderr
     assert sorted(path.name for path in out.glob("*")) == (["mine"] if broken == "taken" else [])
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_it_writes_the_page_anew_until_the_run_is_closed(tmp_path, monkeypatch):
+    writer = write_run(tmp_path / "run", close=False)
+    pages: list[str] = []
+
+    def sleep(_):
+        pages.append((tmp_path / "out" / "index.html").read_text())
+        if len(pages) == 2:
+            writer.close()
+        else:
+            writer.add_record(Record(20, 0, 5.0, {}, {"lstm.weight": 2.0}))
+            writer.flush()
+
+    monkeypatch.setattr("gradscope.store.growing.changes.__defaults__", (sleep,))
+    done = call(tmp_path / "run", "-o", tmp_path / "out", "--watch")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.rstrip().endswith(str(tmp_path / "out" / "index.html"))
+    assert [line.rpartition(" at ")[2] for line in done.stderr.splitlines()] == ["2 records", "3 records", "3 records"]
+    last = (tmp_path / "out" / "index.html").read_text()
+    assert len({*pages, last}) == 3
+    assert "not sealed" in pages[1]
+    assert "not sealed" not in last
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["index.html", "summary.json"]
+
+
+def test_an_interval_needs_something_to_watch(run, tmp_path):
+    assert call(run, "-o", tmp_path / "out", "--interval", 5).exit_code == 2
