@@ -50,12 +50,8 @@ def open_run(path: str | Path, *, budget: float | None = None) -> Run:
 class Run(store.Run):
     """Records of one training, as `open_run` returns them. ``print(run)`` says how far back the gradient reaches.
 
-    Answers and figures take the records that count (:mod:`gradscope.reading`); ``array``, ``norms``, ``records`` and
+    Answers and figures take the records that count (``gradscope.reading``); ``array``, ``norms``, ``records`` and
     the tables hold everything that was written.
-
-    See Also
-    --------
-    gradscope.store.Run : ``sites``, ``coverage``, ``array``, ``norms``, ``steps``, ``clips`` ...
     """
 
     def answers(self) -> list[SiteAnswer]:
@@ -180,13 +176,16 @@ class Run(store.Run):
         return [*advice_of(found), *(f"what now (clipping): {line}" for line in clipping_now_of_run(self))]
 
     def _said(self) -> list[str]:
+        from gradscope.reading import read
+        from gradscope.reading.facts import remarks
         from gradscope.words import NO_CURVE, clip_sentence, verdict_first
 
         try:
             if not self.sites:
                 self.require_records()
             found = self.answers()
-            said = [verdict_first(one.late.verdict, one.sentence) for one in found] or [NO_CURVE]
+            said = list(remarks(read(self)))  # first what stands in the way of the rest
+            said += [verdict_first(one.late.verdict, one.sentence) for one in found] or [NO_CURVE]
             said += [clip_sentence(clip) for clip in self.clipping()]
             return [*said, *self._advice(found)]
         except GradscopeError as error:  # a run without records is printed all the same

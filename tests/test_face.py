@@ -5,6 +5,7 @@ from html import escape
 import matplotlib
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 import gradscope
@@ -73,6 +74,19 @@ def test_printing_a_run_answers_the_question(run):
     assert escape(str(run.decay())) in run.decay()._repr_html_()
 
 
+def test_what_is_wrong_with_clipping_is_said_before_anything_else(tmp_path):
+    rnn = torch.nn.RNN(2, 3)
+    optimizer = torch.optim.SGD(rnn.parameters(), 0.1)
+    with gradscope.record(rnn, tmp_path / "run", optimizer=optimizer, every=1):
+        for _ in range(3):
+            rnn(torch.randn(7, 2, 2))[0].sum().backward()
+            optimizer.step()
+            torch.nn.utils.clip_grad_norm_(rnn.parameters(), 0.1)
+            optimizer.zero_grad()
+    first = str(gradscope.open_run(tmp_path / "run")).splitlines()[1]
+    assert first.startswith("  3 of 3 clipping calls came after the update: ")
+
+
 def test_a_run_without_a_record_is_printed_all_the_same(tmp_path):
     make_run(tmp_path / "empty", sites=())
     assert "no site has a curve" in str(gradscope.open_run(tmp_path / "empty"))
@@ -87,6 +101,7 @@ def test_clipping_and_thresholds_come_from_the_runs_own_norms(run):
     (clip,) = run.clipping()
     norms = run.clips()["norm_before"].to_numpy()
     assert clip.fraction_clipped == pytest.approx(np.mean(norms > 1))
+    assert str(run.suggest_threshold()).startswith("Thresholds from ")
     assert run.suggest_threshold().median == pytest.approx(np.median(norms))
 
 

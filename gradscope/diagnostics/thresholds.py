@@ -127,6 +127,9 @@ class ThresholdSuggestion:
     reason: str
     words: str
 
+    def __str__(self) -> str:
+        return self.words or self.reason
+
 
 def suggest_threshold(norms: ArrayLike) -> ThresholdSuggestion:
     """A range of thresholds worth comparing, from the norms of one run.

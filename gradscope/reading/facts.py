@@ -95,6 +95,11 @@ def gather(runs: Sequence[Any], quantity: str | None = None) -> list[RunFacts]:
     return facts
 
 
+def remarks(run: Reading) -> tuple[str, ...]:
+    """What is wrong with a run's clipping calls or its gradients."""
+    return tuple(filter(None, (*clip_remarks(run.clip_calls()), first_nonfinite(run))))
+
+
 def _of_run(name: str, run: Reading, quantity: str | None) -> RunFacts:
     answers, silent = [], {}
     for site in run.sites:
@@ -113,7 +118,7 @@ def _of_run(name: str, run: Reading, quantity: str | None) -> RunFacts:
         silent=silent,
         sites={site: run.site(site) for site in run.sites},
         clips=tuple(clip_statistics_of_run(run)),
-        remarks=tuple(filter(None, (*clip_remarks(run.clip_calls()), first_nonfinite(run)))),
+        remarks=remarks(run),
         what_now=clipping_now_of_run(run),
         parts=advice_per_part(run),
         thresholds=threshold_table_of_run(run) if has_norms else pd.DataFrame(),
