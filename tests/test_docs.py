@@ -1,31 +1,71 @@
-"""What the documents show runs."""
+"""What the documents show runs, and prints what they say it prints; every link inside them leads somewhere."""
 
+import importlib.util
 import re
-from pathlib import Path
 
 import pytest
-import torch
 import xarray
-from torch import nn
+from torch import nn, randn
 
 import gradscope
 from gradscope.store.packing import pack
+from tests import pages
 
-DOCS = Path(__file__).parents[1] / "docs"
-
-
-def _blocks(page: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
+#: Pages whose code is run by a test of its own, here or in test_gallery.
+CHECKED_APART = {"science.md", "format.md", "gallery/README.md"}
+PROGRAMS = [(page, i) for page in pages.PROGRAMS for i in range(len(pages.programs(page)))]
 
 
 def test_no_other_page_shows_code():
-    assert {page.name for page in DOCS.glob("*.md") if _blocks(page.name)} == {"science.md", "format.md"}
+    shown = {str(page.relative_to(pages.DOCS)) for page in pages.DOCS.rglob("*.md") if "```python" in page.read_text()}
+    assert shown == {*pages.PROGRAMS, *CHECKED_APART}
+
+
+@pytest.mark.filterwarnings("ignore:::lightning", "ignore:::transformers", "ignore:::accelerate")
+@pytest.mark.parametrize(("page", "number"), PROGRAMS)
+def test_a_page_prints_what_it_shows(page, number, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    program = pages.programs(page)[number]
+    lacking = [block.needs for block in program if block.needs and not importlib.util.find_spec(block.needs)]
+    if lacking:
+        pytest.skip(f"{lacking[0]} is not installed")
+    assert program
+    for block, printed in pages.run(program):
+        assert block.shown is None or pages.same(block.shown, printed), f"{block.code}\nprints\n{printed}"
+
+
+@pytest.mark.parametrize("notebook", pages.NOTEBOOKS)
+def test_a_notebook_runs_and_shows_what_it_shows(notebook, tmp_path):
+    nbformat = pytest.importorskip("nbformat")
+    pytest.importorskip("nbclient")
+    stored = pages.outputs(nbformat.read(pages.DOCS / notebook, as_version=4))
+    found = pages.outputs(pages.executed(notebook, tmp_path))
+    assert sum(bool(words) for _, _, words in stored) > 4
+    for (tags, kinds, shown), (_, kinds_now, printed) in zip(stored, found, strict=True):
+        assert kinds == kinds_now
+        # What a training ends with is another number on another machine.
+        assert "trained" in tags or pages.same(shown, printed)
+
+
+@pytest.mark.parametrize(
+    ("shown", "printed", "alike"),
+    [
+        ("half-life 1.5 steps", "half-life 1.6 steps", True),
+        ("half-life 1.5 steps", "half-life 1.7 steps", False),
+        ("4e-08 arrives", "5e-8 arrives", True),
+        ("4e-8 arrives", "4e-9 arrives", False),
+        ("−0.25", "0.25", False),
+        ("lstm/l0 (cell)", "lstm/l0 (hidden)", False),
+    ],
+)
+def test_numbers_may_differ_by_one_in_the_last_digit_shown_and_words_not_at_all(shown, printed, alike):
+    assert pages.same(shown, printed) is alike
 
 
 def test_the_code_of_the_science_page_runs():
-    (code,) = _blocks("science.md")
+    (block,) = [block for block in pages.blocks("science.md") if block.language == "python"]
     names: dict = {}
-    exec(code, names)
+    exec(block.code, names)
     assert names["fit"].verdict == "vanishing"
     assert names["fit"].half_life == pytest.approx(6.58, abs=0.01)
 
@@ -34,9 +74,26 @@ def test_the_code_of_the_format_page_opens_a_packed_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = nn.ModuleDict({"encoder": nn.ModuleDict({"lstm": nn.LSTM(2, 3)})})
     with gradscope.record(model, "run", every=1, samples=2) as recorder:
-        model["encoder"]["lstm"](torch.randn(7, 2, 2))[0].sum().backward()
+        model["encoder"]["lstm"](randn(7, 2, 2))[0].sum().backward()
         recorder.step()
     pack("run", "run.h5")
-    (code,) = _blocks("format.md")
-    with eval(code, {"xarray": xarray}) as site:
+    (block,) = [block for block in pages.blocks("format.md") if block.language == "python"]
+    with eval(block.code, {"xarray": xarray}) as site:
         assert site["cell"].shape == (1, 2, 7)
+
+
+def test_every_link_inside_leads_to_a_file():
+    """Also where nobody builds the site, which checks headings as well."""
+    for page in (*pages.DOCS.rglob("*.md"), *pages.DOCS.parent.glob("*.md")):
+        prose = re.sub(r"^```.*?^```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        links = re.findall(r"\]\((?!https?:)([^)#\s]+)", prose)
+        lost = [link for link in links if not (page.parent / link).exists()]
+        assert not lost, f"{page}: {lost}"
+
+
+def test_every_page_is_on_the_site():
+    listed = set(re.findall(r"^(\w[\w/]*)$", pages.text("index.md"), re.MULTILINE))
+    listed |= {f"api/{name}" for name in re.findall(r"^(\w+)$", pages.text("api/index.md"), re.MULTILINE)}
+    there = {str(page.relative_to(pages.DOCS).with_suffix("")) for page in pages.DOCS.rglob("*.md")} - {"index"}
+    assert there <= listed
+    assert all(list(pages.DOCS.glob(f"{name}.*")) for name in listed)

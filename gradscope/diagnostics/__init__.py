@@ -1,6 +1,6 @@
 """One module per diagnostic: pure functions of arrays, numpy and scipy only.
 
-:mod:`gradscope.reading` applies them to a recorded run, and :mod:`gradscope.words` says what they found.
+``gradscope.reading`` applies them to a recorded run, and ``gradscope.words`` says what they found.
 """
 
 from __future__ import annotations

@@ -83,13 +83,13 @@ class ClipStatistics:
     mean_share : float
         Mean share of elements (value), rows (adaptive) or the whole (norm) that was changed.
     norm_quantiles, scale_quantiles : tuple of float
-        At :data:`QUANTILES`, over all calls; norms before clipping, scale is norm after / norm before.
+        Quantiles at 5, 25, 50, 75 and 95 % over all calls; norms before clipping, scale is norm after / norm before.
     clipped_scale : float
         Median scale of the calls that clipped; NaN when none did.
     cosine_min, cosine_median : float
         Between raw and clipped gradient; 1 by construction for norm clipping, NaN where it was not measured.
     effective_lr : tuple of float or None
-        Learning rate times scale at :data:`QUANTILES`; None when no learning rate was logged. It describes plain
+        Learning rate times scale at the same quantiles; None when no learning rate was logged. It describes plain
         gradient descent: Adam divides a constant scale out again.
     part : str
         The part of the parameters that was clipped; empty for all that are trained.

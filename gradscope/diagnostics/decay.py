@@ -53,7 +53,7 @@ class DecayFit:
         What was resampled: ``"sequence"``, ``"step"`` or ``"run"``; ``"course"`` where the interval is a wide one
         from the course of the mean curve.
     cause : str
-        What decided the verdict, as one of the causes of :mod:`gradscope.reasons`.
+        What decided the verdict, as one of the causes of ``gradscope.reasons``.
     curve : DecayCurve
     """
 
@@ -132,9 +132,9 @@ def fit_decay(
     The rate is the least-squares slope of log10 of the geometric mean over sequences. Its interval comes from
     resampling whole recorded steps with their sequences, or the sequences where there is one step: residuals along the
     lag are autocorrelated, so the textbook interval of a regression is invalid. It speaks of other sequences or steps
-    of *this* training, not of other seeds (see :func:`combine_fits`). Where the sequences of a single step share the
-    course of their curves, one batch cannot tell the model's from chance: the interval is then a wide one from how far
-    that course is from straight, and none is given where R² is below .995.
+    of *this* training, not of other seeds (``gradscope.diagnostics.combine_fits``). Where the sequences of a single
+    step share the course of their curves, one batch cannot tell the model's from chance: the interval is then a wide
+    one from how far that course is from straight, and none is given where R² is below .995.
 
     A verdict is given from five lags on. Over the lag range, *vanishing* is a fall to a tenth or less, by the curve's
     own ends and by the whole interval (or by each of five or more recorded steps); *exploding* is the mirror image;

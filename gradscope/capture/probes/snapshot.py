@@ -40,7 +40,7 @@ class SiteSnapshot:
 
     Adjoints are computed in float64 whatever the model's type, so that 1e-60 is not mistaken for 0. A quantity the
     site does not have (``cell`` of a GRU) raises NotRecordedError. The states of a recurrence that was found have the
-    shape that the user's code gave them, (T, B, *state), and the precision that the user's code computed them with.
+    shape that the user's code gave them, (T, B, ...), and the precision that the user's code computed them with.
 
     Attributes
     ----------
@@ -67,7 +67,7 @@ class SiteSnapshot:
         return ordered if shape is None or len(shape) == 1 else ordered.reshape(*ordered.shape[:2], *shape)
 
     def state(self, number: int) -> Tensor:
-        """Return the adjoint of a state that can only be told by its number, from 1 (T, B, *state).
+        """Return the adjoint of a state that can only be told by its number, from 1 (T, B, ...).
 
         Raises
         ------
@@ -81,7 +81,7 @@ class SiteSnapshot:
 
     @property
     def states(self) -> tuple[Tensor, ...]:
-        """Adjoints of all states: hidden and cell, or those that are told by their numbers, each (T, B, *state)."""
+        """Adjoints of all states: hidden and cell, or those that are told by their numbers, each (T, B, ...)."""
         roles = self.adjoints.roles or tuple(
             name for name in ("hidden", "cell") if getattr(self.adjoints, name) is not None
         )
@@ -158,7 +158,7 @@ class SiteSnapshot:
 
 
 class Snapshot(Mapping[str, SiteSnapshot]):
-    """One measurement: site name to :class:`SiteSnapshot`; ``coverage`` says what was not seen, and why.
+    """One measurement: site name to its adjoints; ``coverage`` says what was not seen, and why.
 
     ``print(snapshot)`` says how far back the gradient reaches at every site.
     """
