@@ -3,6 +3,7 @@
 import os
 import sqlite3
 from contextlib import closing
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -14,6 +15,7 @@ from gradscope.schema import Record
 from gradscope.store import guard, repair, validate
 from gradscope.store.budget import LIMITS, Limit
 from gradscope.store.codec import CorruptEntryError, decode, encode_record
+from gradscope.store.paths import check_file
 from tests.store.conftest import record, write_run
 
 SITE = "sites/lstm/l0"
@@ -150,6 +152,25 @@ def test_what_is_no_ordinary_file_is_not_opened(sealed, segment):
     os.mkfifo(segment)
     with pytest.raises(UnsafeFileError, match="ordinary"):
         open_run(sealed)  # would wait for ever
+
+
+def test_a_file_of_holes_is_refused_and_one_not_yet_written_out_is_not(tmp_path, monkeypatch):
+    hollow, full = tmp_path / "hollow", tmp_path / "full"
+    with open(hollow, "wb") as file:
+        file.truncate(64 << 20)
+    full.write_bytes(os.urandom(3 << 20))
+    with pytest.raises(UnsafeFileError, match="consists of holes"):
+        check_file(hollow)
+    # A file system may count no block before it has written them.
+    real = os.lstat
+    monkeypatch.setattr(os, "lstat", lambda path: SimpleNamespace(**_fields(real(path)) | {"st_blocks": 0}))
+    assert check_file(full).st_size == 3 << 20
+    with pytest.raises(UnsafeFileError, match="consists of holes"):
+        check_file(hollow)
+
+
+def _fields(status):
+    return {name: getattr(status, name) for name in ("st_mode", "st_size")}
 
 
 def test_repair_removes_nothing_behind_a_link(sealed, tmp_path):
