@@ -119,7 +119,11 @@ def _contents(chapters: Sequence[Mapping[str, Any]], figures: bool, missing: boo
     found = [(str(chapter["id"]), str(chapter["title"])) for chapter in chapters]
     found.append(("runs", "The recorded runs"))
     found += [("figures", "Figures")] if figures else []
-    found += [("clipping", "Clipping"), ("reading", "How to read these numbers"), ("coverage", "What was recorded")]
+    found += [
+        ("clipping", "Clipping, run by run"),
+        ("reading", "How to read these numbers"),
+        ("coverage", "What was recorded"),
+    ]
     found += [("missing", "Not shown")] if missing else []
     return view.contents([*found, ("settings", "Settings and versions")])
 

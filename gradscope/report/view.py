@@ -76,7 +76,9 @@ def _reach(answer: SiteAnswer) -> float:
 
 def _left(found: RunFacts, answer: SiteAnswer, alone: bool) -> str:
     name = answer.site if alone else found.name + (f", {answer.site}" if len(found.answers) > 1 else "")
-    lag = "" if answer.late.last_lag is None else f" at lag {answer.late.last_lag:g}"
+    fit = answer.late
+    lag = "" if fit.last_lag is None else f" at lag {fit.last_lag:g}"
+    lag = lag if fit.lost_from is None else f" from lag {fit.lost_from:g} on"
     return f"{name} ({number(_reach(answer))}{lag})"
 
 
@@ -120,11 +122,11 @@ def _steps(span: tuple[int, int]) -> str:
 
 
 def comparison(facts: Sequence[RunFacts]) -> Table:
-    """A row per run and site, at the end of training."""
+    """A row per run and site, at the end of training; what was asked comes first, a phone shows no more."""
     columns = (
-        Column("run", "text wrap"), Column("site", "text wrap"), Column("parameters"), Column("final loss"),
-        Column("rate, log₁₀ per step"), Column("half-life, steps"), Column("left at last lag"),
-        Column("horizon, lag"), Column("verdict", "text"),
+        Column("run", "text wrap"), Column("site", "text wrap"), Column("verdict", "text"), Column("left at last lag"),
+        Column("half-life, steps"), Column("rate, log₁₀ per step"), Column("horizon, lag"), Column("final loss"),
+        Column("parameters"),
     )  # fmt: skip
     rows = tuple(_comparison_row(found, said) for found in facts for said in found.answers)
     fractions = sorted({said.late.horizon_fraction for found in facts for said in found.answers})
@@ -145,13 +147,13 @@ def _comparison_row(found: RunFacts, said: SiteAnswer) -> tuple[Cell, ...]:
     return (
         Cell(found.name),
         Cell(said.site, (f"{found.sites[said.site].cell}, {said.quantity}",), name=True),
-        Cell("–" if found.parameters is None else f"{found.parameters:,}", sort=found.parameters or nan),
-        Cell(loss(found.final_loss), sort=found.final_loss if known else nan),
-        Cell("–", sort=nan) if fit.rate != fit.rate else Cell(signed(fit.rate), _evidence(fit), fit.rate),
-        Cell(half, (around,) if around else (), fit.half_life or nan),
-        Cell(number(_reach(said)) if math.isfinite(fit.reach) else "–", sort=_reach(said)),
-        Cell(horizon, sort=nan if fit.horizon is None else fit.horizon),
         Cell(fit.verdict),
+        Cell(number(_reach(said)) if math.isfinite(fit.reach) else "–", sort=_reach(said)),
+        Cell(half, (around,) if around else (), fit.half_life or nan),
+        Cell("–", sort=nan) if fit.rate != fit.rate else Cell(signed(fit.rate), _evidence(fit), fit.rate),
+        Cell(horizon, sort=nan if fit.horizon is None else fit.horizon),
+        Cell(loss(found.final_loss), sort=found.final_loss if known else nan),
+        Cell("–" if found.parameters is None else f"{found.parameters:,}", sort=found.parameters or nan),
     )  # fmt: skip
 
 
