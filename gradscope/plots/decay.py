@@ -224,15 +224,31 @@ def _map(data: pd.DataFrame, ax: Axes | None, style_name: str, relative: bool) -
         grid = grid.loc[grid.ffill(axis=1).iloc[:, -1].sort_values(ascending=False, kind="stable").index]
     ax = style.axes(ax, style=style_name, aspect=style.fitting(style_name, 0.9 + 0.17 * min(len(grid), MAX_ROWS)))
     lags = grid.columns.to_numpy()
-    mesh = heatmap.draw(ax, grid.to_numpy(), left=float(lags[0]), top=0)
+    mesh = heatmap.draw(ax, grid.to_numpy(), left=float(lags[0]), top=0, limits=_colours(grid.to_numpy()))
+    marks.whole_x(ax, lags)
     ax.set_ylim(len(grid) - 0.5, -0.5)
     ax.set_xlim(lags[0] - 0.5, lags[-1] + 0.5)
     if named:
-        ax.set_yticks(range(len(grid)), [label(name, 24) for name in grid.index])
+        short = [label(name, 24) for name in grid.index]
+        distinct = len(set(short)) == len(short)
+        ax.set_yticks(range(len(grid)), short if distinct else [label(name, 44) for name in grid.index])
     ax.set_ylabel("" if named else f"{len(grid)} lines, by what arrives at the last lag")
     ax.set_xlabel("lag (recurrent steps back from the last)")
     heatmap.bar([ax], mesh, y_label(list(dict.fromkeys(data["quantity"])), relative, origin(data)))
     return ax
+
+
+def _colours(grid: np.ndarray) -> tuple[float, float]:
+    """Ends of the colours: a few lines that explode, or collapse, have the last one instead of squeezing the others."""
+    low, high = heatmap.color_limits(grid)
+    positive = np.where(np.isfinite(grid) & (grid > 0), grid, np.nan)
+    rows = positive[~np.isnan(positive).all(axis=1)]
+    if len(rows) < 3:
+        return low, high
+    high = min(high, 10 * float(np.quantile(np.nanmax(rows, axis=1), 0.75)))
+    usual = float(np.quantile(np.nanmin(rows, axis=1), 0.25)) / 10
+    low = max(float(np.nanmin(rows)), usual, high * 10**-heatmap.MAX_DECADES)
+    return (low, high) if low < high else (high / 10, high)
 
 
 def edges(ax: Axes, rows: pd.DataFrame, color: Any, row: int = 0) -> int:
@@ -288,7 +304,8 @@ def caption(data: pd.DataFrame) -> str:
     said = f"Norm of the {quantities} against lag, relative to the first usable lag; geometric mean over {over}"
     said += "" if is_map(named) else f", {band}"
     edge = (
-        "Hatched: most sequences read zero or below the smallest normal number."
+        "Hatched: most sequences read zero or below the smallest normal number. An arrow at the end of the scale: a "
+        "few lines go further."
         if is_map(named)
         else "Triangles on the edge: there a curve leaves the axis, or most sequences read zero or below the smallest "
         "normal number; crosses on the upper edge: a gradient is not finite."

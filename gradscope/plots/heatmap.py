@@ -105,7 +105,11 @@ def _thinned(values: Floats) -> tuple[Floats, int, int]:
 
 def bar(axes: list[Axes], mesh: Any, text: str) -> None:
     """A colour bar for these axes, with powers of ten like a logarithmic axis."""
-    drawn = axes[0].figure.colorbar(mesh, ax=axes, pad=0.02, aspect=30)
+    shown = np.ma.compressed(mesh.get_array())
+    below, above = (shown.size and bool((shown < mesh.norm.vmin * 0.999).any()),
+                    shown.size and bool((shown > mesh.norm.vmax * 1.001).any()))  # fmt: skip
+    ends = "both" if below and above else "min" if below else "max" if above else "neither"
+    drawn = axes[0].figure.colorbar(mesh, ax=axes, pad=0.02, aspect=30, extend=ends, extendfrac=0.02)
     drawn.outline.set_visible(False)
     if drawn.solids is not None:
         drawn.solids.set_rasterized(True)  # as the map itself: whoever turns the picture dark treats both alike

@@ -42,6 +42,13 @@ def log_y(ax: Axes, values: Iterable[ArrayLike], *, decades: float = 1.0) -> Non
         ax.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
 
 
+def over_decades(values: ArrayLike) -> bool:
+    """Whether positive values lie so far apart that a linear axis would show one of them alone."""
+    finite = np.asarray(values, dtype=np.float64)
+    finite = finite[np.isfinite(finite)]
+    return bool(finite.size and finite.min() > 0 and finite.max() > 50 * finite.min())
+
+
 def powers_y(ax: Axes, logs: Iterable[ArrayLike], *, decades: float = 1.0) -> None:
     """Linear y axis around finite decadic logarithms, labelled as powers of ten: reaches beyond float64's range."""
     flat = np.concatenate([np.asarray(v, dtype=np.float64).ravel() for v in logs])
@@ -67,6 +74,9 @@ def log_x(ax: Axes, low: float, high: float) -> None:
     ax.set_xscale("log")
     ax.set_xlim(low, high)
     at = ticks(float(np.log10(low)), float(np.log10(high)))
+    longest = max((len(name.strip("$")) for name in tick_labels(at)), default=1)
+    room = 72 * style.width_of(ax) / (min(longest + 1.5, 6) * style.character() * style.small())
+    at = at[:: max(1, int(np.ceil(len(at) / max(room, 1.0))))]
     ax.xaxis.set_major_locator(FixedLocator(at))
     names = dict(zip(at, tick_labels(at), strict=True))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: names.get(value, "")))
@@ -134,7 +144,7 @@ def at_edge(ax: Axes, x: ArrayLike, *, top: bool, color: Any, label: str, marker
         return
     low, high = ax.get_xlim()
     lift = 0.025 * (row % 8)
-    slots = np.unique(np.round((x - low) / max(high - low, 1e-12) * 120), return_index=True)[1]
+    slots = np.unique(np.round((x - low) / max(high - low, 1e-12) * 48), return_index=True)[1]
     ax.plot(
         x[slots],
         np.full(slots.size, 0.985 - lift if top else 0.015 + lift),

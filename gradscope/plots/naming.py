@@ -27,12 +27,16 @@ def short_sites(sites: Sequence[str]) -> dict[str, str]:
 
 
 def common_prefix(sites: Sequence[str]) -> str:
-    """Path, up to a dot or slash, with which several sites begin; empty for a single one."""
+    """Path, up to a dot, with which several sites begin; empty for a single one.
+
+    The module itself stays in front of its levels: ``l0`` and ``l1`` alone read as 10 and 11 in a paper's type.
+    """
     if len(set(sites)) < 2:
         return ""
     first, last = min(sites), max(sites)
     same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    return first[: max(first.rfind(".", 0, same), first.rfind("/", 0, same)) + 1]
+    slash = first.rfind("/", 0, same)
+    return first[: first.rfind(".", 0, slash if slash >= 0 else same) + 1]
 
 
 def with_lines(data: pd.DataFrame) -> pd.DataFrame:

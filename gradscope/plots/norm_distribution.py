@@ -38,6 +38,7 @@ def table(runs: Sequence[Any], *, thresholds: Sequence[float | None] | None = No
     if not (np.isfinite(data["norm"]) & (data["norm"] > 0)).any():
         paths = ", ".join(str(run.path) for run in runs)
         raise NotRecordedError(f"{paths}: no finite gradient norm was recorded. It comes from {NEEDS}.")
+    data.attrs["left_out"] = select.left_out(runs, set(data["run"]), "no gradient norm was recorded")
     return data
 
 
@@ -86,7 +87,8 @@ def draw(
 def caption(data: pd.DataFrame) -> str:
     """What the figure shows, in words."""
     per = data.groupby("threshold").size()
-    return (
+    said = (
         f"Share of steps by total gradient norm before clipping, for each threshold ({per.min()} to {per.max()} norms "
         "each); dotted: the threshold itself. Norms under different thresholds come from different trainings."
     )
+    return " ".join([said, *select.left_out_words(data)])

@@ -82,7 +82,9 @@ def draw(
     """
     if ax is None:
         has_loss = np.isfinite(data["loss"]).any()
-        _, grid = style.figure(style_name, rows=2 if has_loss else 1, aspect=0.72 if has_loss else 0.5)
+        narrow = style.preset(style_name).width < 4.5
+        aspect = (0.95 if narrow else 0.72) if has_loss else 0.5
+        _, grid = style.figure(style_name, rows=2 if has_loss else 1, aspect=aspect)
         ax, loss_ax = (grid[0], grid[1]) if has_loss else (grid, None)
         if loss_ax is not None:
             ax.sharex(loss_ax)
@@ -98,6 +100,7 @@ def draw(
     lines.limits(ax, [*curves, thresholds], start=float(usual.median()) if len(usual) else 1.0, floor=FLOOR)
     _traces(ax, data, "norm", looks)
     _non_finite(ax, data, looks, data["norm_state"] == "non-finite")
+    _name_thresholds(ax)
     ax.set_ylabel("gradient norm")
     (loss_ax or ax).set_xlabel("training step")
     if loss_ax is not None:
@@ -146,18 +149,23 @@ def _thresholds(ax: Axes, data: pd.DataFrame, looks: dict[str, dict[str, Any]]) 
     for _, rows in data.groupby("run", sort=False):
         rows = rows[(rows["kind"] == "norm") & np.isfinite(rows["threshold"])]
         values = sorted(set(rows["threshold"]))
-        colour = looks[rows["line"].iloc[0]]["color"] if len(looks) > 1 and len(rows) else style.ALERT
         if len(values) == 1 and values[0] not in drawn:
-            ax.axhline(values[0], color=colour, linestyle=":", linewidth=1.1, label=f"_threshold {values[0]:g}")
-            ax.annotate(
-                f"threshold {values[0]:g}", (1.0, values[0]), xycoords=ax.get_yaxis_transform(),
-                ha="right", va="bottom", color=colour, fontsize="small", xytext=(0, 1), textcoords="offset points",
-                bbox={"boxstyle": "square,pad=0.05", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
-            )  # fmt: skip
+            name = f"_threshold {values[0]:g}"
+            ax.axhline(values[0], color=style.ALERT, linestyle=":", linewidth=1.1, label=name)
         elif len(values) > 1:
+            colour = looks[rows["line"].iloc[0]]["color"] if len(looks) > 1 else style.ALERT
             ax.plot(rows["step"], rows["threshold"], color=colour, linestyle=":", linewidth=1.1, label="_threshold")
         drawn += values
     return np.array(drawn)
+
+
+def _name_thresholds(ax: Axes) -> None:
+    """The constant ones beside the axes, where no curve runs through their names."""
+    at = [float(np.asarray(line.get_ydata())[0]) for line in ax.get_lines()
+          if str(line.get_label()).startswith("_threshold ")]  # fmt: skip
+    at = [value for value in at if ax.get_ylim()[0] < value < ax.get_ylim()[1]][: lines.MAX_ENDS]
+    look = {"color": style.ALERT, "linestyle": ":"}
+    lines.name_ends(ax, [(value, f"threshold\n{value:g}" if len(at) == 1 else f"c = {value:g}", look) for value in at])
 
 
 def _non_finite(ax: Axes, data: pd.DataFrame, looks: dict[str, dict[str, Any]], where: pd.Series) -> None:
@@ -168,7 +176,7 @@ def _non_finite(ax: Axes, data: pd.DataFrame, looks: dict[str, dict[str, Any]], 
 def _loss(ax: Axes, data: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> None:
     marks.whole_x(ax, data["step"])
     finite = data["loss"][np.isfinite(data["loss"])]
-    if len(finite) and finite.min() > 0 and finite.max() > 50 * finite.min():
+    if marks.over_decades(finite):
         lines.limits(ax, [rows["loss"] for _, rows in data.groupby("run", sort=False)], start=float(finite.median()))
     _traces(ax, data, "loss", looks)
     last = data[data["loss"].notna()].groupby("run")["step"].max()
@@ -181,7 +189,7 @@ def caption(data: pd.DataFrame) -> str:
     """What the figure shows, in words."""
     thresholds = sorted(set(data["threshold"][(data["kind"] == "norm") & np.isfinite(data["threshold"])]))
     listed = ", ".join(f"{t:g}" for t in thresholds[:6])
-    clipping = f" Dotted: norm-clipping threshold ({listed})." if thresholds else " No norm clipping was recorded."
+    clipping = f" Dotted: norm-clipping threshold c ({listed})." if thresholds else " No norm clipping was recorded."
     smooth = " Strong lines are running medians." if data.groupby("run").size().max() >= 60 else ""
     loss = ", and the loss" if data["loss"].notna().any() else ""
     finite = data["norm"][np.isfinite(data["norm"])]

@@ -25,6 +25,8 @@ NEEDS = "the gradient of the input, which is recorded by default (quantities=['i
 PANELS = ("initial", "through", "loss")
 #: From this share on a gradient is said to arrive.
 ARRIVES = 0.01
+#: More lines are not listed in the caption, nor are longer names of a family.
+MAX_LISTED, MAX_FAMILY = 8, 40
 
 table = story.table
 
@@ -73,7 +75,7 @@ def _initial(ax: Axes, rows: pd.DataFrame) -> None:
     first = middle_at(rows, "first")
     _edges(ax, rows, looks)
     order = sorted(looks, key=lambda name: -first.get(name, -1.0))
-    named = {name: f"{label(name, 28)}  {number(first.get(name, np.nan), 1)}" for name in order}
+    named = {name: f"{label(name, 34)}  {number(first.get(name, np.nan), 1)}" for name in order}
     width, height = style.size_of(ax)
     # The curves cross the panel: their names stand beside it, or below it where the page is narrow; as many as fit.
     narrow = width < 4.5
@@ -185,9 +187,12 @@ def _arriving(ax: Axes, *, named: bool = False) -> None:
         ax.axhspan(ARRIVES, high, color=style.PALETTE[3], alpha=0.07, linewidth=0, zorder=0)
         if not named:
             return
+        # Above the curves where they fall towards the first input, below them where one grows.
+        grows = high > 10
         ax.annotate(
-            "> 1 % arrives", (0.0, 1.0), xycoords="axes fraction", xytext=(3, -2), textcoords="offset points",
-            va="top", fontsize="x-small", color=style.GREY, zorder=1,
+            "> 1 % arrives", (0.0, ARRIVES if grows else high), xycoords=("axes fraction", "data"),
+            xytext=(3, 2 if grows else -2), textcoords="offset points", va="bottom" if grows else "top",
+            fontsize="x-small", color=style.GREY, zorder=1,
         )  # fmt: skip
 
 
@@ -268,7 +273,8 @@ def heading(rows: pd.DataFrame, panel: str) -> str:
     if panel == "initial":
         seeds = int(rows.groupby("line")["run"].nunique().max())
         return "before training" + (f", {seeds} seeds" if seeds > 1 else "")
-    whose = label(str(rows["family"].iloc[0]), 18)
+    whose = str(rows["family"].iloc[0])
+    whose = label(whose) if len(whose) <= 20 else "several models"
     if panel == "through":
         return f"{whose} by threshold" if rows["by"].iloc[0] == "threshold" else "through training"
     return f"loss; {metric_words(str(rows['metric'].iloc[0]))}" if rows["accuracy"].notna().any() else "loss"
@@ -282,11 +288,9 @@ def caption(data: pd.DataFrame) -> str:
     if initial["value"].notna().any():
         n = int(initial.groupby("line")["run"].nunique().max())
         band = f"median over up to {n} seeds, band from the lowest to the highest" if n > 1 else "one run each"
-        ordered = sorted(middle_at(initial, "first").items(), key=lambda one: -one[1])
-        first = ", ".join(f"{name}: {number(value)}" for name, value in ordered)
         said.append(
             f"Norm of {quantity} at each input before the first update, over that at the last input: {band}. "
-            f"At the first input: {first}."
+            f"At the first input: {_listed(middle_at(initial, 'first'))}."
         )
     else:
         said.append(f"Before training: {_NOTHING['initial']}.")
@@ -297,12 +301,20 @@ def caption(data: pd.DataFrame) -> str:
     return " ".join([*said, *select.left_out_words(data)])
 
 
+def _listed(ends: dict[str, float]) -> str:
+    """What lines come to, the most first; of very many those at both ends."""
+    ordered = [f"{name}: {number(value)}" for name, value in sorted(ends.items(), key=lambda one: -one[1])]
+    if len(ordered) <= MAX_LISTED:
+        return ", ".join(ordered)
+    half = MAX_LISTED // 2
+    return f"{', '.join(ordered[:half])} ... {', '.join(ordered[-half:])} ({len(ordered)} in all)"
+
+
 def _course(rows: pd.DataFrame, what: str) -> str:
-    ends = middle_at(rows, "last")
-    whose = f"the {rows['run'].nunique()} runs of {rows['family'].iloc[0]}"
+    ends, family = middle_at(rows, "last"), str(rows["family"].iloc[0])
+    whose = f"the {rows['run'].nunique()} runs" + ("" if len(family) > MAX_FAMILY else f" of {family}")
     if what == "through":
-        each = ", ".join(f"{name}: {number(value)}" for name, value in ends.items())
-        return f"At the first input through training, {whose}: at the end {each}."
+        return f"At the first input through training, {whose}: at the end {_listed(ends)}."
     reached = rows.groupby("line", sort=False)["accuracy"].median()
     each = ", ".join(
         f"{name}: {number(value)}" + ("" if np.isnan(reached[name]) else f" ({_metric(float(reached[name]), rows)})")

@@ -6,7 +6,7 @@ to a file see :mod:`gradscope.plots.saving`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -14,6 +14,7 @@ from itertools import count
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, Normalize, to_hex
 from matplotlib.figure import Figure
@@ -47,10 +48,10 @@ PAGE = 8.2
 
 _OWN = "gradscope-figure"  # marks figures made here: only their size may be changed
 
-#: A legend has at most this many rows and entries; more lines are drawn, but not named.
-MAX_LEGEND, MAX_ROWS = 12, 10
-#: Mean width of a character, em.
-CHARACTER = 0.53
+#: A legend has at most this many rows and entries; of more lines, whose order is their colour, some are named.
+MAX_LEGEND, MAX_ROWS, MAX_SHADES = 12, 10, 6
+#: Mean width of a character of a name, em: of Times-like and of sans serif text.
+_SERIF, _SANS = 0.49, 0.55
 
 #: More lines than this are drawn without bands, which would hide each other.
 MAX_BANDS = 6
@@ -166,8 +167,9 @@ class ShownFigure(Figure):
 
 
 def figure(
-    style: str = "screen", *, aspect: float = 0.55, rows: int = 1, columns: int = 1, exact: bool = False
-) -> tuple[Figure, Any]:
+    style: str = "screen", *, aspect: float = 0.55, rows: int = 1, columns: int = 1, exact: bool = False,
+    heights: Sequence[float] | None = None,
+) -> tuple[Figure, Any]:  # fmt: skip
     """An empty figure of the style's paper width with one Axes (or an array of them). Call it inside :func:`use`.
 
     Parameters
@@ -178,6 +180,8 @@ def figure(
         Height / width of the whole figure.
     exact : bool
         Keep that height even in a narrow column, which otherwise gets room for its labels.
+    heights : sequence of float, optional
+        Of the rows, in proportion to each other.
     """
     chosen = preset(style)
     # A narrow column keeps enough height for its labels.
@@ -185,7 +189,7 @@ def figure(
     height = min(height, PAGE)
     fig = ShownFigure(figsize=(chosen.width, height), layout="constrained")
     fig.set_gid(_OWN)
-    return fig, fig.subplots(rows, columns)
+    return fig, fig.subplots(rows, columns, height_ratios=heights)
 
 
 def fitting(style: str, height: float) -> float:
@@ -234,9 +238,10 @@ def legend(ax: Axes, handles: list[Any] | None = None, *, title: str | None = No
     if not handles:
         return
     shown = min(MAX_LEGEND, MAX_ROWS * _columns(ax, [str(h.get_label()) for h in handles]))
-    hidden = len(handles) - shown
-    if hidden > 0:
-        handles = [*handles[: shown - 1], Line2D([], [], color="none", label=f"{hidden + 1} more: see CSV")]
+    if len(handles) > shown:
+        kept = np.unique(np.linspace(0, len(handles) - 1, min(shown, MAX_SHADES)).round().astype(int))
+        more = Line2D([], [], color="none", label=f"{len(handles) - len(kept)} between: see CSV")
+        handles = [*(handles[i] for i in kept), more]
     names = [str(h.get_label()) for h in handles]
     columns = _columns(ax, names)
     make_room(ax, -(-len(names) // columns) + (1 if title else 0))
@@ -268,9 +273,14 @@ def small() -> float:
     return float(size)
 
 
+def character() -> float:
+    """Mean width of a character in the style at hand, em."""
+    return _SERIF if matplotlib.rcParams["font.family"][0].startswith("STIX") else _SANS
+
+
 def _columns(ax: Axes, names: list[str]) -> int:
     """How many entries fit side by side, from the mean width of a character and that of a handle (4.5 em)."""
-    entry = (max(len(name) for name in names) * CHARACTER + 4.5) * small()
+    entry = (max(len(name) for name in names) * character() + 4.5) * small()
     return max(1, min(len(names), int(_room(ax) // entry), 4))
 
 
@@ -292,13 +302,13 @@ def size_of(ax: Axes) -> tuple[float, float]:
 
 def name_limit(ax: Axes, most: int = 60) -> int:
     """Longest name (characters) that fits into a legend or title as wide as the axes."""
-    return int(min(most, max(12, _room(ax) / small() / CHARACTER - 4.5 / CHARACTER)))
+    return int(min(most, max(12, _room(ax) / small() / character() - 4.5 / character())))
 
 
 def title_limit(ax: Axes) -> int:
     """Longest title (characters) that fits above the axes."""
     size = FontProperties(size=matplotlib.rcParams["axes.titlesize"]).get_size_in_points()
-    return int(max(12, _room(ax) / float(size) / CHARACTER))
+    return int(max(12, _room(ax) / float(size) / character()))
 
 
 def not_drawn(names: list[str]) -> str:

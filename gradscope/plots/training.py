@@ -66,6 +66,7 @@ def draw(
     relative: bool = True,
     colorbar: bool = True,
     steps: tuple[int, int] | None = None,
+    beside: pd.DataFrame | None = None,
 ) -> Axes:
     """Curves of one run and site, one hue from early to late. See :func:`panels` for several.
 
@@ -81,6 +82,8 @@ def draw(
         Beside the axes, with the steps drawn.
     steps : (first, last), optional
         Ends of the colour scale, to share it between panels.
+    beside : DataFrame, optional
+        All that the y axis is to hold, to share it between panels.
 
     Raises
     ------
@@ -96,8 +99,9 @@ def draw(
     scale = style.early_to_late(*(steps or (drawn[0], drawn[-1])))
     colours = [style.EARLY_TO_LATE(scale(step)) for step in drawn]
     marks.whole_x(ax, data["lag"])
-    shown = [data[column][data["step"] == step].to_numpy() for step in drawn]
-    lines.limits(ax, shown, start=1.0 if relative else float(np.nanmax(data["norm"].fillna(0.0).max()) or 1.0))
+    held = data if beside is None else beside
+    curves = [rows[column].to_numpy() for _, rows in held.groupby(["run", "site", "step"], sort=False)]
+    lines.limits(ax, curves, start=1.0 if relative else float(held["norm"].max(skipna=True) or 1.0))
     # The dash alternates too: in grey print neighbours must not merge.
     looks = {
         f"step {step}": {"color": to_hex(colour), "linestyle": style.DASHES[i % 2], "marker": ""}
@@ -109,7 +113,7 @@ def draw(
         decay.edges(ax, rows, looks[str(name)]["color"])
     ax.set_xlabel("lag (recurrent steps back from the last)")
     ax.set_ylabel(decay.y_label(list(dict.fromkeys(data["quantity"])), relative, decay.origin(data)))
-    if not any(np.isfinite(values).any() for values in shown):
+    if not np.isfinite(data[column]).any():
         style.note(ax, "no usable norm")
     if len(drawn) == 1:
         ax.text(0.98, 0.95, f"step {drawn[0]} only", transform=ax.transAxes, ha="right", va="top", color=style.GREY)
@@ -153,22 +157,18 @@ def panels(data: pd.DataFrame, *, style_name: str = "screen", relative: bool = T
     steps = sorted(int(step) for step in set(kept["step"]))
     names = line_names([key for key, _ in every])
     for ax, name, (_, rows_of) in zip(flat, names, groups, strict=False):
-        draw(rows_of, ax, relative=relative, style_name=style_name, colorbar=False, steps=(steps[0], steps[-1]))
+        draw(
+            rows_of, ax, relative=relative, style_name=style_name, colorbar=False, steps=(steps[0], steps[-1]),
+            beside=kept,
+        )  # fmt: skip
         ax.set_title(label(name, style.title_limit(ax)), loc="left")
     for ax in flat[len(groups) :]:
         ax.remove()
-    _share_y(flat[: len(groups)])
     if len(steps) > 1:
         _bar(fig, flat[: len(groups)], steps, style.early_to_late(steps[0], steps[-1]), rows)
     if len(groups) > 1:
         _once_per_grid(fig, flat[: len(groups)], columns, style.not_drawn(names[limit:]))
     return fig
-
-
-def _share_y(axes: list[Axes]) -> None:
-    low, high = min(ax.get_ylim()[0] for ax in axes), max(ax.get_ylim()[1] for ax in axes)
-    for ax in axes:
-        marks.log_y(ax, [np.array([low, high])])
 
 
 def _once_per_grid(fig: Figure, axes: list[Axes], columns: int, more: str) -> None:

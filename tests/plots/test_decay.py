@@ -15,7 +15,7 @@ from tests.made_runs import decaying, make_run, site_info, site_record
 
 @pytest.fixture
 def run(tmp_path):
-    return make_run(tmp_path / "lstm", (-0.2, -0.1), sites=("lstm/l0", "lstm/l1"))
+    return make_run(tmp_path / "lstm", (-0.2, -0.1), sites=("encoder.lstm/l0", "encoder.lstm/l1"))
 
 
 def test_the_table_holds_the_geometric_mean_over_sequences(tmp_path):
@@ -39,14 +39,14 @@ def test_there_is_one_line_per_site_and_it_is_the_table(run):
     with style.use("screen"):
         ax = decay.draw(data)
     lines = [line for line in ax.get_lines() if not line.get_label().startswith("_")]
-    assert [line.get_label() for line in lines] == ["l0", "l1"]  # without what both begin with
+    assert [line.get_label() for line in lines] == ["lstm/l0", "lstm/l1"]  # without what both begin with
     for line, (_, rows) in zip(lines, data.groupby("site"), strict=True):
         np.testing.assert_array_equal(line.get_xdata(), rows["lag"])
         np.testing.assert_array_equal(line.get_ydata(), rows["relative"])
 
 
 def test_absolute_norms_are_drawn_as_they_are(run):
-    data = decay.table([run], site="lstm/l0")
+    data = decay.table([run], site="encoder.lstm/l0")
     with style.use("screen"):
         ax = decay.draw(data, relative=False)
     np.testing.assert_array_equal(ax.get_lines()[0].get_ydata(), data["norm"])
@@ -154,3 +154,14 @@ def test_a_norm_that_is_not_finite_is_a_cross_on_the_edge(tmp_path):
         ax = norms.draw(data)
     crosses = next(line for line in ax.get_lines() if line.get_label() == "_not finite")
     assert crosses.get_xdata().min() == 15
+
+
+def test_one_line_that_explodes_does_not_take_the_colours_of_the_others(tmp_path):
+    runs = [make_run(tmp_path / str(i), (-0.02 * i,), lags=30, seed=i) for i in range(1, 14)]
+    runs.append(make_run(tmp_path / "explodes", (0.6,), lags=30))
+    with style.use("icml"):
+        ax = decay.draw(decay.table(runs), style_name="icml")
+    mesh = next(each for each in ax.collections if hasattr(each, "norm") and each.norm.vmax is not None)
+    assert mesh.norm.vmax <= 10.0 < np.ma.compressed(mesh.get_array()).max()
+    assert mesh.colorbar.extend in ("max", "both")  # an arrow says that something goes further
+    assert "An arrow at the end of the scale" in decay.caption(decay.table(runs))

@@ -72,8 +72,9 @@ def test_a_legend_of_many_lines_says_how_many_it_leaves_out():
             ax.plot([0, 1], [i, i], label=f"run {i}")
         style.legend(ax)
     names = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert len(names) <= style.MAX_LEGEND
-    assert names[-1] == f"{40 - len(names) + 1} more: see CSV"
+    assert names[-1] == f"{40 - len(names) + 1} between: see CSV"
+    # Their colours go from the first to the last: what is named says where a line between them belongs.
+    assert (names[0], names[-2]) == ("run 0", "run 39")
 
 
 def test_a_legend_takes_no_room_from_the_axes():
