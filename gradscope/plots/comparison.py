@@ -80,6 +80,7 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
 
     ax = style.axes(ax, style=style_name)
     text, logarithmic = COLUMNS[column]
+    logarithmic = logarithmic or marks.over_decades(data[column])
     value, y = data[column].to_numpy(dtype=float), np.arange(len(data))
     low, high = (data[f"half_life_{end}"].to_numpy(dtype=float) for end in ("lo", "hi"))
     if column == "half_life":
@@ -113,18 +114,26 @@ def _limits(ax: Axes, values: np.ndarray, logarithmic: bool) -> None:
 def panels(data: pd.DataFrame, *, style_name: str = "screen") -> Figure:
     """Parameters, final metric and half-life beside each other, a row per run and site; unknown columns left out.
 
-    More rows than fit on a page are left to the data.
+    Of a single run parameters and metric are a number each, which the caption says. Where the page is narrow the panels
+    stand below each other, those of the run with a row for each run. More rows than fit on a page are left to the data.
     """
-    shown = [name for name in COLUMNS if name == "half_life" or np.isfinite(data[name]).any()]
+    several = data["run"].nunique() > 1
+    shown = [name for name in COLUMNS if name == "half_life" or (several and np.isfinite(data[name]).any())]
     narrow = style.preset(style_name).width < 4.5
-    rows, columns = (len(shown), 1) if narrow else (1, len(shown))
-    most = int((style.PAGE / rows - 0.7) / 0.16)
-    drawn, hidden = data.iloc[:most], len(data) - most
-    height = (0.6 + max(0.16, 0.22 - 0.002 * len(drawn)) * len(drawn)) * rows
-    aspect = style.fitting(style_name, height)
-    fig, grid = style.figure(style_name, rows=rows, columns=columns, aspect=aspect, exact=True)
-    for i, (ax, name) in enumerate(zip(np.ravel([grid]), shown, strict=True)):
-        draw(drawn, ax, style_name=style_name, column=name)
+    if narrow:
+        room = int((style.PAGE - 0.7 * len(shown)) / 0.16)
+        of_runs = data.drop_duplicates("run").iloc[: room // len(shown)]
+        tables = [of_runs] * (len(shown) - 1) + [data.iloc[: room - (len(shown) - 1) * len(of_runs)]]
+    else:
+        tables = [data.iloc[: int((style.PAGE - 0.7) / 0.16)]] * len(shown)
+    hidden = len(data) - len(tables[-1])
+    heights = [0.6 + max(0.16, 0.22 - 0.002 * len(rows)) * len(rows) for rows in tables]
+    aspect = style.fitting(style_name, sum(heights) if narrow else heights[0])
+    shape = {"rows": len(shown), "heights": heights} if narrow else {"columns": len(shown)}
+    fig, grid = style.figure(style_name, aspect=aspect, exact=True, **shape)
+    grid = np.ravel([grid])
+    for i, (ax, name, rows) in enumerate(zip(grid, shown, tables, strict=True)):
+        draw(rows, ax, style_name=style_name, column=name)
         if i and not narrow:
             ax.tick_params(labelleft=False)
     if hidden > 0:
@@ -137,10 +146,14 @@ def caption(data: pd.DataFrame) -> str:
     known = data[np.isfinite(data["half_life"])].sort_values("half_life", ascending=False)
     each = ", ".join(f"{row.run} {number(row.half_life)} steps" for row in known.head(6).itertuples())
     metric = metric_words(str(data["metric_name"].iloc[0]))
+    alone = data["run"].nunique() == 1
+    what = "Half-life" if alone else f"Number of parameters, final {metric} and half-life"
+    known_of = {"parameters": data["parameters"].iloc[0], f"final {metric}": data["metric"].iloc[0]} if alone else {}
+    of_run = [f"{name}: {number(value)}" for name, value in known_of.items() if np.isfinite(value)]
     said = (
-        f"Number of parameters, final {metric} and half-life of the gradient at the end "
-        "of training, with its 95 % interval over sequences; no half-life is quoted where the decay is not a "
-        "straight line (R² below .95) or the gradient does not fall."
+        f"{what} of the gradient at the end of training, with its 95 % interval over sequences; "
+        "no half-life is quoted where the decay is not a straight line (R² below .95) or the gradient does not fall."
     )
     longest = [f"Longest half-lives: {each}."] if each else ["No half-life can be quoted."]
-    return " ".join([said, *longest, *select.left_out_words(data)])
+    beside = [f"{', '.join(of_run)}."] if of_run else []
+    return " ".join([said, *longest, *(b[:1].upper() + b[1:] for b in beside), *select.left_out_words(data)])

@@ -25,6 +25,7 @@ NEEDS = "the gate adjoints: quantities=[..., 'gates']"
 #: More panels than this are not drawn.
 MAX_PANELS = 12
 
+LAG = "lag (recurrent steps back from the last)"
 BAR = r"$\Vert \partial L/\partial a_t \Vert$"
 
 
@@ -97,7 +98,7 @@ def draw(
     ax.set_ylim(len(gates) - 0.5, -0.5)
     marks.whole_x(ax, data["lag"])
     ax.set_xlim(data["lag"].min() - 0.5, data["lag"].max() + 0.5)
-    ax.set_xlabel("lag (recurrent steps back from the last)")
+    ax.set_xlabel(LAG)
     ax.set_ylabel("gate")
     if colorbar:
         heatmap.bar([ax], mesh, BAR)
@@ -109,8 +110,11 @@ def panels(data: pd.DataFrame, *, style_name: str = "screen", limit: int = MAX_P
     every = list(data.groupby(["run", "site"], sort=False))
     names = line_names([key for key, _ in every])
     wide = style.preset(style_name).width > 4.5
-    each = 0.5 + 0.2 * len(every[0][1]["gate"].unique()) + 0.3 * (len(every) > 1)
+    gates = int(max(rows["gate"].nunique() for _, rows in every[:limit]))
     columns = 2 if wide and len(every) > 3 else 1
+    many = len(every) > 3 * columns
+    once = many and data.groupby(["run", "site"])["lag"].max().nunique() == 1  # the lags stand below the last alone
+    each = (0.24 if once else 0.42) + 0.13 * gates if many else 0.5 + 0.2 * gates + 0.3 * (len(every) > 1)
     groups = every[: min(limit, columns * int((style.PAGE - 0.5) / each))]
     rows_of_panels = -(-len(groups) // columns)
     aspect = style.fitting(style_name, each * rows_of_panels + 0.35)
@@ -121,12 +125,15 @@ def panels(data: pd.DataFrame, *, style_name: str = "screen", limit: int = MAX_P
         draw(rows, ax, style_name=style_name, colorbar=False, limits=limits)
         if len(groups) > 1:
             ax.set_title(label(name, style.title_limit(ax)), loc="left")
-            ax.set_xlabel(ax.get_xlabel() if i >= len(groups) - columns else "")
-            ax.set_ylabel(ax.get_ylabel() if i % columns == 0 else "")
+            last = i >= len(groups) - columns
+            ax.tick_params(labelbottom=last or not once)
+            ax.set_xlabel("")
+            ax.set_ylabel(ax.get_ylabel() if i % columns == 0 and not many else "")
     for ax in flat[len(groups) :]:
         ax.remove()
     shown = flat[: len(groups)]
-    shown[-1].set_xlabel(shown[-1].get_xlabel() + style.not_drawn(names[len(groups) :]))
+    if len(groups) > 1:  # once: beside each other they would run into their neighbours
+        fig.supxlabel(LAG + style.not_drawn(names[len(groups) :]), fontsize=shown[0].xaxis.label.get_fontsize())
     heatmap.bar(shown, shown[0].collections[-1], BAR)
     return fig
 

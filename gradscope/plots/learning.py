@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from gradscope.errors import NotRecordedError
 from gradscope.plots import lines, marks, style
@@ -22,6 +23,9 @@ NEEDS = "a logged loss, and that on held-out data: recorder.log(loss=loss, held_
 
 #: Names under which the loss on held-out data may have been logged.
 HELD_OUT = ("held_out_loss", "val_loss", "validation_loss", "eval_loss", "test_loss")
+
+#: Opacity of the losses of training batches.
+_PALE = 0.55
 
 Trainings = Mapping[str, Sequence[tuple[Sequence[float], Mapping[int, float]]]]
 
@@ -76,7 +80,7 @@ def _of_runs(runs: Sequence[Any]) -> pd.DataFrame:
 
 
 def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "screen", guess: float | None = None) -> Axes:
-    """Mean over seeds; solid: held out, with a band from the lowest to the highest seed; dotted: training.
+    """Mean over seeds; strong: held out, with a band from the lowest to the highest seed; thin and pale: training.
 
     Parameters
     ----------
@@ -91,16 +95,31 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
     data = data.assign(model=data["model"].astype(str))
     marks.log_y(ax, [data["value"], np.array([] if guess is None else [guess])], decades=0.3)
     held, batches = (data[data["kind"] == kind] for kind in ("held out", "training"))
-    dotted = {name: {**look, "linestyle": (0, (1, 1.6)), "marker": ""} for name, look in looks.items()}
-    lines.draw(ax, batches, dotted, x="step", y="value", line="model", band="mean")
-    lines.draw(ax, held, looks, x="step", y="value", line="model", band="mean and range")
+    # Of very many models one line each is enough: the training batches of those alone that have nothing held out.
+    shown = batches if len(looks) <= style.MAX_LEGEND else batches[~batches["model"].isin(held["model"])]
+    _thin(ax, shown, looks, strong=not len(held))
+    spread = "mean and range" if len(looks) <= style.MAX_BANDS else "mean"
+    lines.draw(ax, held, looks, x="step", y="value", line="model", band=spread)
     if guess is not None:
         ax.axhline(guess, color=style.GREY, linewidth=0.9, linestyle=(0, (1, 2)))
     marks.whole_x(ax, data["step"])
     ax.set_xlabel("training step")
     ax.set_ylabel("loss")
-    style.legend(ax, lines.handles(looks, {name: label(name, style.name_limit(ax)) for name in looks}))
+    named = lines.handles(looks, {name: label(name, style.name_limit(ax)) for name in looks})
+    if len(held) and len(shown):
+        named.append(Line2D([], [], color=style.GREY, linewidth=0.8, alpha=_PALE, label="thin: training"))
+    style.legend(ax, named)
     return ax
+
+
+def _thin(ax: Axes, batches: pd.DataFrame, looks: dict[str, dict[str, Any]], *, strong: bool) -> None:
+    """Losses of the training batches behind those of held-out data; where there are none, as they would be."""
+    before = len(ax.get_lines())
+    thin = looks if strong else {name: {**look, "linestyle": "-", "marker": ""} for name, look in looks.items()}
+    lines.draw(ax, batches, thin, x="step", y="value", line="model", band="mean")
+    if not strong:
+        for artist in ax.get_lines()[before:]:
+            artist.set(linewidth=0.8, alpha=_PALE)
 
 
 def caption(data: pd.DataFrame) -> str:
@@ -109,8 +128,10 @@ def caption(data: pd.DataFrame) -> str:
     ends = held.groupby(["model", "seed"], sort=False)["value"].last().groupby("model", sort=False).mean()
     each = ", ".join(f"{model} {number(value)}" for model, value in ends.head(8).items())
     last = f" Held out, at the end: {each}." if each else " No held-out loss was logged."
-    said = (
-        f"Loss against training step, mean over {data['seed'].nunique()} seeds. Solid: held out, band from the lowest "
-        f"to the highest seed; dotted: training batches, running median.{last}"
-    )
+    seeds = int(data.groupby("model")["seed"].nunique().max())
+    over = f"mean over {seeds} seeds" if seeds > 1 else "running median over the training batches"
+    bands = seeds > 1 and data["model"].nunique() <= style.MAX_BANDS
+    band = ", band from the lowest to the highest seed" if bands else ""
+    strong = f" Strong lines: held out{band}; thin: training batches, running median." if each else ""
+    said = f"Loss against training step, {over}.{strong}{last}"
     return " ".join([said, *select.left_out_words(data)])

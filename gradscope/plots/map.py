@@ -12,7 +12,7 @@ from matplotlib.colors import LogNorm
 
 from gradscope.errors import NotRecordedError, SettingError, UnknownNameError
 from gradscope.plots import heatmap, style
-from gradscope.plots.sweep_metric import student
+from gradscope.plots.sweep_metric import around, student
 from gradscope.plots.text import label, metric_words
 from gradscope.reading import select, story
 from gradscope.reading.labelled import Labelled, differing, init_words, labelled
@@ -24,6 +24,8 @@ NEEDS = "runs that say what tells them apart: record(..., labels={'length': 50, 
 
 #: Settings in the order in which they are laid out where none are named: rows, then columns.
 PREFERRED = ("length", "init", "cell", "threshold")
+#: Look of what a cell says.
+_SAID: dict[str, Any] = {"linespacing": 0.95}
 #: What reaches the first input, over what reaches the last, at the end of training.
 REACH = "reach"
 
@@ -90,7 +92,7 @@ def _mean(values: pd.Series, metric: str) -> tuple[float, float, float]:
     if not len(values):
         return np.nan, np.nan, np.nan
     if metric != REACH:
-        return (float(values.mean()), *student(values))
+        return (float(values.mean()), *around(values, metric))
     logs = np.log10(values.clip(lower=1e-300))
     low, high = student(logs)
     with np.errstate(under="ignore", over="ignore"):
@@ -157,23 +159,26 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
     import seaborn
 
     across, down = _ordered(data["column"]), _ordered(data["row"])
-    ax = style.axes(ax, style=style_name, aspect=style.fitting(style_name, 0.9 + 0.5 * len(down)))
+    ax = style.axes(ax, style=style_name, aspect=style.fitting(style_name, 0.9 + 0.55 * len(down)))
     grid = data.pivot(index="row", columns="column", values="value").reindex(index=down, columns=across)
-    words = data.assign(words=[_words(row) for row in data.itertuples()])
+    counted = data["n"].nunique() > 1  # else the caption says it for all
+    words = data.assign(words=[_words(row, counted) for row in data.itertuples()])
     text = words.pivot(index="row", columns="column", values="words").reindex(index=down, columns=across).fillna("")
     shown = grid.astype(float)
     reach = data["metric"].iloc[0] == REACH
     metric = "what arrives at the first input" if reach else metric_words(str(data["metric"].iloc[0]))
     norm = LogNorm(*heatmap.color_limits(shown.to_numpy())) if reach else None
+    text = text.map(lambda words: _fitting(words, ax, len(across)))
     seaborn.heatmap(
-        shown, annot=text, fmt="", cmap=style.MAGNITUDE, linewidths=1, ax=ax, annot_kws={"fontsize": style.small() - 1},
-        cbar_kws={"label": metric, "pad": 0.02}, mask=shown.isna(), norm=norm,
+        shown, annot=text, fmt="", cmap=style.MAGNITUDE, linewidths=1, ax=ax,
+        annot_kws={**_SAID, "fontsize": style.small()}, cbar_kws={"label": metric, "pad": 0.02},
+        mask=shown.isna(), norm=norm,
     )  # fmt: skip
     for y, row in enumerate(down):
         for x, column in enumerate(across):
             if np.isnan(shown.loc[row, column]) and text.loc[row, column]:
                 ax.text(x + 0.5, y + 0.5, text.loc[row, column], ha="center", va="center", color=style.ALERT,
-                        fontsize=style.small() - 1)  # fmt: skip
+                        fontsize=style.small(), **_SAID)  # fmt: skip
     ax.grid(False)
     ax.set_xticks(np.arange(len(across)) + 0.5, [_tick(value, data["columns"].iloc[0]) for value in across], rotation=0)
     ax.set_yticks(np.arange(len(down)) + 0.5, [_tick(value, data["rows"].iloc[0]) for value in down], rotation=0)
@@ -186,13 +191,25 @@ def _ordered(values: pd.Series) -> list[Any]:
     return sorted(set(values), key=lambda value: (isinstance(value, str), value))
 
 
-def _words(row: Any) -> str:
+def _words(row: Any, counted: bool) -> str:
     if np.isnan(row.value):
-        return f"all {row.n} diverged" if row.n else ""
+        return "diverged" if row.n == 1 else f"all {row.n} diverged" if row.n else ""
     value = number(row.value)
-    around = "" if np.isnan(row.low) else f"\n{number(row.low)}–{number(row.high)}"
-    gone = f", {row.diverged} div." if row.diverged else ""
-    return f"{value}{around}\n(n = {row.n - row.diverged}{gone})"
+    spread = "" if np.isnan(row.low) else f"\n{number(row.low)}–{number(row.high)}"
+    of = f"\n{row.diverged} of {row.n} diverged" if row.diverged else f"\nn = {row.n}" if counted else ""
+    return f"{value}{spread}{of}"
+
+
+def _fitting(words: str, ax: Axes, columns: int) -> str:
+    """Lines that are wider than a cell, broken behind a dash or at a space."""
+    room = 0.68 * 72 * style.width_of(ax) / columns / (style.character() * style.small())
+    said = []
+    for line in words.split("\n"):
+        if len(line) <= room:
+            said.append(line)
+        else:
+            said += line.replace("–", "–\n").replace(" div", "\ndiv").split("\n")
+    return "\n".join(said)
 
 
 def _tick(value: Any, setting: str) -> str:
@@ -218,9 +235,10 @@ def caption(data: pd.DataFrame) -> str:
             f"{_tick(row['column'], names[1])})."
             for word, row in (("Highest", top), ("Lowest", low))
         )
+    fewest, most = data["n"].min(), data["n"].max()
+    runs = f"{most}" if fewest == most else f"{fewest} to {most}"
     said = (
         f"{metric_words(str(data['metric'].iloc[0]))} over {_setting(names[0])} and {_setting(names[1])}: mean over "
-        f"the runs that did not diverge, its 95 % interval (Student's t over {data['n'].min()} to {data['n'].max()} "
-        f"runs) and their number. {ends}"
+        f"the runs that did not diverge ({runs} a cell) and its 95 % interval (Student's t). {ends}"
     )
     return " ".join([said[:1].upper() + said[1:], *select.left_out_words(data)])

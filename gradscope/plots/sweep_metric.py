@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from scipy import stats
 
-from gradscope.plots import style
+from gradscope.plots import marks, style
 from gradscope.plots.text import metric_words
 from gradscope.reading import select, sweeps
 from gradscope.words import within
@@ -53,15 +54,18 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
     ax = style.axes(ax, style=style_name)
     names = [sweeps.name_of(t) for t in sorted(set(data["threshold"]))]
     data = data.assign(name=[sweeps.name_of(t) for t in data["threshold"]])
-    kept = data[~data["diverged"] & np.isfinite(data["value"])]
+    kept, metric = data[~data["diverged"] & np.isfinite(data["value"])], str(data["metric"].iloc[0])
+    # An interval that reaches below 0 has no lower end on a logarithmic axis.
+    floor = 1e-3 * float(kept["value"].min()) if marks.over_decades(kept["value"]) else -np.inf
     if len(kept):
         seaborn.stripplot(
             kept, x="name", y="value", order=names, jitter=0.12, size=3.6, color=style.PALETTE[0], alpha=0.6, ax=ax,
             legend=False,
         )  # fmt: skip
         seaborn.pointplot(
-            kept, x="name", y="value", order=names, errorbar=student, linestyle="none", marker="_", markersize=11,
-            color=style.PALETTE[2], err_kws={"linewidth": 1.3}, capsize=0.12, ax=ax,
+            kept, x="name", y="value", order=names, errorbar=partial(_in_view, metric=metric, floor=floor),
+            linestyle="none", marker="_", markersize=11, color=style.PALETTE[2], err_kws={"linewidth": 1.3},
+            capsize=0.12, ax=ax,
         )  # fmt: skip
     else:
         ax.set_yticks([])  # a scale without a single value would be made up
@@ -77,7 +81,7 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
     _window(ax, kept["value"], chance)
     _diverged(ax, data, names)
     ax.set_xlabel("threshold of norm clipping")
-    ax.set_ylabel(f"final {metric_words(str(data['metric'].iloc[0]))}")
+    ax.set_ylabel(f"final {metric_words(metric)}")
     return ax
 
 
@@ -90,10 +94,25 @@ def student(values: pd.Series) -> tuple[float, float]:
     return float(np.mean(values)) - arm, float(np.mean(values)) + arm
 
 
+def around(values: pd.Series, metric: str) -> tuple[float, float]:
+    """The interval of a mean; that of an accuracy, where all values are shares, does not leave 0 to 1."""
+    low, high = student(values)
+    if metric.endswith(("accuracy", "acc")) and values.between(0, 1).all():
+        return max(low, 0.0), min(high, 1.0)
+    return low, high
+
+
+def _in_view(values: pd.Series, metric: str, floor: float) -> tuple[float, float]:
+    low, high = around(values, metric)
+    return max(low, floor), high
+
+
 def _window(ax: Axes, values: pd.Series, chance: Sequence[float]) -> None:
     """Around the runs and chance: the interval of two runs may be so wide that it would squeeze them."""
     seen = np.array([*values, *chance])
-    if seen.size:
+    if marks.over_decades(values):  # one run that went astray must not squeeze the others
+        marks.log_y(ax, [seen])
+    elif seen.size:
         low, high = float(seen.min()), float(seen.max())
         pad = 0.35 * (high - low) or 0.1 * abs(high) or 0.1
         ax.set_ylim(max(low - pad, min(low, 0.0)), high + pad)
@@ -115,7 +134,7 @@ def _diverged(ax: Axes, data: pd.DataFrame, names: Sequence[str]) -> None:
             )  # fmt: skip
     if data["diverged"].any():
         low, high = ax.get_ylim()
-        ax.set_ylim(low, high + 0.15 * (high - low))
+        ax.set_ylim(low, high * (high / low) ** 0.3 if ax.get_yscale() == "log" else high + 0.15 * (high - low))
 
 
 def caption(data: pd.DataFrame) -> str:
@@ -124,8 +143,9 @@ def caption(data: pd.DataFrame) -> str:
     kept = data[~data["diverged"] & np.isfinite(data["value"])]
     each = []
     for threshold, values in kept.groupby("threshold")["value"]:
-        mean, around = within(float(values.mean()), student(values) if len(values) > 1 else None)
-        each.append(f"{sweeps.name_of(float(threshold))} {mean} {around}".rstrip())
+        bounds = around(values, str(data["metric"].iloc[0])) if len(values) > 1 else None
+        mean, interval = within(float(values.mean()), bounds)
+        each.append(f"{sweeps.name_of(float(threshold))} {mean} {interval}".rstrip())
     said = (
         f"{_upper(str(data['metric'].iloc[0]))} at the end of training (mean of the last twentieth of the steps) "
         f"against the threshold of norm clipping (none: no clipping), one point per run ({len(data)} runs); bar: mean "

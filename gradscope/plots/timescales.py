@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from gradscope.diagnostics.gates import timescale_of_log
 from gradscope.errors import NotRecordedError
@@ -15,6 +16,7 @@ from gradscope.plots import lines, marks, style
 from gradscope.plots.naming import with_lines
 from gradscope.plots.text import label
 from gradscope.reading import select
+from gradscope.reading.labelled import seeds_together
 from gradscope.words import number
 
 TITLE = "Timescales of the retaining gate"
@@ -22,6 +24,8 @@ NEEDS = "the gate activations: quantities=[..., 'activations'] of an LSTM or GRU
 
 #: The gate that multiplies the old state. Torch's GRU is h = (1 - z) n + z h.
 RETAINING = {"lstm": "f", "gru": "z"}
+#: More lines than this are a box each instead of a histogram; more than so many boxes are not named.
+MAX_LINES, MAX_ROWS = 3, 48
 
 
 def table(
@@ -32,14 +36,15 @@ def table(
     Returns
     -------
     DataFrame
-        run, site, step, gate, unit; ``timescale``: -1 / mean(ln gate) in steps (Tallec & Ollivier 2018), ``inf`` for a
-        gate that never closed; ``length``: longest sequence, to compare with.
+        run, ``line`` (of which the runs are the seeds), site, step, gate, unit; ``timescale``: -1 / mean(ln gate) in
+        steps (Tallec & Ollivier 2018), ``inf`` for a gate that never closed; ``length``: longest sequence, to compare
+        with.
 
     Raises
     ------
     UnknownNameError, NotRecordedError, EmptyRunError, SettingError
     """
-    frames = []
+    frames, of_seed = [], seeds_together(runs)
     for name, run, at, _ in select.sites_with(runs, "activations", site):
         gates = run.site(at).gates
         gate = RETAINING.get(run.site(at).cell) or next((g for g in ("f", "z") if g in gates), None)
@@ -47,7 +52,8 @@ def table(
             continue
         found = select.block(run, at, "gate_log_mean", step)
         log = np.nanmean(found.values[:, gates.index(gate)], axis=0)
-        head = {"run": name, "site": at, "step": found.step, "gate": gate, "length": int(found.lengths.max())}
+        head = {"run": name, "line": of_seed[name], "site": at, "step": found.step, "gate": gate}
+        head |= {"length": int(found.lengths.max())}
         frames.append(pd.DataFrame({**head, "unit": np.arange(log.size), "timescale": timescale_of_log(log)}))
     if not frames:
         raise NotRecordedError(
@@ -61,46 +67,80 @@ def table(
 def draw(
     data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "screen", bins: int = 24, legend: bool = True
 ) -> Axes:
-    """Histogram over units on a logarithmic axis, a step line per run and site; dotted: the longest sequence.
+    """Histogram over units on a logarithmic axis, a step line per run (seeds together) and site.
 
-    Units whose timescale is infinite are counted in the last bin.
+    More than ``MAX_LINES`` are a box each. Dotted: the longest sequence. Units whose timescale is infinite are counted
+    in the last bin.
     """
-    import seaborn
-
-    ax = style.axes(ax, style=style_name, aspect=0.5)
     data = with_lines(data)
-    looks = style.looks(list(dict.fromkeys(data["name"])))
-    tau = data["timescale"].to_numpy()
-    finite = tau[np.isfinite(tau) & (tau > 0)]
-    length = float(data["length"].max())
-    ends = [finite.min(), finite.max()] if finite.size else [1.0]
-    low, high = min(*ends, length), max(*ends, length)  # a short sequence may lie left of every timescale
-    edges = np.geomspace(low / 1.3, high * 1.3, bins + 1)
+    rows = data["name"].nunique()
+    boxes = rows > MAX_LINES
+    height = 0.7 + 0.16 * min(rows, MAX_ROWS)
+    ax = style.axes(ax, style=style_name, aspect=style.fitting(style_name, height) if boxes else 0.5)
+    edges = _edges(data, bins)
     shown = data.assign(shown=np.clip(data["timescale"], edges[0], edges[-1] * 0.999))
-    fill = len(looks) <= 3
-    seaborn.histplot(
-        shown, x="shown", hue="name", hue_order=list(looks)[::-1], log_scale=True, bins=bins,
-        binrange=tuple(np.log10(edges[[0, -1]])), element="step", fill=fill, alpha=0.14, legend=False, ax=ax,
-        palette={name: look["color"] for name, look in looks.items()},
-    )  # fmt: skip
-    for artist, name in zip(ax.collections if fill else ax.get_lines(), looks, strict=False):
-        artist.set(
-            linestyle=looks[name]["linestyle"], linewidth=1.3, **({} if fill else {"alpha": 1.0})
-        )  # seaborn draws the last hue first
+    if boxes:
+        _boxes(ax, shown)
+    else:
+        _histograms(ax, shown, edges, legend)
+    length = float(data["length"].max())
     ax.axvline(length, color=style.GREY, linestyle=":", linewidth=1.1)
+    above = boxes or rows == 1  # no legend stands there
     inwards = 1 if length < np.sqrt(edges[0] * edges[-1]) else -1
     ax.annotate(
         "sequence length", (length, 1.0), xycoords=ax.get_xaxis_transform(), ha="left" if inwards > 0 else "right",
-        va="top", rotation=90, fontsize="small", color=style.GREY, xytext=(2 * inwards, -2), textcoords="offset points",
+        va="bottom" if above else "top", rotation=0 if above else 90, fontsize="small", color=style.GREY,
+        xytext=(0 if above else 2 * inwards, 1 if above else -2), textcoords="offset points",
     )  # fmt: skip
     marks.log_x(ax, edges[0], edges[-1])
-    ax.set_ylim(bottom=0)
     ax.set_xlabel(r"timescale $\tau = -1\,/\,$mean$(\ln\,$gate$)$, steps")
+    return ax
+
+
+def _edges(data: pd.DataFrame, bins: int) -> np.ndarray:
+    """Ends of the bins: around every finite timescale and the longest sequence, which may lie left of them all."""
+    tau = data["timescale"].to_numpy()
+    around = np.append(tau[np.isfinite(tau) & (tau > 0)], float(data["length"].max()))
+    return np.geomspace(around.min() / 1.3, around.max() * 1.3, bins + 1)
+
+
+def _boxes(ax: Axes, shown: pd.DataFrame) -> None:
+    """Median, middle half and range of each line's units; of very many, sorted by the median, not named."""
+    import seaborn
+
+    names = list(dict.fromkeys(shown["name"]))
+    named = len(names) <= MAX_ROWS
+    if not named:
+        names = list(shown.groupby("name")["shown"].median().sort_values(ascending=False, kind="stable").index)
+    look: dict[str, Any] = {
+        "data": shown, "x": "shown", "y": "name", "order": names, "estimator": "median", "linestyle": "none",
+        "color": style.PALETTE[0], "ax": ax,
+    }  # fmt: skip
+    seaborn.pointplot(**look, errorbar=("pi", 100), marker="none", err_kws={"linewidth": 0.8 if named else 0.4})
+    thick = {"linewidth": 4.0 if named else 1.0, "alpha": 0.45}
+    seaborn.pointplot(**look, errorbar=("pi", 50), marker="|", markersize=6 if named else 2, err_kws=thick)
+    ax.set_yticks(range(len(names)) if named else [], [label(name, 24) for name in names] if named else None)
+    ax.set_ylabel("" if named else f"{len(names)} lines, by their median")
+    ax.set_ylim(len(names) - 0.5, -0.5)
+
+
+def _histograms(ax: Axes, shown: pd.DataFrame, edges: np.ndarray, legend: bool) -> None:
+    import seaborn
+
+    looks = style.looks(list(dict.fromkeys(shown["name"])))
+    seaborn.histplot(
+        shown, x="shown", hue="name", hue_order=list(looks)[::-1], log_scale=True, bins=len(edges) - 1,
+        binrange=tuple(np.log10(edges[[0, -1]])), element="step", alpha=0.14, legend=False, ax=ax,
+        palette={name: look["color"] for name, look in looks.items()},
+    )  # fmt: skip
+    for artist, name in zip(ax.collections, looks, strict=False):  # seaborn draws the last hue first
+        artist.set(linestyle=looks[name]["linestyle"], linewidth=1.3)
+    ax.set_ylim(bottom=0)
+    ax.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     ax.set_ylabel("units")
     if legend and len(looks) > 1:
         named = {name: label(name, style.name_limit(ax)) for name in looks}
         style.legend(ax, lines.handles({name: {**look, "marker": ""} for name, look in looks.items()}, named))
-    return ax
 
 
 def caption(data: pd.DataFrame) -> str:
@@ -108,10 +148,11 @@ def caption(data: pd.DataFrame) -> str:
     longer = float(np.mean(data["timescale"] > data["length"]))
     medians = data.groupby(["run", "site"], sort=False)["timescale"].median()
     each = ", ".join(f"{run} {number(value)}" for (run, _), value in medians.head(6).items())
+    many = with_lines(data)["name"].nunique() > MAX_LINES
+    what = "Timescales (box: median, middle half and range over the units)" if many else "Number of units by timescale"
     said = (
-        "Number of units by the timescale of their retaining gate (an LSTM's f, a GRU's z), -1 over the mean of ln "
-        f"gate over time and the sampled sequences, step {data['step'].max()}; dotted: the longest sequence. "
-        f"{100 * longer:.0f} % of the units retain longer than it. Median timescale: {each}. Infinite timescales are "
-        "in the last bin."
+        f"{what} of the retaining gate (an LSTM's f, a GRU's z): -1 over the mean of ln gate over time and the sampled "
+        f"sequences, step {data['step'].max()}; dotted: the longest sequence. {100 * longer:.0f} % of the units retain "
+        f"longer than it. Median timescale: {each}. Infinite timescales are in the last bin."
     )
     return " ".join([said, *select.left_out_words(data)])

@@ -38,7 +38,8 @@ def test_cells_hold_the_mean_over_their_seeds_with_students_interval(runs):
     values = np.array(REACHED[20, 0.5])
     low, high = stats.t.interval(0.95, 2, values.mean(), stats.sem(values))
     cell = data.loc[(20, 0.5)]
-    np.testing.assert_allclose([cell["value"], cell["low"], cell["high"]], [values.mean(), low, high])
+    # No accuracy lies above 1.
+    np.testing.assert_allclose([cell["value"], cell["low"], cell["high"]], [values.mean(), low, min(high, 1.0)])
     assert np.isnan(data.loc[(80, 0.5), "low"])  # one run has no interval
 
 
@@ -48,7 +49,7 @@ def test_runs_that_diverged_are_counted_and_kept_out_of_the_mean(runs):
     assert np.isnan(cell["value"])
     with style.use("neurips"):
         ax = figures.figure_of(map, map.table(runs), "neurips").axes[0]
-    assert "all 1 diverged" in {text.get_text() for text in ax.texts}
+    assert "diverged" in {text.get_text() for text in ax.texts}
 
 
 def test_what_arrives_at_the_first_input_can_be_mapped(runs):
