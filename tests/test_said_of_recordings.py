@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import gradscope
-from gradscope.diagnostics.nonfinite import first_nonfinite
 from gradscope.reading.answers import clip_statistics_of_run, suggestion_of_run
+from gradscope.reading.remarks import first_nonfinite
 from gradscope.words import clip_sentence, correlation, number
 
 T, B, H = 40, 8, 12

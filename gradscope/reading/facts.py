@@ -10,8 +10,6 @@ import numpy as np
 import pandas as pd
 
 from gradscope.diagnostics import ClipStatistics, ThresholdSuggestion
-from gradscope.diagnostics.clip_calls import clip_remarks
-from gradscope.diagnostics.nonfinite import first_nonfinite
 from gradscope.errors import EmptyRunError, NotRecordedError
 from gradscope.reading import select
 from gradscope.reading.advice import together
@@ -27,6 +25,7 @@ from gradscope.reading.answers import (
 )
 from gradscope.reading.counted import Reading, read_all
 from gradscope.reading.norms import raw_norms
+from gradscope.reading.remarks import clip_remarks, first_nonfinite
 from gradscope.reading.sweeps import final_value
 from gradscope.schema import Coverage, SiteInfo
 

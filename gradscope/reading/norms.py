@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from gradscope.diagnostics.clip_calls import norms_before, of_steps, parts
-from gradscope.diagnostics.nonfinite import parameter_columns
 from gradscope.reading.counted import Reading, read
 from gradscope.store import Run
 
@@ -92,3 +91,8 @@ def _by_step(table: pd.DataFrame) -> pd.DataFrame:
 def _norm_frame(steps: Any, norms: Any, source: str) -> pd.DataFrame:
     frame = pd.DataFrame({"step": np.asarray(steps, dtype=np.int64), "norm": np.asarray(norms, dtype=np.float64)})
     return frame.assign(source=source)
+
+
+def parameter_columns(table: Any) -> list[str]:
+    """Return the columns of a run's table of parameters that are parameters."""
+    return [name for name in table.columns if name not in ("step", "micro", "attempt", "rank")]

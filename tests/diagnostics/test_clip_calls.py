@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gradscope.diagnostics.clip_calls import acting, clip_remarks, norms_before, of_steps, parts
+from gradscope.diagnostics.clip_calls import acting, norms_before, of_steps, parts
+from gradscope.reading.remarks import clip_remarks
 from gradscope.schema import ClipEvent
 
 

@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from gradscope.diagnostics import thresholds
-from gradscope.diagnostics.clip_calls import clip_remarks
 from gradscope.reading.answers import clipping_now_of_run
+from gradscope.reading.remarks import clip_remarks
 from tests.capture.training.conftest import Recorded, run_loop
 from tests.capture.training.loops import LOOPS, Table
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import gradscope
-from gradscope.diagnostics.nonfinite import first_nonfinite
+from gradscope.reading.remarks import first_nonfinite
 
 
 class Net(nn.Module):
