@@ -81,15 +81,27 @@ def traces(runs: Sequence[Any], metric: str, thresholds: Sequence[float | None] 
 def diverged_from(run: Any, steps: np.ndarray, value: np.ndarray) -> float:
     """First step from which nothing was finite any more; inf for a run that did not diverge.
 
-    A NaN metric alone may just not have been logged; it counts once the gradient norm is not finite, or where the
-    metric had been logged at every step before.
+    A NaN metric alone may just not have been logged; it counts once the gradient norm or a recorded gradient is not
+    finite, or where the metric had been logged at every step before.
     """
     found = [_never_again(steps, value, np.isinf(value) | (np.isnan(value) & _dense(value)))]
+    recorded = _recorded(run)
+    if np.isnan(value[-1:]).any() and len(recorded):
+        found.append(
+            _never_again(recorded.index.to_numpy(), np.where(recorded > 0, np.nan, 1.0), recorded.to_numpy() > 0)
+        )
     clips = of_steps(read(run).clips())
     if len(clips):
         norm = clips["norm_before"].to_numpy(dtype=float)
         found.append(_never_again(clips["step"].to_numpy(), norm, ~np.isfinite(norm)))
     return min(found)
+
+
+def _recorded(run: Any) -> pd.Series:
+    """Sequences whose recorded gradient is not finite, at each recorded step."""
+    reading = read(run)
+    found = [reading.records(site)[["step", "nonfinite"]] for site in reading.sites if reading.counted(site)]
+    return pd.concat(found).groupby("step")["nonfinite"].max() if found else pd.Series(dtype=float)
 
 
 def final_value(run: Run | Reading, metric: str) -> tuple[float | None, int | None]:
