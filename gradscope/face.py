@@ -42,6 +42,15 @@ def open_run(path: str | Path, *, budget: float | None = None) -> Run:
     See Also
     --------
     compare : Several runs in one table.
+
+    Examples
+    --------
+    The run that :func:`gradscope.record` has in its example:
+
+    >>> import gradscope
+    >>> run = gradscope.open_run("runs/lstm")
+    >>> run.sites
+    ('model/l0',)
     """
     run = store.open_run(path, budget=budget)
     return Run(run.path, run.header, run.parts, sealed=run.sealed)
@@ -52,6 +61,25 @@ class Run(store.Run):
 
     Answers and figures take the records that count (``gradscope.reading``); ``array``, ``norms``, ``records`` and
     the tables hold everything that was written.
+
+    Examples
+    --------
+    >>> import gradscope
+    >>> run = gradscope.open_run("runs/lstm")
+    >>> run.quantities("model/l0")
+    ('hidden', 'cell', 'input', 'direct')
+    >>> run.array("model/l0", "cell").shape  # (record, sequence, lag)
+    (2, 4, 20)
+    >>> run.norms("model/l0", "cell").columns[:4].tolist()
+    ['step', 'sequence', 'lag', 'norm']
+    >>> fit = run.decay("model/l0")
+    >>> fit.verdict
+    'vanishing'
+    >>> [clip.calls for clip in run.clipping()]
+    [4]
+    >>> run.steps()["loss"].size
+    4
+    >>> figure = run.plot("decay")
     """
 
     def answers(self) -> list[SiteAnswer]:
@@ -204,6 +232,13 @@ def compare(runs: store.Run | str | Path | Sequence[store.Run | str | Path]) -> 
     DataFrame
         One row per run and site: ``run, site, quantity``, then the numbers of the fit (``rate, lo, hi, half_life,
         reach, verdict, reason`` ...).
+
+    Examples
+    --------
+    >>> import gradscope
+    >>> gradscope.compare(["runs/lstm"])[["run", "site", "quantity", "verdict"]]
+        run      site quantity    verdict
+    0  lstm  model/l0     cell  vanishing
     """
     import pandas as pd
 

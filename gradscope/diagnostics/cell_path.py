@@ -21,6 +21,12 @@ def cell_path_share(cell_path: ArrayLike, cell: ArrayLike) -> NDArray[np.float64
     -------
     ndarray, shape (..., L)
         NaN where the total is zero, or below the normal numbers.
+
+    Examples
+    --------
+    >>> from gradscope.diagnostics import cell_path_share
+    >>> cell_path_share([1.0, 0.25], [1.0, 0.5]).tolist()
+    [1.0, 0.5]
     """
     part, total = np.asarray(cell_path, dtype=np.float64), np.asarray(cell, dtype=np.float64)
     if part.shape != total.shape:

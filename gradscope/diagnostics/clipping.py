@@ -25,7 +25,14 @@ def quantiles(values: Floats) -> tuple[float, ...]:
 
 
 def norm_scale(norms: ArrayLike, threshold: float) -> Floats:
-    """The factor that torch's norm clipping applies: ``min(1, threshold / (norm + 1e-6))``; NaN for a NaN norm."""
+    """The factor that torch's norm clipping applies: ``min(1, threshold / (norm + 1e-6))``; NaN for a NaN norm.
+
+    Examples
+    --------
+    >>> from gradscope.diagnostics import norm_scale
+    >>> norm_scale([0.5, 2.0], threshold=1.0).round(3).tolist()
+    [1.0, 0.5]
+    """
     if not threshold > 0:
         raise SettingError(f"a clipping threshold must be positive, got {threshold}.")
     norm = np.asarray(norms, dtype=np.float64)
@@ -47,6 +54,13 @@ def value_clip_effect(gradient: ArrayLike, threshold: float) -> ValueClipEffect:
 
     Unlike norm clipping this turns the gradient; ``cosine`` (raw against clipped) says by how much. NaN where the
     gradient is zero or not finite.
+
+    Examples
+    --------
+    >>> from gradscope.diagnostics import value_clip_effect
+    >>> effect = value_clip_effect([3.0, 1.0], threshold=1.0)
+    >>> round(effect.cosine, 3), effect.share
+    (0.894, 0.5)
     """
     if not threshold > 0:
         raise SettingError(f"a clipping threshold must be positive, got {threshold}.")
@@ -134,6 +148,15 @@ def clip_statistics(
     ------
     SettingError
         Arrays of different lengths.
+
+    Examples
+    --------
+    >>> from gradscope.diagnostics import clip_statistics, norm_scale
+    >>> norms = [0.5, 2.0, 4.0, float("inf")]
+    >>> scale = norm_scale(norms, 1.0)
+    >>> found = clip_statistics(norms, scale, scale < 1, threshold=1.0)
+    >>> found.calls, found.n_nonfinite, round(found.fraction_clipped, 2)
+    (4, 1, 0.67)
     """
     norms, scales, shares = (np.asarray(a, dtype=np.float64).ravel() for a in (norm_before, scale, clipped))
     if not norms.size == scales.size == shares.size:
@@ -165,7 +188,14 @@ def clip_statistics(
 
 
 def running_share(clipped: ArrayLike, window: int = 50) -> Floats:
-    """Share of the last ``window`` calls that clipped anything, at each call; of fewer at the beginning."""
+    """Share of the last ``window`` calls that clipped anything, at each call; of fewer at the beginning.
+
+    Examples
+    --------
+    >>> from gradscope.diagnostics import running_share
+    >>> running_share([1, 1, 0, 0], window=2).tolist()
+    [1.0, 1.0, 0.5, 0.0]
+    """
     if window < 1:
         raise SettingError(f"window must be at least 1, got {window}.")
     flags = np.asarray(clipped, dtype=np.float64).ravel() > 0

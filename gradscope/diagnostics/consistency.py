@@ -18,6 +18,12 @@ def direction_consistency(vectors: ArrayLike) -> NDArray[np.float64]:
     -------
     ndarray, shape (...)
         NaN with fewer than two directions.
+
+    Examples
+    --------
+    >>> from gradscope.diagnostics import direction_consistency
+    >>> float(direction_consistency([[1.0, 0.0], [2.0, 0.0]])), float(direction_consistency([[1.0, 0.0], [0.0, 1.0]]))
+    (1.0, 0.0)
     """
     v = np.asarray(vectors, dtype=np.float64)
     # Scaled by the largest element first: squares of a vanished gradient would underflow.

@@ -86,6 +86,13 @@ def decay_curve(
     ------
     SettingError
         Shapes that do not fit, repeated lags, or negative norms.
+
+    Examples
+    --------
+    >>> from gradscope.diagnostics import decay_curve
+    >>> curve = decay_curve([0, 1, 2], [[1.0, 0.1, 0.01], [1.0, 0.01, 0.0]])
+    >>> curve.log10[:2].tolist(), curve.n_zero.tolist()
+    ([0.0, -1.5], [0, 0, 1])
     """
     at, table, smallest = _checked(lags, norms, smallest_normal)
     order = np.argsort(at)

@@ -55,6 +55,15 @@ class DecayFit:
     cause : str
         What decided the verdict, as one of the causes of ``gradscope.reasons``.
     curve : DecayCurve
+
+    Examples
+    --------
+    >>> from gradscope.diagnostics import fit_decay
+    >>> fit = fit_decay(range(60), [0.5**k for k in range(60)])
+    >>> round(fit.rate, 3), fit.half_life.__round__(3), fit.verdict
+    (-0.301, 1.0, 'vanishing')
+    >>> round(fit.ratio(10) * 2**10, 6)
+    1.0
     """
 
     rate: float
@@ -174,6 +183,7 @@ def fit_decay(
 
     Examples
     --------
+    >>> from gradscope.diagnostics import fit_decay
     >>> fit = fit_decay(range(60), [0.5**k for k in range(60)])
     >>> round(fit.half_life, 6), fit.verdict
     (1.0, 'vanishing')
@@ -202,6 +212,13 @@ def combine_fits(
     ------
     SettingError
         Nothing to combine.
+
+    Examples
+    --------
+    >>> from gradscope.diagnostics import combine_fits, fit_decay
+    >>> seeds = [fit_decay(range(60), [base**k for k in range(60)]) for base in (0.85, 0.86, 0.87)]
+    >>> combine_fits(seeds).verdict
+    'vanishing'
     """
     if not fits:
         raise SettingError("no fits to combine: pass one DecayFit per run.")

@@ -40,6 +40,14 @@ def compare_rates(first: Sequence[DecayFit], second: Sequence[DecayFit], *, conf
     ------
     SettingError
         ``confidence`` out of range.
+
+    Examples
+    --------
+    >>> from gradscope.diagnostics import compare_rates, fit_decay
+    >>> def fits(*bases):
+    ...     return [fit_decay(range(40), [base**k for k in range(40)]) for base in bases]
+    >>> compare_rates(fits(0.70, 0.72, 0.71), fits(0.90, 0.91, 0.92)).distinguishable
+    True
     """
     return compare_means([fit.rate for fit in first], [fit.rate for fit in second], confidence=confidence)
 
@@ -53,6 +61,13 @@ def compare_means(first: Sequence[float], second: Sequence[float], *, confidence
     ------
     SettingError
         ``confidence`` out of range.
+
+    Examples
+    --------
+    >>> from gradscope.diagnostics import compare_means
+    >>> found = compare_means([1.0, 1.2, 1.1], [1.0, 1.1, 1.3])
+    >>> found.distinguishable, found.n
+    (False, (3, 3))
     """
     if not 0 < confidence < 1:
         raise SettingError(f"confidence must lie between 0 and 1, got {confidence}.")

@@ -67,7 +67,14 @@ class Entry:
 
 
 def unknown_entry(lags: ArrayLike, source: str = "loss") -> Entry:
-    """Of a curve beside which what enters from above was not recorded."""
+    """Of a curve beside which what enters from above was not recorded.
+
+    Examples
+    --------
+    >>> from gradscope.diagnostics import unknown_entry
+    >>> unknown_entry(range(20)).known
+    False
+    """
     at = np.asarray(lags, dtype=np.float64)
     return Entry(float(at[0]), True, float("nan"), (float(at[0]), float(at[-1])), source, known=False)
 
@@ -88,6 +95,14 @@ def find_entry(lags: ArrayLike, direct: ArrayLike, total: ArrayLike, source: str
     ------
     SettingError
         Shapes that do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradscope.diagnostics import find_entry
+    >>> total = 0.9 ** np.arange(20.0)[None]
+    >>> find_entry(range(20), np.where(np.arange(20) == 0, total, 0), total).lag
+    0.0
     """
     at = np.asarray(lags, dtype=np.float64)
     above, whole = (np.atleast_2d(np.asarray(a, dtype=np.float64)) for a in (direct, total))

@@ -23,6 +23,12 @@ def timescale(gate: ArrayLike) -> Floats:
     ----------
     gate : array_like
         An LSTM's forget gate or a GRU's update gate, between 0 and 1. 0 gives 0, 1 gives infinity.
+
+    Examples
+    --------
+    >>> from gradscope.diagnostics import timescale
+    >>> timescale([0.5, 0.99]).round(1).tolist()
+    [1.4, 99.5]
     """
     f = np.asarray(gate, dtype=np.float64)
     if np.any((f < 0) | (f > 1)):
@@ -32,7 +38,14 @@ def timescale(gate: ArrayLike) -> Floats:
 
 
 def timescale_of_log(log_gate: ArrayLike) -> Floats:
-    """:func:`timescale` from ln f, or from its mean over time: what a product of gates retains is the sum of logs."""
+    """:func:`timescale` from ln f, or from its mean over time: what a product of gates retains is the sum of logs.
+
+    Examples
+    --------
+    >>> from gradscope.diagnostics import timescale_of_log
+    >>> float(timescale_of_log(-0.01))
+    100.0
+    """
     log = np.asarray(log_gate, dtype=np.float64)
     if np.any(log > 0):
         raise SettingError("the logarithm of a gate is never positive.")
@@ -52,7 +65,14 @@ class TimescaleSummary:
 
 
 def summarise_timescales(timescales: ArrayLike, length: float) -> TimescaleSummary:
-    """How many units retain longer than ``length`` steps. Infinite timescales count as longer."""
+    """How many units retain longer than ``length`` steps. Infinite timescales count as longer.
+
+    Examples
+    --------
+    >>> from gradscope.diagnostics import summarise_timescales
+    >>> summarise_timescales([2.0, 5.0, 300.0, float("inf")], length=100).share_longer
+    0.5
+    """
     tau = np.asarray(timescales, dtype=np.float64).ravel()
     tau = tau[~np.isnan(tau)]
     share = float(np.mean(tau > length)) if tau.size else float("nan")
@@ -81,6 +101,13 @@ def saturation(gates: ArrayLike, low: float = LOW, high: float = HIGH) -> Satura
         Activations per gate; NaN is padding.
     low, high : float
         For a tanh candidate pass -0.9 and 0.9.
+
+    Examples
+    --------
+    >>> from gradscope.diagnostics import saturation
+    >>> found = saturation([[0.02, 0.5, 0.95, 0.97]])
+    >>> found.share_low.tolist(), found.share_high.tolist()
+    ([0.25], [0.5])
     """
     if not low < high:
         raise SettingError(f"low must be below high, got {low} and {high}.")

@@ -89,6 +89,16 @@ def compare_laws(
         By default that of :func:`gradscope.fit_decay`; lag 0 has no logarithm and is left out.
     confidence : float
         Share of resamples that has to favour the same law.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradscope.diagnostics import compare_laws
+    >>> lags = np.arange(1, 80)
+    >>> compare_laws(lags, np.exp(-0.2 * lags) * np.ones((4, 1))).verdict
+    'exponential'
+    >>> compare_laws(lags, lags**-2.0 * np.ones((4, 1))).verdict
+    'power law'
     """
     curve = decay_curve(lags, norms, lengths=lengths, smallest_normal=smallest_normal)
     low, high = lag_range if lag_range is not None else default_range(curve)

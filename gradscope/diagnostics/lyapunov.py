@@ -63,6 +63,14 @@ def lyapunov_exponents(
     ------
     SettingError
         Not square, no step after the warm-up, or ``k`` out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradscope.diagnostics import lyapunov_exponents
+    >>> found = lyapunov_exponents([np.diag([2.0, 0.5])] * 50, warmup=20)
+    >>> found.exponents.round(3).tolist()  # ln 2 and ln .5
+    [0.693, -0.693]
     """
     q: Floats | None = None
     growth = []

@@ -65,6 +65,12 @@ def noise_scale(
     ------
     SettingError
         Batch sizes in the wrong order, or arrays that do not fit together.
+
+    Examples
+    --------
+    >>> from gradscope.diagnostics import noise_scale
+    >>> round(noise_scale([2.0] * 20, [1.5] * 20, small_batch=8, big_batch=64).scale, 2)
+    8.0
     """
     if not 0 < small_batch < big_batch:
         raise SettingError(f"batch sizes must satisfy 0 < small < big, got {small_batch} and {big_batch}.")

@@ -32,6 +32,12 @@ def one_step_ratio(
     ndarray, shape (..., L)
         At lag k, of the step from lag k − 1 to lag k. NaN at lag 0, where the norm before is zero, and where either is
         too small a number to have its digits.
+
+    Examples
+    --------
+    >>> from gradscope.diagnostics import one_step_ratio
+    >>> one_step_ratio([8.0, 4.0, 4.0]).tolist()  # halved, then kept
+    [nan, 0.25, 0.0]
     """
     total = np.asarray(hidden, dtype=np.float64)
     through = total if recurrent is None else np.asarray(recurrent, dtype=np.float64)

@@ -44,6 +44,13 @@ def spectrum_band(singular_values: ArrayLike, levels: Sequence[float] = (0.0, 0.
         Any order; axes between (sequences) are pooled, except that condition numbers, extremes and ranks are medians
         over them.
     levels : sequence of float
+
+    Examples
+    --------
+    >>> from gradscope.diagnostics import spectrum_band
+    >>> band = spectrum_band([[1.0, 1.0], [1.0, 0.01]])
+    >>> band.condition.tolist(), band.effective_rank.round(1).tolist()
+    ([1.0, 100.0], [2.0, 1.0])
     """
     sigma = np.asarray(singular_values, dtype=np.float64)
     sigma = sigma.reshape(sigma.shape[0], -1, sigma.shape[-1])

@@ -57,6 +57,12 @@ def threshold_table(norms: ArrayLike, thresholds: Sequence[float] | None = None)
         Total norms before clipping. Norms that are not finite are left out.
     thresholds : sequence of float, optional
         By default the round numbers (1, 2, 5 times a power of ten) across the recorded norms, and infinity.
+
+    Examples
+    --------
+    >>> from gradscope.diagnostics import threshold_table
+    >>> [(row.threshold, row.clipped) for row in threshold_table([0.5, 1.0, 3.0, 8.0], [2.0, 5.0])]
+    [(2.0, 0.5), (5.0, 0.25)]
     """
     every = np.asarray(norms, dtype=np.float64).ravel()
     raw = every[np.isfinite(every)]
@@ -137,6 +143,16 @@ def suggest_threshold(norms: ArrayLike) -> ThresholdSuggestion:
     The range runs from the median norm (half of the steps clipped) to the 99th percentile (only outliers clipped),
     narrowed to 0.5–10 times the mean norm (Pascanu et al. 2013) where the two overlap. Heavy tails pull the mean up,
     so the quantiles lead.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradscope.diagnostics import suggest_threshold
+    >>> found = suggest_threshold(np.random.default_rng(0).lognormal(0, 1, 500))
+    >>> found.low < found.p90 < found.high
+    True
+    >>> print(found)
+    Thresholds from ...
     """
     every = np.asarray(norms, dtype=np.float64).ravel()
     values = every[np.isfinite(every)]
@@ -186,6 +202,13 @@ def adaptive_table(
     gradient_rows, weight_rows : array_like, shape (R,)
         2-norm of each row (output unit) of the gradients and of the weights.
     factors : sequence of float
+
+    Examples
+    --------
+    >>> from gradscope.diagnostics import adaptive_table
+    >>> (effect,) = adaptive_table([0.001, 1.0], [1.0, 1.0], factors=[0.1])
+    >>> effect.clipped, round(effect.scale, 2)
+    (0.5, 0.1)
     """
     g, w = (np.asarray(a, dtype=np.float64).ravel() for a in (gradient_rows, weight_rows))
     if g.shape != w.shape:

@@ -59,8 +59,17 @@ def state(name: str, value: TensorT) -> TensorT:
 
     Examples
     --------
-    >>> for x_t in x:
-    ...     h = gradscope.state("h", torch.tanh(i2h(x_t) + h2h(h)))
+    >>> import torch, gradscope
+    >>> i2h, h2h = torch.nn.Linear(2, 8), torch.nn.Linear(8, 8)
+    >>> model = torch.nn.ModuleDict({"i2h": i2h, "h2h": h2h})
+    >>> def forward(x):
+    ...     h = torch.zeros(4, 8)
+    ...     for x_t in x:
+    ...         h = gradscope.state("memory", torch.tanh(i2h(x_t) + h2h(h)))
+    ...     return h
+    >>> x = torch.randn(20, 4, 2)
+    >>> gradscope.snapshot(model, lambda: forward(x).sum()).sites
+    ('memory',)
     """
     if not isinstance(name, str) or not name or "/" in name or "#" in name:
         raise SettingError(f"state name must be a non-empty string without '/' and '#', not {name!r}")

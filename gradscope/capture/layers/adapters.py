@@ -107,6 +107,31 @@ def register_adapter(
     ------
     AdapterError
         ``layer`` is no module class, or has no ``step`` and none was given.
+
+    Examples
+    --------
+    A layer whose steps are hidden, such as a scripted one, with a method that makes one of them:
+
+    >>> import torch, gradscope
+    >>> class Leaky(torch.nn.Module):
+    ...     def forward(self, x):  # (B, T, I)
+    ...         h, outputs = torch.zeros(len(x), x.shape[2]), []
+    ...         for x_t in x.unbind(1):
+    ...             h = self.step(x_t, h)
+    ...             outputs.append(h)
+    ...         return torch.stack(outputs, 1)
+    ...
+    ...     def step(self, x_t, h):
+    ...         return 0.9 * h + 0.1 * x_t
+    ...
+    ...     def initial_state(self, x):
+    ...         return torch.zeros(len(x), x.shape[2])
+    >>> adapter = gradscope.register_adapter(Leaky)
+    >>> leaky, x = Leaky(), torch.randn(3, 30, 2, requires_grad=True)
+    >>> gradscope.check_adapter(leaky, x)
+    >>> snapshot = gradscope.snapshot(leaky, lambda: leaky(x)[:, -1].sum())
+    >>> round(snapshot.decay().half_life, 2)  # ln .5 / ln .9
+    6.58
     """
     if not (isinstance(layer, type) and issubclass(layer, nn.Module)):
         hint = ": pass the class, not an instance" if isinstance(layer, nn.Module) else ""
@@ -228,6 +253,24 @@ def check_adapter(module: nn.Module, x: Tensor, state: State | None = None, *, r
     ------
     AdapterError
         No adapter is registered, or outputs or input gradients differ; the message says by how much, and where first.
+
+    Examples
+    --------
+    >>> import torch, gradscope
+    >>> class Integrator(torch.nn.Module):
+    ...     def forward(self, x):
+    ...         return x.cumsum(1)
+    ...
+    ...     def step(self, x_t, h):
+    ...         return h + 2 * x_t  # wrong
+    ...
+    ...     def initial_state(self, x):
+    ...         return torch.zeros(len(x), x.shape[2])
+    >>> adapter = gradscope.register_adapter(Integrator)
+    >>> gradscope.check_adapter(Integrator(), torch.randn(3, 30, 2))
+    Traceback (most recent call last):
+        ...
+    gradscope.errors.AdapterError: ...
     """
     adapter = adapter_for(module)
     if adapter is None or adapter.step is None:

@@ -37,6 +37,15 @@ class ClipWhatIf:
         Share of the pre-activation adjoints at each lag that lie on the threshold.
     rows : ndarray of int, shape (B,)
         Which batch rows the sequences are.
+
+    Examples
+    --------
+    >>> import torch, gradscope
+    >>> rnn, x = torch.nn.RNN(2, 8), torch.randn(30, 4, 2)
+    >>> measured = gradscope.clip_whatif(rnn, lambda: rnn(x)[0][-1].sum(), 1e-3)
+    >>> measured.curves.shape[-1]
+    30
+    >>> measured.save("whatif.npz")  # for ``gradscope plot whatif whatif.npz``
     """
 
     info: SiteInfo
@@ -104,6 +113,14 @@ def clip_whatif(
     SettingError
         No threshold, or one that is not positive; another kind of clipping; several sites and none chosen; the site's
         module was not called exactly once; a loss that is no scalar or has no graph.
+
+    Examples
+    --------
+    >>> import torch, gradscope
+    >>> rnn, x = torch.nn.RNN(2, 8), torch.randn(30, 4, 2)
+    >>> measured = gradscope.clip_whatif(rnn, lambda: rnn(x)[0][-1].sum(), [float("inf"), 1e-3])
+    >>> measured.thresholds
+    (inf, 0.001)
     """
     limits = _checked(thresholds, kind, samples)
     target, info = choose_site(model, site)

@@ -74,9 +74,16 @@ def remedies(
 
     Examples
     --------
-    >>> found = remedies(model, lambda: criterion(model(x), y))  # doctest: +SKIP
-    >>> print(found)  # doctest: +SKIP
-    >>> print(found.code("chrono(100)"))  # doctest: +SKIP
+    >>> import torch, gradscope
+    >>> gru, x = torch.nn.GRU(2, 16), torch.randn(100, 4, 2)
+    >>> found = gradscope.remedies(gru, lambda: gru(x)[0][-1].square().mean())
+    >>> found.table["initialisation"].tolist()[0]
+    'chrono(100)'
+    >>> print(found.code("chrono(100)"))
+    # model/l0: chrono(100) (Tallec & Ollivier 2018; van der Westhuizen & Lasenby 2018)
+    with torch.no_grad():
+        spread = torch.empty(16).uniform_(1.0, 99.0).log()
+        model.bias_ih_l0[16:32], model.bias_hh_l0[16:32] = spread, 0.0
     """
     if draws < 1 or (length is not None and length < 1):
         raise SettingError(f"draws and length must be positive, got {draws} and {length}.")

@@ -161,6 +161,18 @@ class Snapshot(Mapping[str, SiteSnapshot]):
     """One measurement: site name to its adjoints; ``coverage`` says what was not seen, and why.
 
     ``print(snapshot)`` says how far back the gradient reaches at every site.
+
+    Examples
+    --------
+    >>> import torch, gradscope
+    >>> gru, x = torch.nn.GRU(2, 8, num_layers=2), torch.randn(50, 4, 2)
+    >>> snapshot = gradscope.snapshot(gru, lambda: gru(x)[0][-1].sum())
+    >>> list(snapshot)
+    ['model/l0', 'model/l1']
+    >>> snapshot.decay("model/l0").verdict
+    'vanishing'
+    >>> [line.status for line in snapshot.coverage]
+    ['recorded', 'recorded']
     """
 
     def __init__(self, loss: float, sites: dict[str, SiteSnapshot], coverage: list[Coverage]) -> None:
@@ -325,6 +337,16 @@ def snapshot(model: nn.Module, closure: Callable[[], Tensor], *, sites: Sequence
         A site that does not exist.
     SettingError
         The closure is no function, does not return a scalar loss with a graph, or calls ``backward``.
+
+    Examples
+    --------
+    >>> import torch, gradscope
+    >>> lstm, x = torch.nn.LSTM(2, 8), torch.randn(50, 4, 2)
+    >>> snapshot = gradscope.snapshot(lstm, lambda: lstm(x)[0][-1].sum())
+    >>> snapshot.sites
+    ('model/l0',)
+    >>> snapshot["model/l0"].cell.shape  # dL/dc_t, (T, B, H)
+    torch.Size([50, 4, 8])
     """
     if not callable(closure):
         raise SettingError(

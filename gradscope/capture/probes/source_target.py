@@ -44,6 +44,13 @@ class SourceTarget:
     per_step : bool
         Whether each L_t was found to depend on the module's output at t alone, so that one pass through what follows
         the module gave all direct gradients; otherwise each target had a pass of its own.
+
+    Examples
+    --------
+    >>> import torch, gradscope
+    >>> gru, x = torch.nn.GRU(2, 8), torch.randn(12, 4, 2)
+    >>> measured = gradscope.source_target(gru, lambda: gru(x)[0].square().mean(dim=(1, 2)))
+    >>> measured.save("forecasts.npz")  # for ``gradscope plot connectivity forecasts.npz``
     """
 
     info: SiteInfo
@@ -108,6 +115,16 @@ def source_target(
     -----
     Whether L_t depends on the output at t alone is tested, not assumed: random sums over 2 ⌈log2 T⌉ sets of targets,
     of which every two steps are parted by some set, must leave an exactly zero gradient at all other steps.
+
+    Examples
+    --------
+    One loss for each of 12 timesteps: the loss at t cannot depend on a later state.
+
+    >>> import torch, gradscope
+    >>> gru, x = torch.nn.GRU(2, 8), torch.randn(12, 4, 2)
+    >>> measured = gradscope.source_target(gru, lambda: gru(x)[0].square().mean(dim=(1, 2)))
+    >>> bool((measured.hidden[3, 4:] == 0).all())  # target 3, sources after it
+    True
     """
     for name, value in (("samples", samples), ("targets_at_once", targets_at_once)):
         if value is not None and value < 1:

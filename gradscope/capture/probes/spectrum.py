@@ -51,6 +51,14 @@ class Spectrum:
     lengths : ndarray of int, shape (B,)
     warmup : int
         First steps left out of the exponents.
+
+    Examples
+    --------
+    >>> import torch, gradscope
+    >>> measured = gradscope.spectrum(torch.nn.LSTM(2, 4), torch.randn(30, 4, 2))
+    >>> measured.state  # the joint state: its values are of both
+    ('hidden', 'cell')
+    >>> measured.save("spectrum.npz", step=0)  # for ``gradscope plot spectrum spectrum.npz``
     """
 
     info: SiteInfo
@@ -154,6 +162,15 @@ def spectrum(
     -----
     Chen, Pennington & Schoenholz 2018 and Gilboa et al. 2019 for the singular values; Vogt et al. 2020 and Engelken,
     Wolf & Abbott 2023 for the exponents. A cell's derivative at the kink of a ReLU is taken as 0, as PyTorch does.
+
+    Examples
+    --------
+    >>> import torch, gradscope
+    >>> rnn = torch.nn.RNN(2, 6)
+    >>> _ = torch.nn.init.orthogonal_(rnn.weight_hh_l0)
+    >>> measured = gradscope.spectrum(rnn, 0.01 * torch.randn(30, 4, 2))
+    >>> measured.exponents.shape
+    (6,)
     """
     if samples is not None and samples < 1:
         raise SettingError(f"samples must be a positive number or None, got {samples}.")

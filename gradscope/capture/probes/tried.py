@@ -100,6 +100,17 @@ class Remedies:
         initialisation.
     steps : dict of str to int
         Those of them that are the site's own.
+
+    Examples
+    --------
+    >>> import torch, gradscope
+    >>> rnn, x = torch.nn.RNN(2, 16), torch.randn(60, 4, 2)
+    >>> found = gradscope.remedies(rnn, lambda: rnn(x)[0][-1].square().mean(), draws=1)
+    >>> found.sites, found.lengths
+    (('model/l0',), {'model/l0': 60})
+    >>> found.table.columns[:4].tolist()
+    ['site', 'initialisation', 'quantity', 'reach']
+    >>> figure = found.plot()
     """
 
     tried: tuple[Tried, ...]

@@ -67,6 +67,22 @@ class Recorder(Guarded):
         Optimizer steps so far.
     records_written : int
         Records handed to the run so far.
+
+    Examples
+    --------
+    Without an optimizer that it knows, it is told where a step ends:
+
+    >>> import torch, gradscope
+    >>> gru = torch.nn.GRU(2, 8)
+    >>> recorder = gradscope.record(gru, "runs/by hand", every=1)
+    >>> gru(torch.randn(20, 4, 2))[0][-1].sum().backward()
+    >>> norm = recorder.clip_grad_norm_(1.0)
+    >>> recorder.log(temperature=0.5)
+    >>> recorder.step()
+    >>> recorder.flush()
+    >>> recorder.step_number
+    1
+    >>> recorder.close()
     """
 
     precise = False

@@ -84,6 +84,22 @@ def record(
         The disk refuses.
     InternalError
         A fault of gradscope's own. Whatever is raised, nothing is left behind.
+
+    Examples
+    --------
+    >>> import torch, gradscope
+    >>> lstm = torch.nn.LSTM(2, 8)
+    >>> optimizer = torch.optim.SGD(lstm.parameters(), lr=0.1)
+    >>> with gradscope.record(lstm, "runs/lstm", optimizer=optimizer, every=2) as recorder:
+    ...     for _ in range(4):
+    ...         loss = lstm(torch.randn(20, 4, 2))[0][-1].square().mean()
+    ...         loss.backward()
+    ...         norm = recorder.clip_grad_norm_(1.0)
+    ...         optimizer.step()
+    ...         optimizer.zero_grad()
+    ...         recorder.log(loss=loss)
+    >>> recorder.records_written
+    2
     """
     settings, targets = Settings.checked(
         model,
