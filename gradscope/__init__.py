@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from gradscope import _mixed
 from gradscope._version import __version__
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     )
     from gradscope.diagnostics import DecayFit, fit_decay
     from gradscope.face import Run, compare, open_run
+
+_mixed.check(__path__[0])
 
 # Loaded on first use, so that `import gradscope` and the reading commands never pay for torch.
 _HOME = {
