@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from sphinx.application import Sphinx
 
 from gradscope import __version__
 
 project = "gradscope"
-author = "The gradscope authors"
+author = "The gradscope developers"
 release = version = __version__
 
 extensions = [
@@ -37,11 +39,27 @@ autodoc_mock_imports = ["lightning", "pytorch_lightning", "transformers"]
 numpydoc_show_class_members = False
 
 
-def _readme_is_a_page(app: Sphinx, page: str, source: list[str]) -> None:
-    """README lies outside of the site, and is one of its pages."""
-    source[0] = source[0].replace("](../../README.md)", "](../readme.md)")
+#: Pages of the site that lie beside docs/: in the repository the page here is a link to them.
+OUTSIDE = {
+    "readme": "README.md",
+    "readme_zh": "README.zh.md",
+    "contributing": "CONTRIBUTING.md",
+    "changelog": "CHANGELOG.md",
+}
+
+
+def _take_in(app: Sphinx, page: str, source: list[str]) -> None:
+    """Let a page from outside stand where its link is, and links to it lead there."""
+    text = source[0]
+    if page in OUTSIDE:
+        text = (Path(app.srcdir).parent / OUTSIDE[page]).read_text(encoding="utf-8").replace("](docs/", "](")
+    for inside, outside in OUTSIDE.items():
+        to_root = "../" * page.count("/")
+        for link in (outside, f"../{to_root}{outside}"):
+            text = text.replace(f"]({link})", f"]({to_root}{inside}.md)")
+    source[0] = text
 
 
 def setup(app: Sphinx) -> None:
     """Register what this site adds."""
-    app.connect("source-read", _readme_is_a_page)
+    app.connect("source-read", _take_in)

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from torch import nn
 
 from gradscope.cli import main
-from tests.readme import BLOCKS, README, blocks
+from tests.readme import BLOCKS, CHINESE, README, blocks, statements
 
 ROOT = Path(__file__).parents[1]
 
@@ -74,6 +74,21 @@ def test_the_commands_of_readme_run_on_what_its_python_left(names, tmp_path, mon
         assert CliRunner().invoke(main, expanded, catch_exceptions=False).exit_code == 0, line
     assert (tmp_path / "report" / "index.html").stat().st_size > 10_000
     assert (tmp_path / "story.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_the_chinese_readme_begins_with_the_same_commands_and_shows_the_same_lines():
+    assert statements(CHINESE[0][1]) == statements(BLOCKS[0][1])
+    shown = {line for _, code in BLOCKS for line in statements(code)}
+    assert [line for _, code in CHINESE for line in statements(code) if line not in shown] == []
+
+
+def test_the_python_of_the_chinese_readme_runs_from_top_to_bottom(names, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for language, code in CHINESE:
+        if language == "python":
+            exec(compile(code, "README.zh.md", "exec"), names)
+    assert names["fit"].rate < 0
+    assert "chrono" in str(names["found"])
 
 
 def test_the_scripts_that_readme_opens_with_are_there():
