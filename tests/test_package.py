@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import configparser
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,23 @@ def test_every_package_is_listed_for_the_wheel():
     listed = set(config["options"]["packages"].split()) - {"gradscope.data"}
     there = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "gradscope").rglob("__init__.py")}
     assert listed == there
+
+
+def test_every_file_beside_the_code_is_shipped():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    data = {name: patterns.split() for name, patterns in config["options.package_data"].items()}
+    for path in (ROOT / "gradscope").rglob("*"):
+        if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts:
+            package = next(p for p in path.parents if (p / "__init__.py").exists())
+            patterns = data.get(".".join(package.relative_to(ROOT).parts), [])
+            assert any(path.match(str(package / pattern)) for pattern in patterns), path
+
+
+def test_every_place_that_says_the_version_says_the_same():
+    latest = re.search(r"^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    cited = re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
+    assert latest[1] == cited[1] == gradscope.__version__
 
 
 def test_the_error_tree_in_the_docstring_is_the_tree():
