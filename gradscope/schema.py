@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 SCHEMA = "gradscope-run"
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
 #: Group names at the top of every HDF5 segment or packed file.
 SITES_GROUP = "sites"  # sites/<module path>/<suffix>: one group per site

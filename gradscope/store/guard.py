@@ -19,7 +19,7 @@ import numpy as np
 
 from gradscope.errors import GradscopeError, RunDamagedError, RunError, UnsafeFileError
 from gradscope.store.budget import Budget
-from gradscope.store.journal import BESIDE, STATEMENTS, JournalContent, read_content
+from gradscope.store.journal import BESIDE, EARLIER_STATEMENTS, STATEMENTS, JournalContent, read_content
 from gradscope.store.part import MAX_ARRAY_BYTES
 from gradscope.store.paths import check_file, open_file, present
 
@@ -361,7 +361,7 @@ def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
     found = connection.execute(
         "SELECT substr(sql, 1, 500) FROM sqlite_master WHERE sql IS NOT NULL LIMIT 10"
     ).fetchall()
-    if {sql for (sql,) in found} != set(STATEMENTS):
+    if {sql for (sql,) in found} not in (set(STATEMENTS), set(EARLIER_STATEMENTS)):
         raise UnsafeFileError(f"{str(path)!r} is not a gradscope journal: it has tables of its own. It was not read.")
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable, Mapping
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,8 +24,13 @@ from gradscope.store.header import check_version, parse_header
 from gradscope.store.part import Header
 from gradscope.store.segment import to_json
 
-#: The only things a journal may contain; a file with anything else is refused.
+#: The only things a journal may contain; a file with anything else is refused. ``crc`` is the CRC-32 of a row.
 STATEMENTS = (
+    "CREATE TABLE entries (id INTEGER PRIMARY KEY, kind INTEGER NOT NULL, payload BLOB NOT NULL, crc INTEGER NOT NULL)",
+    "CREATE TABLE info (key TEXT PRIMARY KEY, value TEXT NOT NULL, crc INTEGER NOT NULL)",
+)
+#: What journals of before format 1.2 contain, which have no checksums.
+EARLIER_STATEMENTS = (
     "CREATE TABLE entries (id INTEGER PRIMARY KEY, kind INTEGER NOT NULL, payload BLOB NOT NULL)",
     "CREATE TABLE info (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
 )
@@ -38,8 +45,24 @@ _KEPT_BYTES = 1 << 20
 _PIECE_BYTES = 4 << 20
 
 _DESCRIBING = {"metas", "sites", "coverage", "lost"}
+#: What stands in a journal from its beginning.
+_DESCRIBED = {"schema_version", "metas"}
+#: Under this name stands the last entry that was committed: none may be missing before it.
+_LAST = "last_id"
 
 Row = tuple[int, int, bytes]
+
+_WHICH = struct.Struct("<qq")
+
+
+def row_crc(row: Row) -> int:
+    """Checksum of an entry: of its number and kind too."""
+    return zlib.crc32(row[2], zlib.crc32(_WHICH.pack(row[0], row[1])))
+
+
+def info_crc(key: str, value: str) -> int:
+    """Checksum of what is known of the run under a name."""
+    return zlib.crc32(f"{key}={value}".encode())
 
 
 class Journal:
@@ -92,9 +115,11 @@ class Journal:
         connection = self._connection
         connection.execute("BEGIN IMMEDIATE")
         try:
+            last = None
             for row in rows:
                 self._insert(row)
-            _put(connection, info)
+                last = row[0]
+            _put(connection, info if last is None else {**info, _LAST: last})
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
@@ -104,10 +129,10 @@ class Journal:
     def _insert(self, row: Row) -> None:
         number, kind, payload = row
         if len(payload) <= _PIECE_BYTES or not hasattr(self._connection, "blobopen"):  # Python 3.11
-            self._connection.execute("INSERT OR IGNORE INTO entries VALUES (?, ?, ?)", row)
+            self._connection.execute("INSERT OR IGNORE INTO entries VALUES (?, ?, ?, ?)", (*row, row_crc(row)))
             return
-        empty = (number, kind, len(payload))
-        if not self._connection.execute("INSERT OR IGNORE INTO entries VALUES (?, ?, zeroblob(?))", empty).rowcount:
+        empty = (number, kind, len(payload), row_crc(row))
+        if not self._connection.execute("INSERT OR IGNORE INTO entries VALUES (?, ?, zeroblob(?), ?)", empty).rowcount:
             return
         with self._connection.blobopen("entries", "payload", number) as blob:
             for start in range(0, len(payload), _PIECE_BYTES):
@@ -136,8 +161,9 @@ class Journal:
 
 
 def _put(connection: sqlite3.Connection, info: dict[str, Any]) -> None:
-    values = [(key, value if isinstance(value, str) else to_json(value)) for key, value in info.items()]
-    connection.executemany("INSERT OR REPLACE INTO info VALUES (?, ?)", values)
+    texts = {key: value if isinstance(value, str) else to_json(value) for key, value in info.items()}
+    values = [(key, text, info_crc(key, text)) for key, text in texts.items()]
+    connection.executemany("INSERT OR REPLACE INTO info VALUES (?, ?, ?)", values)
 
 
 def remove_journal(path: Path) -> None:
@@ -148,10 +174,11 @@ def remove_journal(path: Path) -> None:
 
 @dataclass
 class JournalContent:
-    """What a journal held at one moment."""
+    """What a journal held at one moment. ``first_id`` is the entry before which none may be missing; 0 is unknown."""
 
     header: Header
     rows: list[Row] = field(default_factory=list)
+    first_id: int = 0
 
 
 def read_content(connection: sqlite3.Connection, path: Path, budget: Budget, after: int = 0) -> JournalContent:
@@ -164,24 +191,73 @@ def read_content(connection: sqlite3.Connection, path: Path, budget: Budget, aft
     SchemaVersionError
     """
     connection.execute("BEGIN")
-    header = read_header(connection, path, budget)
-    rows = list(connection.execute("SELECT id, kind, payload FROM entries WHERE id > ? ORDER BY id", (after,)))
+    info = read_info(connection)
+    check_version(info.get("schema_version"), path)
+    header = parse_info(info, path, budget)
+    rows = list(read_rows(connection, "WHERE id > ? ORDER BY id", (after,)))
     connection.execute("COMMIT")
-    if not all(isinstance(i, int) and isinstance(k, int) and isinstance(p, bytes) for i, k, p in rows):
-        raise ValueError("a row that is no journal entry")
-    return JournalContent(header, rows)
+    if not has_sums(connection):
+        return JournalContent(header, rows)
+    last_id = int(info.get(_LAST, 0))
+    first_id = rows[0][0] if rows else last_id + 1
+    if [row[0] for row in rows] != list(range(first_id, last_id + 1)):
+        raise ValueError(f"of the entries up to {last_id} some are missing")
+    return JournalContent(header, rows, first_id)
+
+
+def has_sums(connection: sqlite3.Connection) -> bool:
+    """Whether rows carry checksums: since format 1.2."""
+    found = connection.execute("SELECT sql FROM sqlite_master WHERE name = 'entries'").fetchone()
+    return found is not None and found[0] == STATEMENTS[0]
+
+
+def read_rows(connection: sqlite3.Connection, which: str, values: Sequence[int] = ()) -> Iterator[Row]:
+    """Read entries, each compared with its checksum.
+
+    Raises
+    ------
+    ValueError
+        At an entry that differs.
+    """
+    sums = has_sums(connection)
+    columns = "id, kind, payload, crc" if sums else "id, kind, payload"
+    for number, kind, payload, *crc in connection.execute(f"SELECT {columns} FROM entries {which}", values):
+        if not (isinstance(number, int) and isinstance(kind, int) and isinstance(payload, bytes)):
+            raise ValueError("a row that is no journal entry")
+        if sums and row_crc((number, kind, payload)) != crc[0]:
+            raise ValueError(f"entry {number} differs from its checksum")
+        yield number, kind, payload
+
+
+def read_info(connection: sqlite3.Connection) -> dict[str, str]:
+    """Read what a journal says of its run, as text by name, each compared with its checksum.
+
+    Raises
+    ------
+    ValueError
+        At one that differs, or is no text.
+    """
+    sums = has_sums(connection)
+    found = {}
+    columns = "key, value, crc" if sums else "key, value"
+    for key, value, *crc in connection.execute(f"SELECT {columns} FROM info WHERE key != 'reserved'"):
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise ValueError("a description that is no text")
+        if sums and info_crc(key, value) != crc[0]:
+            raise ValueError(f"{key!r} differs from its checksum")
+        found[key] = value
+    if sums and not found.keys() >= _DESCRIBED:
+        raise ValueError("its description is missing")
+    return found
 
 
 def read_header(connection: sqlite3.Connection, path: Path, budget: Budget) -> Header:
     """Read what a journal says of its run; raises as `read_content` does."""
-    info = dict(connection.execute("SELECT key, value FROM info WHERE key != 'reserved'"))
+    info = read_info(connection)
     check_version(info.get("schema_version"), path)
     return parse_info(info, path, budget)
 
 
-def parse_info(info: Mapping[str, Any], path: Path, budget: Budget) -> Header:
+def parse_info(info: Mapping[str, str], path: Path, budget: Budget) -> Header:
     """A header from the texts of a journal; those that are missing are left out."""
-    texts = {key: value for key, value in info.items() if key in _DESCRIBING}
-    if not all(isinstance(value, str) for value in texts.values()):
-        raise ValueError("a description that is no text")
-    return parse_header({key: read_json(value, budget, path) for key, value in texts.items()})
+    return parse_header({key: read_json(value, budget, path) for key, value in info.items() if key in _DESCRIBING})

@@ -13,7 +13,7 @@ from gradscope.errors import RunDamagedError, RunError, RunNotFoundError, Unsafe
 from gradscope.store import guard
 from gradscope.store.budget import Budget
 from gradscope.store.codec import RECORD, CorruptEntryError, decode
-from gradscope.store.journal import BESIDE, Row, parse_info, remove_journal
+from gradscope.store.journal import BESIDE, Row, has_sums, info_crc, parse_info, remove_journal, row_crc
 from gradscope.store.layout import RankDirectory, rank_directories
 from gradscope.store.locking import is_being_written, lock_directory
 from gradscope.store.part import Header
@@ -162,9 +162,11 @@ def _aside(path: Path) -> Path:
 
 
 def _seal_journal(rank: RankDirectory, budget: Budget, last: Header, report: RepairReport) -> None:
-    rows, header, complete = _salvage(rank.journal, budget)
+    rows, first_id, header, complete = _salvage(rank.journal, budget)
     fresh = [row for row in rows if row[0] > last.last_id]
     readable = [row for row in fresh if _decodes(row)]
+    if first_id > last.last_id + 1 and not last.closing:
+        report.lost.append(f"entries {last.last_id + 1} to {first_id - 1}, which {str(rank.journal)!r} no longer has.")
     seal_rows(rank, readable, replace(header, closing=True), last.last_id)
     recovered = sum(kind == RECORD for _, kind, _ in readable)
     report.recovered += recovered
@@ -179,11 +181,11 @@ def _seal_journal(rank: RankDirectory, budget: Budget, last: Header, report: Rep
                 os.rename(beside, _aside(beside))
 
 
-def _salvage(path: Path, budget: Budget) -> tuple[list[Row], Header, bool]:
-    """What can be read of a journal, and whether that is everything."""
+def _salvage(path: Path, budget: Budget) -> tuple[list[Row], int, Header, bool]:
+    """What can be read of a journal, the entry before which none may be missing, and whether that is everything."""
     try:
         content = guard.load_journal(path, budget)
-        return content.rows, content.header, True
+        return content.rows, content.first_id, content.header, True
     except RunDamagedError as error:
         damage = error
     rows: dict[int, Row] = {}
@@ -197,22 +199,33 @@ def _salvage(path: Path, budget: Budget) -> tuple[list[Row], Header, bool]:
             header = _salvage_header(connection, path, budget)
             for order in ("ASC", "DESC"):  # from both ends, up to the damage
                 _take_rows(connection, order, rows)
-    return [rows[row_id] for row_id in sorted(rows)], header, False
+    return [rows[row_id] for row_id in sorted(rows)], 0, header, False
 
 
 def _take_rows(connection: sqlite3.Connection, order: str, rows: dict[int, Row]) -> None:
-    try:
-        for row in connection.execute(f"SELECT id, kind, payload FROM entries ORDER BY id {order}"):
-            if isinstance(row[0], int) and row[0] not in rows:
-                rows[row[0]] = row
-    except sqlite3.Error:
-        pass
+    """Rows from one end, up to the damage; one that differs from its checksum is left out."""
+    sums = has_sums(connection)
+    columns = "id, kind, payload, crc" if sums else "id, kind, payload"
+    with suppress(sqlite3.Error):
+        for number, kind, payload, *crc in connection.execute(f"SELECT {columns} FROM entries ORDER BY id {order}"):
+            if not (isinstance(number, int) and isinstance(kind, int) and isinstance(payload, bytes)):
+                continue
+            if not sums or row_crc((number, kind, payload)) == crc[0]:
+                rows.setdefault(number, (number, kind, payload))
 
 
 def _salvage_header(connection: sqlite3.Connection, path: Path, budget: Budget) -> Header:
+    """What the journal says of its run, as far as each text is whole."""
+    sums = has_sums(connection)
+    columns = "key, value, crc" if sums else "key, value"
+    whole: dict[str, str] = {}
+    with suppress(sqlite3.Error):
+        for key, value, *crc in connection.execute(f"SELECT {columns} FROM info"):
+            if isinstance(key, str) and isinstance(value, str) and (not sums or info_crc(key, value) == crc[0]):
+                whole[key] = value
     try:
-        return parse_info(dict(connection.execute("SELECT key, value FROM info")), path, budget)
-    except (sqlite3.Error, ValueError, TypeError):
+        return parse_info(whole, path, budget)
+    except ValueError:
         return Header()
 
 

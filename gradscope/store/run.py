@@ -108,6 +108,8 @@ def load_rank(rank: RankDirectory, budget: Budget) -> tuple[Header, list[Part], 
         return last, list(sealed), last.closing
     if last.closing:
         return last, list(sealed), True
+    if content.first_id > last.last_id + 1:
+        raise guard.damaged(rank.journal, f"the entries before {content.first_id} are missing")
     rows = [row for row in content.rows if row[0] > last.last_id]
     header = replace(content.header, first_id=last.last_id + 1, last_id=rows[-1][0] if rows else last.last_id)
     return header, [*sealed, *journal_parts(rank, rows, content.header, budget)], False

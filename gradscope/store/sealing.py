@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gradscope.store import codec, guard
 from gradscope.store.budget import Budget
-from gradscope.store.journal import Row, read_header
+from gradscope.store.journal import Row, read_header, read_rows
 from gradscope.store.layout import RankDirectory
 from gradscope.store.part import BLOCK_BYTES, Block, Header, blocks
 from gradscope.store.segment import build, write_segment
@@ -51,9 +51,7 @@ def seal_journal(
     if not stretches and not header.closing:
         return after
     for first, last in stretches or [(after + 1, after)]:
-        rows = connection.execute(
-            "SELECT id, kind, payload FROM entries WHERE id BETWEEN ? AND ? ORDER BY id", (first, last)
-        ).fetchall()
+        rows = list(read_rows(connection, "WHERE id BETWEEN ? AND ? ORDER BY id", (first, last)))
         is_last = not stretches or last == stretches[-1][1]
         seal_rows(directory, rows, replace(header, closing=header.closing and is_last), after)
         after = last

@@ -63,7 +63,7 @@ def _rank_problems(rank: RankDirectory, budget: Budget) -> Iterator[str]:
                 yield f"{str(segment)!r}: entries {last + 1} to {part.header.first_id - 1} before it are missing."
             last, closed = part.header.last_id, part.header.closing
     if present(rank.journal):
-        yield from _journal_problems(rank.journal, budget)
+        yield from _journal_problems(rank.journal, budget, last, closed)
     elif not closed and not growing:
         yield f"{str(rank.path)!r}: the end of the run is missing (neither a journal nor a closing segment)."
     for left in [] if growing else rank.left_behind():
@@ -143,7 +143,7 @@ def _array_problems(values: np.ndarray, dataset: str, lengths: np.ndarray, recor
     return found
 
 
-def _journal_problems(path: Path, budget: Budget) -> Iterator[str]:
+def _journal_problems(path: Path, budget: Budget, last: int, closed: bool) -> Iterator[str]:
     try:
         content = guard.load_journal(path, budget)
     except FileNotFoundError:
@@ -151,6 +151,8 @@ def _journal_problems(path: Path, budget: Budget) -> Iterator[str]:
     except RunError as error:
         yield str(error)
         return
+    if content.first_id > last + 1 and not closed:
+        yield f"{str(path)!r}: entries {last + 1} to {content.first_id - 1} before it are missing."
     bad = 0
     for _, kind, payload in content.rows:
         budget.take("items", items_of(payload), path)

@@ -35,7 +35,7 @@ def torn(tmp_path):
         connection.execute("PRAGMA cache_size=1")  # so that it is on the disk before it is committed
         connection.execute("BEGIN")
         connection.execute("UPDATE entries SET payload = zeroblob(100000)")
-        connection.executemany("INSERT INTO entries VALUES (?, 1, ?)", [(100 + k, b"x" * 100_000) for k in range(9)])
+        connection.executemany("INSERT INTO entries VALUES (?, 1, ?, 0)", [(100 + k, b"x" * 100_000) for k in range(9)])
         for suffix in ("", "-journal"):
             shutil.copy(source.with_name(source.name + suffix), target)
         connection.execute("ROLLBACK")

@@ -266,7 +266,7 @@ def test_a_view_in_place_of_a_table_is_refused(journal):
 def test_a_row_beyond_the_limit_is_not_loaded(journal, monkeypatch):
     monkeypatch.setattr(guard, "MAX_ROW_BYTES", 10_000)
     with closing(sqlite3.connect(journal)) as connection, connection:
-        connection.execute("INSERT INTO entries VALUES (1000, 1, zeroblob(20000))")
+        connection.execute("INSERT INTO entries VALUES (1000, 1, zeroblob(20000), 0)")
     with pytest.raises(RunError, match=r"unreasonably large|too big"):
         open_run(journal.parent)
 
@@ -324,7 +324,7 @@ def test_stacking_a_small_journal_to_a_huge_array_is_refused(journal):
     )
     with closing(sqlite3.connect(journal)) as connection, connection:
         payload = len(header).to_bytes(4, "little") + header
-        connection.execute("INSERT INTO entries VALUES (1000, 1, ?)", (payload,))
+        connection.execute("INSERT INTO entries VALUES (1000, 1, ?, 0)", (payload,))
     with pytest.raises(RunError):
         open_run(journal.parent).array("a/l0", "hidden")
 
