@@ -23,6 +23,7 @@ from gradscope.schema import (
     StepRow,
 )
 from gradscope.store.codec import Entry, dtype_of
+from gradscope.store.sums import CHECKSUM
 
 #: Stacked arrays beyond this are refused: they would not fit an ordinary machine's memory.
 MAX_ARRAY_BYTES = 4 << 30
@@ -66,6 +67,7 @@ SITE_NAMES = frozenset(
     {
         RECORDED,
         DATASET_AXIS,
+        CHECKSUM,
         *RECORD_COLUMNS,
         *SEQUENCE_COLUMNS,
         *DATASETS,

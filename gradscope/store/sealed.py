@@ -13,7 +13,7 @@ import numpy as np
 
 from gradscope.errors import NotRecordedError, UnsafeFileError
 from gradscope.schema import DATASETS, PARAMETERS_GROUP, SCHEMA, SITES_GROUP
-from gradscope.store import fields, guard
+from gradscope.store import fields, guard, sums
 from gradscope.store.budget import Budget
 from gradscope.store.codec import dtype_of
 from gradscope.store.header import check_version, parse_header
@@ -30,6 +30,7 @@ from gradscope.store.part import (
     Table,
     check_column,
 )
+from gradscope.store.segment import DESCRIPTION
 
 #: Longer than any name.
 _MAX_NAME = 4096
@@ -56,17 +57,20 @@ class SealedPart:
     def __init__(self, path: Path, budget: Budget | None = None) -> None:
         self.path = path
         self._file: h5py.File | None = None
+        self._marks: dict[str, tuple[tuple[str, ...], np.ndarray, np.ndarray | None]] = {}
         budget = budget or Budget.of([path])
         with guard.open_hdf5(path) as file:
             if "schema" not in file.attrs or guard.read_text(file, "schema") != SCHEMA:
                 raise guard.damaged(path, "it is HDF5, but no gradscope run")
-            check_version(guard.read_text(file, "schema_version"), path)
+            self._summed = check_version(guard.read_text(file, "schema_version"), path) >= sums.SINCE
             groups = guard.survey(file, path, budget)
-            self.header = _read_header(file, budget, path)
             self._n_records = guard.read_integer(file, "n_records")
+            self.header = _read_header(file, budget, path, self._n_records, self._summed)
             self._groups = _site_groups(groups)
             budget.take("sites", len(self._groups), path)
-            self._sites = {site: _describe(file, name, groups[name]) for site, name in self._groups.items()}
+            self._sites = {
+                site: _describe(file, name, groups[name], self._summed) for site, name in self._groups.items()
+            }
             self._check_tables(groups, budget)
 
     def _check_tables(self, groups: Mapping[str, guard.Group], budget: Budget) -> None:
@@ -137,15 +141,27 @@ class SealedPart:
         described = self._sites[site]
         if dataset not in described.datasets:
             return np.zeros(described.extent["step"], bool)
-        with self._open() as file:
-            group = file[described.group]
-            names = _text(group[DATASET_AXIS])
-            return np.asarray(group[RECORDED][:, names.index(dataset)]).astype(bool)
+        names, recorded, _ = self._by_record(site)
+        return recorded[:, names.index(dataset)].astype(bool)
+
+    def _by_record(self, site: str) -> tuple[tuple[str, ...], np.ndarray, np.ndarray | None]:
+        """Datasets of a site; which each record has; and the checksums of what each has, where the file has them."""
+        if site not in self._marks:
+            with self._open() as file:
+                group = file[self._sites[site].group]
+                recorded = sums.read(group[RECORDED], self._summed)
+                stated = sums.read(group[sums.CHECKSUM], True) if self._summed else None
+                self._marks[site] = _text(group[DATASET_AXIS], self._summed), recorded, stated
+        return self._marks[site]
 
     def array(self, site: str, dataset: str, records: slice = ALL) -> np.ndarray:
         if dataset not in self._sites[site].datasets:
             raise NotRecordedError(f"{dataset} was not recorded at {site!r}")
         values = self._read(site, dataset, ("step", *DATASETS[dataset]), records)
+        names, _, stated = self._by_record(site)
+        if stated is not None:
+            with guard.naming_damage(self.path):
+                sums.check_rows(values, stated[records, names.index(dataset)], f"{dataset} at {site!r}")
         return values.astype(dtype_of(dataset), copy=False)
 
     def _has(self, group: str, name: str) -> bool:
@@ -158,7 +174,7 @@ class SealedPart:
             variable = file[described.group][name]
             if variable.shape != tuple(described.extent[dim] for dim in dims):
                 raise guard.damaged(self.path, f"{name} at {site!r} has shape {variable.shape}")
-            return np.asarray(variable[records])
+            return np.asarray(variable[records]) if name in DATASETS else sums.read(variable, self._summed)
 
     def table(self, group: str) -> Table:
         spec = TABLES[group]
@@ -166,13 +182,13 @@ class SealedPart:
             found = file[group]
             rows = len(found["step"])
             columns = {
-                name: np.asarray(found[name][()])
+                name: sums.read(found[name], self._summed)
                 if name in found or name not in ADDED_COLUMNS
                 else np.full(rows, _stored_default(name), dtype)
                 for name, dtype in spec.columns.items()
             }
-            names = _text(found[spec.name_axis]) if spec.name_axis else ()
-            values = file[group][spec.values][()] if spec.name_axis else np.empty((rows, 0))
+            names = _text(found[spec.name_axis], self._summed) if spec.name_axis else ()
+            values = sums.read(found[spec.values], self._summed) if spec.name_axis else np.empty((rows, 0))
         if any(column.shape != (rows,) for column in columns.values()) or values.shape != (rows, len(names)):
             raise guard.damaged(self.path, f"the columns of {group!r} differ in length")
         with guard.naming_damage(self.path):
@@ -186,13 +202,15 @@ def _stored_default(name: str) -> Any:
     return value.encode() if isinstance(value, str) else value
 
 
-def _read_header(file: h5py.File, budget: Budget, path: Path) -> Header:
-    names = ("metas", "sites", "coverage", "lost")
-    texts = {name: fields.read_json(guard.read_text(file, name), budget, path) for name in names}
-    numbers = {name: guard.read_integer(file, name) for name in ("first_id", "last_id")}
+def _read_header(file: h5py.File, budget: Budget, path: Path, n_records: int, summed: bool) -> Header:
+    said = {name: guard.read_text(file, name) for name in DESCRIPTION}
+    numbers = {name: guard.read_integer(file, name) for name in ("first_id", "last_id", "closing")}
+    if summed:
+        sums.check(file, sums.crc_of_description(said, {"n_records": n_records, **numbers}))
+    texts = {name: fields.read_json(said[name], budget, path) for name in ("metas", "sites", "coverage", "lost")}
     if not 0 <= numbers["first_id"] <= numbers["last_id"] + 1 <= fields.MOST:
         raise ValueError(f"entries {numbers['first_id']} to {numbers['last_id']}")
-    return parse_header(texts, closing=bool(guard.read_integer(file, "closing")), **numbers)
+    return parse_header(texts, **{**numbers, "closing": bool(numbers["closing"])})
 
 
 def _site_groups(groups: Mapping[str, guard.Group]) -> dict[str, str]:
@@ -210,7 +228,7 @@ def _site_groups(groups: Mapping[str, guard.Group]) -> dict[str, str]:
     return found
 
 
-def _describe(file: h5py.File, name: str, group: guard.Group) -> _Site:
+def _describe(file: h5py.File, name: str, group: guard.Group, summed: bool) -> _Site:
     """A site's axes and datasets; every array of it has the type and the shape it is read with."""
     arrays = group.arrays
     datasets = tuple(dataset for dataset in DATASETS if dataset in arrays)
@@ -228,12 +246,14 @@ def _describe(file: h5py.File, name: str, group: guard.Group) -> _Site:
         count = _axis(arrays, name, DATASET_AXIS)
         _check_stored(arrays, name, DATASET_AXIS, np.dtype("S1"), (count,))
         _check_stored(arrays, name, RECORDED, np.dtype("i1"), (extent["step"], count))
-        if sorted(_text(file[f"{name}/{DATASET_AXIS}"])) != sorted(datasets):
+        if summed:
+            _check_stored(arrays, name, sums.CHECKSUM, sums.CHECKSUM_TYPE, (extent["step"], count))
+        if sorted(_text(file[f"{name}/{DATASET_AXIS}"], summed)) != sorted(datasets):
             raise ValueError(f"{name!r} lists other arrays than it holds")
     gates: tuple[str, ...] = ()
     if "gate" in extent:
         _check_stored(arrays, name, "gate", np.dtype("S1"), (extent["gate"],))
-        gates = _text(file[f"{name}/gate"])
+        gates = _text(file[f"{name}/gate"], summed)
         if len(set(gates)) != len(gates):
             raise ValueError(f"two gates of {name!r} have one name")
     return _Site(name, extent, datasets, gates)
@@ -257,5 +277,5 @@ def _check_stored(
         raise ValueError(f"{group}/{name} is {found.dtype} of shape {found.shape}, wanted {dtype} of {shape}")
 
 
-def _text(dataset: h5py.Dataset) -> tuple[str, ...]:
-    return tuple(bytes(value).decode("utf-8", "replace") for value in dataset[()])
+def _text(dataset: h5py.Dataset, summed: bool) -> tuple[str, ...]:
+    return tuple(bytes(value).decode("utf-8", "replace") for value in sums.read(dataset, summed))

@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 
 from gradscope.schema import DATASETS, SCHEMA, SCHEMA_VERSION
+from gradscope.store import sums
 from gradscope.store.codec import dtype_of
 from gradscope.store.layout import group_of
 from gradscope.store.part import (
@@ -35,6 +36,8 @@ from gradscope.store.part import (
     stretches,
 )
 
+#: The texts of a file's description that a reader goes by.
+DESCRIPTION = ("schema", "schema_version", "metas", "sites", "coverage", "lost")
 _CHUNK_BYTES = 1 << 20
 _UNCHUNKED_BYTES = 4096
 
@@ -66,7 +69,7 @@ def write(
     """
     # v108: attributes beyond 64 KiB (a large model's description) need dense attribute storage.
     with h5py.File(target, "w", libver=("v108", "v110")) as file:
-        _write_attributes(file.attrs, header, sum(part.n_records for part in parts))
+        _write_attributes(file, header, sum(part.n_records for part in parts))
         for site in dict.fromkeys(site for part in parts for site in part.sites()):
             # A module's group may be there already: a site "lstm" beside "lstm/l0".
             _SiteWriter(file.require_group(group_of(site)), site, parts, compress, check).write()
@@ -74,7 +77,8 @@ def write(
             _write_table(file.create_group(name), spec, name, parts, compress, check)
 
 
-def _write_attributes(attrs: Any, header: Header, n_records: int) -> None:
+def _write_attributes(file: h5py.File, header: Header, n_records: int) -> None:
+    attrs = file.attrs
     first = header.metas[0] if header.metas else None
     texts = {
         "schema": SCHEMA,
@@ -92,8 +96,10 @@ def _write_attributes(attrs: Any, header: Header, n_records: int) -> None:
     for name, text in texts.items():
         _set_text(attrs, name, text)
     numbers = {"n_records": n_records, "first_id": header.first_id, "last_id": header.last_id}
-    for name, number in {**numbers, "closing": int(header.closing)}.items():
+    numbers["closing"] = int(header.closing)
+    for name, number in numbers.items():
         attrs.create(name, number, dtype=np.int64)
+    sums.state(file, sums.crc_of_description({name: texts[name] for name in DESCRIPTION}, numbers))
 
 
 def to_json(value: Any) -> str:
@@ -134,11 +140,13 @@ class _SiteWriter:
                 self._write(name, ("step",), dtype, 0, self._columns(name))
         for name, fill in SEQUENCE_COLUMNS.items():
             self._write(name, ("step", "sequence"), np.dtype("<i4"), fill, self._columns(name))
-        for name in self.datasets:
+        by_record = np.empty((self.sizes["step"], len(self.datasets)), sums.CHECKSUM_TYPE)
+        for column, name in enumerate(self.datasets):
             dims = ("step", *DATASETS[name])
-            self._write(name, dims, dtype_of(name), np.nan, self._stretches(name))
+            self._write(name, dims, dtype_of(name), np.nan, self._stretches(name), by_record[:, column])
         if self.datasets:
             self._write(RECORDED, ("step", DATASET_AXIS), np.dtype("i1"), 0, self._recorded())
+            self._write(sums.CHECKSUM, ("step", DATASET_AXIS), sums.CHECKSUM_TYPE, 0, iter([by_record]))
 
     def _write_axes(self) -> None:
         _write_axis(self.group, "step", np.concatenate([part.column(self.site, "step") for part in self.parts]))
@@ -167,12 +175,18 @@ class _SiteWriter:
             yield np.stack([part.recorded(self.site, name) for name in self.datasets], axis=1)
 
     def _write(
-        self, name: str, dims: tuple[str, ...], dtype: np.dtype[Any], fill: float, pieces: Iterator[np.ndarray]
+        self,
+        name: str,
+        dims: tuple[str, ...],
+        dtype: np.dtype[Any],
+        fill: float,
+        pieces: Iterator[np.ndarray],
+        by_record: np.ndarray | None = None,
     ) -> None:
         shape = tuple(len(self.datasets) if dim == DATASET_AXIS else self.sizes[dim] for dim in dims)
         check_size(shape, dtype, f"{self.site} {name}")
         variable = _create(self.group, name, dims, shape, dtype, fill, self.compress)
-        _write_pieces(variable, pieces, fill, self.check)
+        _write_pieces(variable, pieces, fill, self.check, by_record)
 
 
 def _write_table(
@@ -186,6 +200,7 @@ def _write_table(
         if column != spec.axis:
             variable = _create(group, column, (spec.axis,), (total,), dtype, None, compress)
             variable[...] = columns[column].astype(_stored(dtype))
+            sums.state(variable, sums.crc(columns[column]))
             check()
     if not spec.name_axis:
         return
@@ -206,17 +221,24 @@ def _values(parts: Sequence[Part], name: str, names: Sequence[str]) -> Iterator[
         yield values
 
 
-def _write_pieces(variable: h5py.Dataset, pieces: Iterator[np.ndarray], fill: float, check: Callable[[], None]) -> None:
+def _write_pieces(
+    variable: h5py.Dataset,
+    pieces: Iterator[np.ndarray],
+    fill: float,
+    check: Callable[[], None],
+    by_record: np.ndarray | None = None,
+) -> None:
     """Write rows as they come, ``fill`` where a piece is smaller than the axes, in stretches of whole chunks.
 
-    A chunk that is written twice is compressed twice, and leaves a hole in the file.
+    A chunk that is written twice is compressed twice, and leaves a hole in the file. The checksum goes into an
+    attribute, or one of each row into ``by_record``.
     """
     total, rest = variable.shape[0], variable.shape[1:]
     height = variable.chunks[0] if variable.chunks else max(total, 1)
     size = height * int(np.prod(rest)) * variable.dtype.itemsize
     rows = height * max(1, STRETCH_BYTES // max(size, 1))
     held = np.full((min(rows, total), *rest), fill, variable.dtype)
-    start = used = 0
+    start = used = whole = 0
     for piece in pieces:
         taken = 0
         while taken < len(piece):
@@ -226,12 +248,20 @@ def _write_pieces(variable: h5py.Dataset, pieces: Iterator[np.ndarray], fill: fl
             if used == len(held) or start + used == total:
                 variable[start : start + used] = held[:used]
                 check()
+                if by_record is None:
+                    whole = sums.crc(held[:used], whole)
+                else:
+                    by_record[start : start + used] = sums.crc_of_rows(held[:used])
                 start, used = start + used, 0
                 held[...] = fill
+    if by_record is None:
+        sums.state(variable, whole)
 
 
 def _write_axis(group: h5py.Group, name: str, values: np.ndarray) -> None:
-    group.create_dataset(name, data=values.astype(_stored(values.dtype))).make_scale(name)
+    axis = group.create_dataset(name, data=values.astype(_stored(values.dtype)))
+    axis.make_scale(name)
+    sums.state(axis, sums.crc(values))
 
 
 def _stored(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -6,11 +6,12 @@ import xarray as xr
 from gradscope import open_run
 from gradscope.errors import RunDamagedError, SchemaVersionError
 from gradscope.schema import DATASETS, RunMeta
-from gradscope.store import RunWriter, pack
+from gradscope.store import RunWriter, pack, validate
 from gradscope.store.layout import group_of
 from gradscope.store.part import ADDED_COLUMNS
 from gradscope.store.sealed import SealedPart
 from tests.store.conftest import META, SITES, record, site_record
+from tests.torture.resum import resum_segment, sum_beside
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_xarray_opens_every_other_group(wide, sealed, segment, group):
 def test_only_what_outside_readers_understand_is_used(wide):
     def look(_name, item):
         if isinstance(item, h5py.Dataset):
-            assert item.dtype.kind in "ifS"
+            assert item.dtype.kind in "iufS"
             assert item.compression in (None, "gzip")
             assert h5py.check_string_dtype(item.dtype) is None or h5py.check_string_dtype(item.dtype).length
             for axis, size in zip(item.dims, item.shape, strict=True):
@@ -72,6 +73,7 @@ def test_only_what_outside_readers_understand_is_used(wide):
 
 def test_a_newer_major_version_is_refused_and_a_newer_minor_is_read(segment):
     _set(segment, "schema_version", b"1.99")
+    resum_segment(segment)
     assert open_run(segment).n_records == 3
     _set(segment, "schema_version", b"2.0")
     with pytest.raises(SchemaVersionError, match=r"format 2\.0.*Upgrade"):
@@ -86,6 +88,47 @@ def test_a_file_without_its_description_is_no_run(segment, name):
         del file.attrs[name]
     with pytest.raises(RunDamagedError, match=r"segment-00001\.h5"):
         open_run(segment)
+
+
+CHANGES = [
+    ("sites/lstm/l0/cell", (1, 0, 2)),
+    ("sites/lstm/l0/hidden_tensor", (1, 0, 2, 3)),
+    ("sites/lstm/l0/length", (0, 0)),
+    ("sites/lstm/l0/step", 1),
+    ("sites/lstm/l0/skipped", 1),
+    ("sites/lstm/l0/recorded", (0, 0)),
+    ("sites/lstm/l0/checksum", (0, 0)),
+    ("steps/value", (0, 0)),
+    ("clips/norm_before", 0),
+    ("parameters/norm", (2, 0)),
+]
+
+
+@pytest.mark.parametrize(("name", "where"), CHANGES, ids=lambda value: str(value))
+def test_a_changed_number_is_told_by_its_own_checksum(wide, segment, name, where):
+    path = wide if name.endswith("_tensor") else segment
+    with h5py.File(path, "r+") as file:
+        file[name][where] = file[name][where] + 1 if file[name].dtype.kind != "f" else 0.125
+    sum_beside(path)
+    with pytest.raises(RunDamagedError, match="differs from its checksum"):
+        _read_all(open_run(path))
+    assert any("differs from its checksum" in problem for problem in validate(path.parents[2]))
+
+
+def test_a_changed_description_is_told_by_its_checksum(segment):
+    with h5py.File(segment, "r+") as file:
+        sites = bytes(file.attrs["sites"]).replace(b'"lstm"', b'"gru0"')
+        file.attrs.modify("sites", np.bytes_(sites))
+    with pytest.raises(RunDamagedError, match="differs from its checksum"):
+        open_run(segment)
+
+
+def _read_all(run):
+    for site in run.sites:
+        run.records(site), run.lengths(site), run.rows(site)
+        for dataset in run.datasets(site):
+            run.array(site, dataset)
+    run.steps(), run.clips(), run.parameters()
 
 
 def test_a_truncated_file_is_named_with_the_remedy(segment):

@@ -5,6 +5,7 @@ import pytest
 from gradscope.errors import RunNotFoundError
 from gradscope.store import RunWriter, pack, sealing, validate
 from tests.store.conftest import META, record, write_run
+from tests.torture.resum import resum_segment
 
 
 def test_a_good_run_has_no_problem(sealed, tmp_path):
@@ -63,6 +64,7 @@ def test_a_missing_checksum_is_named(sealed, segment):
 def test_numbers_where_there_is_no_sequence_are_found(sealed, segment):
     with h5py.File(segment, "r+") as file:
         file["sites/lstm/l0/cell"][0, 1, 4] = 1.0
+    resum_segment(segment)
     problems = "\n".join(validate(segment))
     assert "beyond the end of a sequence" in problems
 
@@ -71,6 +73,7 @@ def test_numbers_where_there_is_no_sequence_are_found(sealed, segment):
 def test_a_sequence_longer_than_its_axis_is_found(segment, length):
     with h5py.File(segment, "r+") as file:
         file["sites/lstm/l0/length"][1, 0] = length
+    resum_segment(segment)
     assert any("length has values" in problem for problem in validate(segment))
 
 
