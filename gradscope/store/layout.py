@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
-from gradscope.errors import RunError, RunNotFoundError
+from gradscope.errors import RunError
 from gradscope.schema import SITES_GROUP
 from gradscope.store import paths
 from gradscope.store.part import SITE_NAMES
@@ -66,6 +66,16 @@ def attempts(run_dir: Path) -> list[int]:
     return sorted(number for number, _ in _numbered(run_dir, _ATTEMPT))
 
 
+def looks_like_run(path: Path) -> bool:
+    """Whether a path is called as a run's directory or packed file would be; nothing is opened."""
+    if path.suffix == ".h5":
+        return path.is_file() and not _SEGMENT.fullmatch(path.name)
+    try:
+        return any(_ATTEMPT.fullmatch(entry) for entry in os.listdir(path)) if path.is_dir() else False
+    except OSError:  # may not be read
+        return False
+
+
 def rank_directories(path: Path) -> list[RankDirectory]:
     """Every rank's directory of a run; ``path`` may also be one attempt's or one rank's directory.
 
@@ -87,9 +97,12 @@ def rank_directories(path: Path) -> list[RankDirectory]:
     # A rank killed while it began leaves a directory with nothing in it.
     begun = sorted(rank for rank in found if rank.files())
     if not begun:
-        raise RunNotFoundError(
+        from gradscope.store.nearby import no_run  # only a wrong path needs it; it stands on this module
+
+        raise no_run(
+            path,
             f"no gradscope run in {str(path)!r}: it holds neither a sealed segment nor a journal. "
-            "Give the directory that was passed to gradscope.record, or a packed .h5 file."
+            "Give the directory that was passed to gradscope.record, or a packed .h5 file.",
         )
     return begun
 

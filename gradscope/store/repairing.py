@@ -9,13 +9,14 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from gradscope.errors import RunDamagedError, RunError, RunNotFoundError, UnsafeFileError
+from gradscope.errors import RunDamagedError, RunError, UnsafeFileError
 from gradscope.store import guard
 from gradscope.store.budget import Budget
 from gradscope.store.codec import RECORD, CorruptEntryError, decode
 from gradscope.store.journal import BESIDE, Row, has_sums, info_crc, parse_info, remove_journal, row_crc
 from gradscope.store.layout import RankDirectory, rank_directories
 from gradscope.store.locking import is_being_written, lock_directory
+from gradscope.store.nearby import no_run
 from gradscope.store.part import Header
 from gradscope.store.paths import check_file, open_file, present
 from gradscope.store.sealed import SealedPart
@@ -69,7 +70,7 @@ def repair(path: str | Path) -> RepairReport:
     path = Path(path)
     report = RepairReport(path)
     if not path.exists():
-        raise RunNotFoundError(f"there is no run at {str(path)!r}.")
+        raise no_run(path)
     if not path.is_dir():
         if problems := segment_problems(path.resolve(), Budget.of([path.resolve()]))[0]:
             raise RunDamagedError(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradscope.errors import EmptyRunError, NotRecordedError, RunNotFoundError, UnknownNameError
+from gradscope.errors import EmptyRunError, NotRecordedError, UnknownNameError
 from gradscope.schema import (
     CLIPS_GROUP,
     DATASETS,
@@ -31,6 +31,7 @@ from gradscope.store.codec import CorruptEntryError, Entry, dtype_of
 from gradscope.store.header import merge
 from gradscope.store.journal import Row
 from gradscope.store.layout import RankDirectory, rank_directories
+from gradscope.store.nearby import no_run
 from gradscope.store.part import SEQUENCE_COLUMNS, Block, Header, Part, blocks, check_size, stacked
 from gradscope.store.paths import check_file, present
 from gradscope.store.roles import RoleView
@@ -79,7 +80,7 @@ def open_run(path: str | Path, *, budget: float | None = None) -> Run:
         parts = [part for _, rank_parts, _ in loaded for part in rank_parts]
         return Run(path, merge(header for header, _, _ in loaded), parts, sealed=all(done for _, _, done in loaded))
     if not path.exists():
-        raise RunNotFoundError(f"there is no run at {str(path)!r}.")
+        raise no_run(path)
     file = path.resolve()  # a link to a file is the user's own choice
     check_file(file)
     part = SealedPart(file, Budget.of([file], budget))

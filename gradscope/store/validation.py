@@ -9,13 +9,14 @@ from typing import BinaryIO
 
 import numpy as np
 
-from gradscope.errors import RunError, RunNotFoundError
+from gradscope.errors import RunError
 from gradscope.schema import DATASETS
 from gradscope.store import guard
 from gradscope.store.budget import Budget
 from gradscope.store.codec import CorruptEntryError, decode, items_of
 from gradscope.store.layout import RankDirectory, rank_directories
 from gradscope.store.locking import is_being_written
+from gradscope.store.nearby import no_run
 from gradscope.store.part import RECORD_COLUMNS, TABLES, stretches
 from gradscope.store.paths import open_file, present
 from gradscope.store.sealed import SealedPart
@@ -46,7 +47,7 @@ def validate(path: str | Path) -> list[str]:
         budget = Budget.of(file for rank in ranks for file in rank.files())
         return [problem for rank in ranks for problem in _rank_problems(rank, budget)]
     if not path.exists():
-        raise RunNotFoundError(f"there is no run at {str(path)!r}.")
+        raise no_run(path)
     file = path.resolve()  # a link to a file is the user's own choice
     return [*checksum_problems(file, required=False), *segment_problems(file, Budget.of([file]))[0]]
 
