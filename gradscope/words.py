@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gradscope.diagnostics import ClipStatistics, DecayFit
+    from gradscope.diagnostics import ClipStatistics, DecayFit, ThresholdSuggestion
 
 LAST_STEP = "the last step"
 NO_CURVE = "no site has a curve against lag"
@@ -267,6 +267,12 @@ def clip_sentence(statistics: ClipStatistics) -> str:
     if statistics.n_nonfinite:
         said += f"; {_calls(statistics.n_nonfinite)} more saw a norm that is not finite"
     return said
+
+
+def suggestion_sentence(suggestion: ThresholdSuggestion) -> str:
+    """Which thresholds are worth comparing, and where the range comes from; or why none is suggested."""
+    line = suggestion.words or f"No threshold is suggested: {suggestion.reason}."
+    return line + (f" (Range: {suggestion.reason}.)" if suggestion.words else "")
 
 
 def _at(thresholds: tuple[float, ...]) -> str:

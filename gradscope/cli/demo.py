@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gradscope.cli.printing import numbers
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -29,7 +31,8 @@ _WIDTH = 100
 @click.option("--seed", type=int, default=0, show_default=True, help="First of the seeds of weights and batches.")
 @click.option("--quick", is_flag=True, help="A few steps of each training: to see it work, not to learn from it.")
 @click.option("--jobs", type=int, help="Trainings at once. Default: 2, or 1 on one core or with --quick.")
-def demo(out: Path, seed: int, quick: bool, jobs: int | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON instead of sentences.")
+def demo(out: Path, seed: int, quick: bool, jobs: int | None, as_json: bool) -> None:
     """Train recurrent networks on handwritten digits, recorded, and report.
 
     RNN, LSTM and GRU read 8x8 digits pixel by pixel: before training, as PyTorch initialises them and with their gates
@@ -54,6 +57,9 @@ def demo(out: Path, seed: int, quick: bool, jobs: int | None) -> None:
         # In full only what was trained, one seed of each: the figures of the story hold the others.
         kept = [runs[line.name] for line in lines if line.group != "initial" and line.result.labels["seed"] == seed]
         paths = build_report(kept, out / "report", title=TITLE, told=told, shown=("comparison", "clipping"))
+    if as_json:
+        click.echo(numbers(paths))
+        return
     said = "\n\n".join(textwrap.fill(words, _WIDTH) for words in told.opening)
     click.echo(f"{TITLE}\n\n{said}\n\n{_table(lines, seed)}")
     click.echo(f"\nThe page:  {paths.index}\nFigures:   {paths.directory / 'figures'}\nNumbers:   {paths.summary}")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gradscope.cli.printing import numbers
+
 if TYPE_CHECKING:
     from gradscope.report import ReportPaths
     from gradscope.report.telling import Story
@@ -35,7 +37,8 @@ def lab() -> None:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="First of the seeds.")
 @click.option("--quick", is_flag=True, help="A few steps of each training: to see it work, not to learn from it.")
 @click.option("--jobs", type=int, help="Trainings at once. Default: 2, or 1 on one core or with --quick.")
-def lecture(out: Path, seed: int, quick: bool, jobs: int | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON instead of sentences.")
+def lecture(out: Path, seed: int, quick: bool, jobs: int | None, as_json: bool) -> None:
     """From the plain network to the GRU, on real data: what textbooks say, put to the measurement.
 
     Fourteen networks learn the monthly sunspot numbers and handwritten digits, ten seeds each; their gradients are
@@ -62,7 +65,7 @@ def lecture(out: Path, seed: int, quick: bool, jobs: int | None) -> None:
     finally:
         for run in runs:
             run.close()
-    click.echo(_findings(told, paths))
+    click.echo(numbers(paths) if as_json else _findings(told, paths))
 
 
 @lab.command()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from gradscope.cli.completing import RunPath
+from gradscope.cli.printing import numbers
 from gradscope.cli.say import say
 from gradscope.cli.which import opened, which_records
 from gradscope.words import counted
@@ -21,7 +22,7 @@ _INTERVAL = 30.0
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@click.argument("runs", nargs=-1, required=True, type=RunPath(), metavar="RUN...")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Written there; must not exist or be empty.")  # fmt: skip  # noqa: E501
 @click.option("--title", default="", help="Heading of the page.")
 @click.option("--quantity", help="hidden, cell, input ...; by default what describes each site.")
@@ -47,7 +48,7 @@ def report(
     if interval is not None and not watch:
         raise click.UsageError("--interval goes with --watch.")
     # Imported here: a mistyped option should not wait for matplotlib.
-    from gradscope.reading.facts import advice_of_all
+    from gradscope.reading.facts import advice_of_all, clipping_lines
     from gradscope.report import build_report
     from gradscope.report.build import check_free
 
@@ -57,14 +58,15 @@ def report(
     else:
         written = build_report(opened(runs, **choice), out, title=title, quantity=quantity)
     if as_json:
-        numbers = json.loads(written.summary.read_text(encoding="utf-8"))
-        say(json.dumps({"report": str(written.index), **numbers}, indent=2, sort_keys=True))
+        say(numbers(written))
     else:
         for found in written.facts:
             for line in found.remarks:
                 say(f"{found.name}: {line}")
             for said in found.answers:
                 say(f"{found.name}: {said.sentence}")
+            for line in clipping_lines(found):
+                say(f"{found.name}: {line}")
             for line in found.what_now:
                 say(f"{found.name}: what now (clipping): {line}")
         for line in advice_of_all(written.facts):

@@ -28,6 +28,7 @@ from gradscope.reading.norms import raw_norms
 from gradscope.reading.remarks import clip_remarks, first_nonfinite
 from gradscope.reading.sweeps import final_value
 from gradscope.schema import Coverage, SiteInfo
+from gradscope.words import clip_sentence, suggestion_sentence
 
 #: Keys under which a model's number of parameters may have been described.
 _PARAMETER_COUNTS = ("parameters", "n_parameters", "parameter_count", "num_parameters")
@@ -68,6 +69,15 @@ class RunFacts:
     def verdicts(self) -> set[str]:
         """Verdicts of all sites, at the end of the run."""
         return {found.late.verdict for found in self.answers}
+
+
+def clipping_lines(found: RunFacts) -> list[str]:
+    """What clipping did in a run, and which thresholds its norms suggest: whole, or by part of the parameters."""
+    said = [clip_sentence(clip) for clip in found.clips]
+    suggested = [(f"threshold of {one.part}: ", one.suggestion) for one in found.parts]
+    if found.suggestion is not None:
+        suggested.append(("threshold of all parameters: " if suggested else "threshold: ", found.suggestion))
+    return said + [label + suggestion_sentence(suggestion) for label, suggestion in suggested]
 
 
 def gather(runs: Sequence[Any], quantity: str | None = None) -> list[RunFacts]:

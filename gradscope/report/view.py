@@ -11,11 +11,11 @@ from typing import Any
 
 import pandas as pd
 
-from gradscope.diagnostics import DecayFit, ThresholdSuggestion
+from gradscope.diagnostics import DecayFit
 from gradscope.reading.answers import SiteAnswer, advice_of
 from gradscope.reading.facts import RunFacts
 from gradscope.report.tables import Cell, Column, Table
-from gradscope.words import clip_sentence, correlation, number, percent, sentence, within
+from gradscope.words import clip_sentence, correlation, number, percent, sentence, suggestion_sentence, within
 
 #: Beyond so many runs a page tells what clipping did in a sentence each, and leaves settings to the summary.
 MANY = 24
@@ -208,16 +208,9 @@ def _clipping(position: int, found: RunFacts, runs: int) -> dict[str, Any]:
             else None
         )
         part = {"id": f"clipping-{position}-{i}", "title": title, "table": shown, "open": runs <= 4}
-        parts.append({**part, "words": _suggested(suggestion)})
+        parts.append({**part, "words": "" if suggestion is None else suggestion_sentence(suggestion)})
     remarks = [upper(line) for line in found.remarks]
     return {"id": f"clipping-{position}", "name": found.name, "remarks": remarks, "said": said, "parts": parts}
-
-
-def _suggested(suggestion: ThresholdSuggestion | None) -> str:
-    if suggestion is None:
-        return ""
-    line = suggestion.words or f"No threshold is suggested: {suggestion.reason}."
-    return line + (f" (Range: {suggestion.reason}.)" if suggestion.words else "")
 
 
 def _thresholds(table_of: pd.DataFrame, source: str, whose: str) -> Table:

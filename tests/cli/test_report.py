@@ -38,6 +38,18 @@ def test_it_writes_the_page_and_says_the_answer(run, tmp_path):
 
 
 @pytest.mark.usefixtures("without_figures")
+def test_it_says_what_clipping_did_and_which_thresholds_are_worth_comparing(tmp_path):
+    make_run(tmp_path / "clipped", [-0.2] * 5, every=10, threshold=1.0).close()
+    make_run(tmp_path / "short", (-0.2,)).close()
+    lines = call(tmp_path / "clipped", tmp_path / "short", "-o", tmp_path / "out").stdout.splitlines()
+    told = json.loads((tmp_path / "out" / "summary.json").read_text())["runs"]
+    assert f"clipped: {told[0]['clipping'][0]['sentence']}" in lines
+    (suggested,) = (line for line in lines if line.startswith("clipped: threshold: Thresholds from "))
+    assert f"from {told[0]['suggestion']['low']:.2g} to {told[0]['suggestion']['high']:.2g} " in suggested
+    assert f"short: threshold: No threshold is suggested: {told[1]['suggestion']['reason']}." in lines
+
+
+@pytest.mark.usefixtures("without_figures")
 def test_json_is_all_there_is_on_stdout_and_a_met_verdict_exits_with_3(run, tmp_path):
     done = call(run, "-o", tmp_path / "out", "--json", "--fail-on", "vanishing", "--fail-on", "exploding")
     assert done.exit_code == 3
