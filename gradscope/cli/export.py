@@ -7,19 +7,20 @@ from pathlib import Path
 
 import click
 
+from gradscope.cli.completing import RunPath, SiteName
 from gradscope.cli.say import say
 from gradscope.legible import cells
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=RunPath())
 @click.option("-o", "--out", type=click.Path(path_type=Path), metavar="DIR", help="Write every table there; must not exist. By default RUN-csv here.")  # fmt: skip  # noqa: E501
 @click.option(
     "--table",
     type=click.Choice(["norms", "records", "steps", "clips", "parameters"]),
     help="Print this table instead.",
 )
-@click.option("--site", help="With --table norms or records: which site, where there are several.")
+@click.option("--site", type=SiteName(), help="With --table norms or records: which site, where there are several.")
 @click.option("--quantity", help="With --table norms: hidden, cell, gates ...; by default what describes the site.")
 def export(run: Path, out: Path | None, table: str | None, site: str | None, quantity: str | None) -> None:
     """Write a run's numbers as CSV: every table into a directory, or one to stdout.

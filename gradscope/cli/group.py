@@ -20,6 +20,14 @@ _INTERRUPTED = 128 + 2
 _PIPE_CLOSED = 128 + 13
 
 
+# Reading what was recorded elsewhere is of use without it, and it is most of what an installation weighs.
+_TORCH = (
+    "'gradscope {command}' trains networks and needs PyTorch, which is not installed. Install it with "
+    "'python -m pip install torch', or as pytorch.org says for your device. report, plot, inspect, export, validate, "
+    "pack and repair read recorded runs without it."
+)
+
+
 class Entry(NamedTuple):
     """Where a command lives (``module:attribute``) and its line in ``gradscope --help``."""
 
@@ -80,6 +88,11 @@ class LazyGroup(click.Group):
         except GradscopeError as error:
             say(f"gradscope: error: {error}", err=True)
             ctx.exit(error.exit_code)
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            click.echo(f"gradscope: error: {_TORCH.format(command=ctx.invoked_subcommand)}", err=True)
+            ctx.exit(1)
         except BrokenPipeError:
             _discard_stdout()
             ctx.exit(_PIPE_CLOSED)

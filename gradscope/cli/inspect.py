@@ -9,13 +9,14 @@ from typing import Any
 
 import click
 
+from gradscope.cli.completing import RunPath
 from gradscope.cli.say import say
 from gradscope.legible import legible
 from gradscope.words import counted
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@click.argument("runs", nargs=-1, required=True, type=RunPath(), metavar="RUN...")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON, one object per run in a list.")
 def inspect(runs: tuple[Path, ...], as_json: bool) -> None:
     """Show what a run holds: sites, quantities, records, what was missed and what was lost.

@@ -8,17 +8,20 @@ from typing import Any
 
 import click
 
+from gradscope.cli.completing import STYLES, Name, RunPath, SiteName
 from gradscope.cli.say import say
 from gradscope.cli.which import opened, which_records
-from gradscope.errors import SettingError
+from gradscope.errors import RunExistsError, SettingError
+from gradscope.plots import PLOTS
 
 
 @click.command()
-@click.argument("kind")
-@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@click.argument("kind", type=Name(tuple(PLOTS)))
+@click.argument("sources", nargs=-1, required=True, type=RunPath(), metavar="RUN...")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="Ends in .pdf, .svg, .png or .pgf; the data go to the CSV of the same name.")  # fmt: skip  # noqa: E501
-@click.option("--style", default="neurips", show_default=True, help="Paper width: aaai, iclr, icml, icml2, ieee, ieee2, jmlr, neurips, screen.")  # fmt: skip  # noqa: E501
-@click.option("--site", multiple=True, help="Only this site. May be repeated.")
+@click.option("--style", type=Name(STYLES), default="neurips", show_default=True, help=f"Paper width: {', '.join(STYLES)}.")  # fmt: skip  # noqa: E501
+@click.option("--force", is_flag=True, help="Replace FILE and its CSV where they exist.")
+@click.option("--site", type=SiteName(), multiple=True, help="Only this site. May be repeated.")
 @click.option("--quantity", help="hidden, cell, input ...; by default what describes each site.")
 @click.option("--step", help="A recorded step, or first, early, late, last, all.")
 @click.option("--metric", help="A logged scalar; in a map also reach: what arrives at the first input.")
@@ -30,9 +33,9 @@ from gradscope.errors import SettingError
 @click.option("--absolute", is_flag=True, help="Norms themselves, not relative to lag 0.")
 @which_records
 def plot(
-    kind: str, sources: tuple[Path, ...], out: Path, style: str, site: tuple[str, ...], quantity: str | None,
-    step: str | None, metric: str | None, rows: str | None, columns: str | None, target: tuple[int, ...],
-    tokens: str | None, horizon: float | None, absolute: bool, **choice: int | None,
+    kind: str, sources: tuple[Path, ...], out: Path, style: str, force: bool, site: tuple[str, ...],
+    quantity: str | None, step: str | None, metric: str | None, rows: str | None, columns: str | None,
+    target: tuple[int, ...], tokens: str | None, horizon: float | None, absolute: bool, **choice: int | None,
 ) -> None:  # fmt: skip
     """Draw one figure. KIND is one of
 
@@ -65,12 +68,15 @@ def plot(
     """
     from gradscope import plots
     from gradscope.plots import figures
+    from gradscope.plots.saving import csv_bytes
     from gradscope.plots.sources import is_data, table_of
     from gradscope.plots.style import preset
     from gradscope.reading.select import left_out_words
 
     module = plots.load(kind)
     preset(style)
+    if out.exists() and not force:
+        raise _exists(out)
     selected = {
         "site": list(site) or None, "quantity": quantity, "step": _step(step), "metric": metric, "rows": rows,
         "columns": columns, "targets": list(target) or None, "tokens": None if tokens is None else tokens.split(","),
@@ -86,9 +92,17 @@ def plot(
         data = module.table(readings, **_accepted(module.table, selected, kind))
     for line in left_out_words(data):
         say(line, err=True)
+    table = out.with_suffix(".csv")
+    # The figure may be wanted in a second format, or come from this very file.
+    if not force and table.exists() and table.read_bytes() != csv_bytes(data):
+        raise _exists(table)
     drawer = figures.drawer(module)
     for path in figures.write(module, data, out, style=style, runs=readings, **_accepted(drawer, look, kind)):
         say(path)
+
+
+def _exists(path: Path) -> RunExistsError:
+    return RunExistsError(f"{path} exists already; choose another -o, or replace it with --force.")
 
 
 def _step(step: str | None) -> int | str | None:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
+from gradscope.cli.completing import RunPath
 from gradscope.cli.say import say
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=RunPath())
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
 @click.pass_context
 def repair(ctx: click.Context, run: Path, as_json: bool) -> None:

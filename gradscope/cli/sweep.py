@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gradscope.cli.completing import CELLS, INITS, TASKS, Name, complete_list
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -55,11 +57,24 @@ THRESHOLDS = CommaList("a positive threshold or 'none'", _threshold)
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True, help="Directory; an unfinished sweep goes on."
 )
-@click.option("--task", default="digits", show_default=True, help="digits, adding, temporal_order, copy or sunspots.")
-@click.option("--length", type=LENGTHS, default=None, help="Sequence lengths  [default: the task's own]")
-@click.option("--cell", type=NAMES, default="rnn", show_default=True, help="rnn, rnn-relu, lstm, gru, peephole ...")
 @click.option(
-    "--init", type=NAMES, default=None, help="default, orthogonal, forget1, chrono ...  [default: the task's]"
+    "--task", type=Name(TASKS), default="digits", show_default=True, help=f"{', '.join(TASKS[:-1])} or {TASKS[-1]}."
+)
+@click.option("--length", type=LENGTHS, default=None, help="Sequence lengths  [default: the task's own]")
+@click.option(
+    "--cell",
+    type=NAMES,
+    default="rnn",
+    show_default=True,
+    help="rnn, rnn-relu, lstm, gru, peephole ...",
+    shell_complete=complete_list((*CELLS, "window")),
+)
+@click.option(
+    "--init",
+    type=NAMES,
+    default=None,
+    help="default, orthogonal, forget1, chrono ...  [default: the task's]",
+    shell_complete=complete_list(INITS),
 )
 @click.option("--clip", type=THRESHOLDS, default="none", show_default=True, help="Norm thresholds, e.g. none,0.1,1.")
 @click.option("--seed", type=SEEDS, default="0,1,2,3,4", show_default=True, help="Of weights and batches.")

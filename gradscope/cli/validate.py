@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
+from gradscope.cli.completing import RunPath
 from gradscope.cli.say import say
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@click.argument("runs", nargs=-1, required=True, type=RunPath(), metavar="RUN...")
 @click.option("--json", "as_json", is_flag=True, help="Print the problems as JSON.")
 @click.pass_context
 def validate(ctx: click.Context, runs: tuple[Path, ...], as_json: bool) -> None:

@@ -58,6 +58,23 @@ def test_success_is_0_and_a_missing_argument_is_2(group):
     assert CliRunner().invoke(group, ["act"]).exit_code == 2
 
 
+def test_a_command_that_trains_says_what_to_install_where_torch_is_missing(tmp_path):
+    code = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'torch': raise ModuleNotFoundError('No module named torch', name='torch')\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        f"from gradscope.cli import main; main(['demo', '-o', {str(tmp_path / 'demo')!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "'gradscope demo' trains networks and needs PyTorch, which is not installed" in done.stderr
+    assert "python -m pip install torch" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "demo").exists()
+
+
 def test_an_interrupt_ends_with_the_shells_code_and_no_traceback(group):
     result = CliRunner().invoke(group, ["act", "interrupt"])
     assert result.exit_code == 130

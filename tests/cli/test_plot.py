@@ -51,6 +51,22 @@ def test_a_wrong_call_says_what_to_do_and_writes_nothing(run, tmp_path, args, co
     assert not list(tmp_path.iterdir())
 
 
+def test_an_existing_figure_or_its_data_is_replaced_only_when_forced(run, tmp_path):
+    out, table = tmp_path / "figure.svg", tmp_path / "figure.csv"
+    out.write_text("mine")
+    refused = call("decay", run, "-o", out)
+    assert (refused.exit_code, out.read_text()) == (2, "mine")
+    assert f"{out} exists already; choose another -o, or replace it with --force." in refused.stderr
+    out.unlink()
+    table.write_text("my,own\n")
+    refused = call("decay", run, "-o", out)
+    assert (refused.exit_code, table.read_text(), out.exists()) == (2, "my,own\n", False)
+    assert f"{table} exists already" in refused.stderr
+    assert call("decay", run, "-o", out, "--force").exit_code == 0
+    assert "run," in table.read_text()
+    assert call("decay", run, "-o", out.with_suffix(".png")).exit_code == 0  # the same data in a second format
+
+
 def test_help_lists_every_figure():
     shown = call("--help").stdout
     assert all(name in shown for name in plots.PLOTS)
