@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gradscope.cli.completing import RunPath
 from gradscope.words import clip_sentence, counted, number, percent, sentence, signed
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _MAX_ROWS = 200
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=RunPath())
 @click.option("--quantity", help="hidden, cell, input ...; by default what describes each site.")
 @click.option("--interval", type=click.FloatRange(min=0.1), default=2.0, show_default=True, metavar="SECONDS", help="Between two looks.")  # fmt: skip  # noqa: E501
 @click.pass_context
