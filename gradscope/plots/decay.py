@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 
 from gradscope.diagnostics import DecayCurve
 from gradscope.errors import SettingError
-from gradscope.plots import heatmap, lines, marks, naming, style
-from gradscope.plots.text import label, norm_symbol
+from gradscope.plots import decay_map, lines, marks, naming, style
+from gradscope.plots.text import norm_symbol
 from gradscope.reading import curves, select
 from gradscope.reading.labelled import seeds_together
 from gradscope.schema import QUANTITIES
@@ -20,11 +20,6 @@ from gradscope.words import number
 
 TITLE = "Decay of the gradient with lag"
 NEEDS = "an adjoint of the state, which is recorded by default (quantities=['hidden', 'cell'])"
-
-#: More sites or lines than this are drawn as a map.
-MAX_SITES, MAX_LINES = 6, 12
-#: More rows than this in a map are not named.
-MAX_ROWS = 48
 
 
 def table(
@@ -151,7 +146,7 @@ def draw(
     lowest : float, optional
         Where the axis ends, as a fraction of where the curves begin; a curve that falls further leaves it.
     form : {"auto", "lines", "map"}
-        A map from ``MAX_SITES`` sites or ``MAX_LINES`` lines on.
+        A map from ``decay_map.MAX_SITES`` sites or ``MAX_LINES`` lines on.
 
     Raises
     ------
@@ -165,8 +160,9 @@ def draw(
     if form not in ("auto", "lines", "map"):
         raise SettingError(f"form must be auto, lines or map, got {form!r}.")
     data = naming.with_lines(data).assign(shown=data["relative" if relative else "norm"])
-    if form == "map" or (form == "auto" and is_map(data) and horizon is None):
-        return _map(data, ax, style_name, relative)
+    shown_as = y_label(list(dict.fromkeys(data["quantity"])), relative, origin(data))
+    if form == "map" or (form == "auto" and decay_map.is_map(data) and horizon is None):
+        return decay_map.draw(data, ax, style_name, shown_as)
     own, ax = ax is None, style.axes(ax, style=style_name)
     looks = style.looks(list(dict.fromkeys(data["name"])))
     marks.whole_x(ax, data["lag"])
@@ -182,18 +178,13 @@ def draw(
     if horizon is not None:
         _mark_horizon(ax, data, looks, horizon, relative)
     ax.set_xlabel("lag (recurrent steps back from the last)")
-    ax.set_ylabel(y_label(list(dict.fromkeys(data["quantity"])), relative, origin(data)))
+    ax.set_ylabel(shown_as)
     if not data["shown"].notna().any():
         style.note(ax, "no usable norm")
     elif legend and len(looks) > 1:
         ends = data[data["shown"].notna()].sort_values("lag", kind="stable").groupby(["name", "run"])["shown"].last()
         lines.name(ax, looks, ends.groupby("name").median().to_dict(), beside=own)
     return ax
-
-
-def is_map(named: pd.DataFrame) -> bool:
-    """Whether these are too many for lines."""
-    return named["site"].nunique() > MAX_SITES or named["name"].nunique() > MAX_LINES
 
 
 def _seeds(data: pd.DataFrame) -> int:
@@ -212,43 +203,6 @@ def _bands(ax: Axes, data: pd.DataFrame, looks: dict[str, dict[str, Any]], relat
     for name, rows in data.groupby("name", sort=False):
         if rows["run"].nunique() == 1 and rows["n_sequences"].max() > 1:
             marks.band(ax, rows["lag"], rows[low], rows[high], looks[str(name)]["color"], str(name))
-
-
-def _map(data: pd.DataFrame, ax: Axes | None, style_name: str, relative: bool) -> Axes:
-    """A row per line, lag to the right, logarithmic colour; too many rows are sorted by what arrives, and not named."""
-    grid = data.groupby(["name", "lag"], sort=False)["shown"].median().unstack("lag")
-    lost = (data["n_zero"] + data["n_below_normal"] > data["n_sequences"]).groupby([data["name"], data["lag"]]).any()
-    grid = grid.where(grid.notna() | ~lost.unstack("lag").reindex_like(grid).fillna(False).astype(bool), 0.0)
-    named = len(grid) <= MAX_ROWS
-    if not named:
-        grid = grid.loc[grid.ffill(axis=1).iloc[:, -1].sort_values(ascending=False, kind="stable").index]
-    ax = style.axes(ax, style=style_name, aspect=style.fitting(style_name, 0.9 + 0.17 * min(len(grid), MAX_ROWS)))
-    lags = grid.columns.to_numpy()
-    mesh = heatmap.draw(ax, grid.to_numpy(), left=float(lags[0]), top=0, limits=_colours(grid.to_numpy()))
-    marks.whole_x(ax, lags)
-    ax.set_ylim(len(grid) - 0.5, -0.5)
-    ax.set_xlim(lags[0] - 0.5, lags[-1] + 0.5)
-    if named:
-        short = [label(name, 24) for name in grid.index]
-        distinct = len(set(short)) == len(short)
-        ax.set_yticks(range(len(grid)), short if distinct else [label(name, 44) for name in grid.index])
-    ax.set_ylabel("" if named else f"{len(grid)} lines, by what arrives at the last lag")
-    ax.set_xlabel("lag (recurrent steps back from the last)")
-    heatmap.bar([ax], mesh, y_label(list(dict.fromkeys(data["quantity"])), relative, origin(data)))
-    return ax
-
-
-def _colours(grid: np.ndarray) -> tuple[float, float]:
-    """Ends of the colours: a few lines that explode, or collapse, have the last one instead of squeezing the others."""
-    low, high = heatmap.color_limits(grid)
-    positive = np.where(np.isfinite(grid) & (grid > 0), grid, np.nan)
-    rows = positive[~np.isnan(positive).all(axis=1)]
-    if len(rows) < 3:
-        return low, high
-    high = min(high, 10 * float(np.quantile(np.nanmax(rows, axis=1), 0.75)))
-    usual = float(np.quantile(np.nanmin(rows, axis=1), 0.25)) / 10
-    low = max(float(np.nanmin(rows)), usual, high * 10**-heatmap.MAX_DECADES)
-    return (low, high) if low < high else (high / 10, high)
 
 
 def edges(ax: Axes, rows: pd.DataFrame, color: Any, row: int = 0) -> int:
@@ -302,11 +256,11 @@ def caption(data: pd.DataFrame) -> str:
     sites = f" Sites of {prefix.rstrip('./')}." if prefix else ""
     over = f"{_span(n.min(), n.max())} sequences at each lag"
     said = f"Norm of the {quantities} against lag, relative to the first usable lag; geometric mean over {over}"
-    said += "" if is_map(named) else f", {band}"
+    said += "" if decay_map.is_map(named) else f", {band}"
     edge = (
         "Hatched: most sequences read zero or below the smallest normal number. An arrow at the end of the scale: a "
         "few lines go further."
-        if is_map(named)
+        if decay_map.is_map(named)
         else "Triangles on the edge: there a curve leaves the axis, or most sequences read zero or below the smallest "
         "normal number; crosses on the upper edge: a gradient is not finite."
     )
