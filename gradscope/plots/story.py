@@ -188,7 +188,7 @@ def _arriving(ax: Axes, *, named: bool = False) -> None:
         if not named:
             return
         # Above the curves where they fall towards the first input, below them where one grows.
-        grows = high > 10
+        grows = high > 1e3
         ax.annotate(
             "> 1 % arrives", (0.0, ARRIVES if grows else high), xycoords=("axes fraction", "data"),
             xytext=(3, 2 if grows else -2), textcoords="offset points", va="bottom" if grows else "top",

@@ -60,8 +60,8 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
     looks = style.looks(list(dict.fromkeys(data["name"])))
     marks.whole_x(ax, data["time"])
     single = len(looks) == 1 and len(data) <= 400  # more bars than pixels are a filled area at best
-    usual = data["norm"][np.isfinite(data["norm"])].max()
-    lines.limits(ax, [rows["norm"] for _, rows in data.groupby("name")], start=float(usual) if usual > 0 else 1.0)
+    usual = float(data[np.isfinite(data["norm"])].groupby("name")["norm"].max().median())
+    lines.limits(ax, [rows["norm"] for _, rows in data.groupby("name")], start=usual if usual > 0 else 1.0)
     if single:
         floor = ax.get_ylim()[0]
         height = (data["norm"] - floor).where(np.isfinite(data["norm"])).clip(lower=0)
