@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import h5py
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from gradscope.cli import main
 from gradscope.lab.demo import trainings
 from gradscope.store import open_run
+from gradscope.words import number
 
 
 @pytest.mark.slow
@@ -22,6 +25,20 @@ def test_the_demo_ends_with_a_report_and_says_where(tmp_path):
     for name in names:
         with open_run(out / "runs" / name) as run:
             assert run.records("recurrent/l0")["step"].min() == 0
+    vanished = [number(first_input(out / "runs", name), 1) for name in ("rnn", "lstm", "gru")]
+    kept = [number(first_input(out / "runs", name), 1) for name in ("lstm-chrono", "gru-chrono")]
+    assert f"{vanished[0]}, {vanished[1]} and {vanished[2]} arrives at the first" in said
+    assert f"With chrono biases {kept[0]} arrives in the LSTM and {kept[1]} in the GRU" in said
+
+
+def first_input(runs, network):
+    """Share of ∂L/∂x at the last input that arrives at the first, before training: median of the seeds, from HDF5."""
+    arrives = []
+    for name in [network, *(f"{network}-initial-seed-{seed}" for seed in range(1, 5))]:
+        with h5py.File(next((runs / name).glob("attempt-1/rank-0/*.h5"))) as file:
+            norms = np.log10(file["sites/recurrent/l0/input"][0])  # (sequence, lag)
+        arrives.append(10 ** (norms[:, -1] - norms[:, 0]).mean())
+    return float(np.median(arrives))
 
 
 def test_the_demo_overwrites_nothing(tmp_path):

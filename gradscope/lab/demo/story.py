@@ -95,9 +95,11 @@ def lead_words(before: Mapping[str, Sequence[Line]], clipped: Sequence[Line]) ->
     default_words = f"{'vanishes' if lost else 'fades'} in {listed(DEFAULTS)} as PyTorch initialises them"
     opened_words = f"{'is preserved' if kept else 'fades less'} in LSTM and GRU where chrono biases start the gate that"
     return (
-        f"On its way back over {length_of(before)} pixels the gradient {default_words} ({default} of it arrive), "
+        f"On its way back over {length_of(before)} pixels the gradient of the loss {default_words} ({default} of it "
+        f"arrive), "
         f"{opened_words} keeps the old state near 1 ({opened}), because each step back multiplies it by that gate; and "
-        f"clipping, which cannot change how a step's gradient fades, decided what an RNN learnt: {learnt}."
+        f"clipping, which cannot change how a step's gradient fades, decided what an RNN learnt: {learnt}, where "
+        f"guessing names {percent(1 / 10)}."
     )
 
 
