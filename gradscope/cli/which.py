@@ -28,7 +28,7 @@ def which_records(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def opened(runs: Sequence[Path], **choice: Any) -> list[Reading]:
     """The runs as they count, for the options that were given."""
-    from gradscope.reading import Choice, read
-    from gradscope.store import open_run
+    from gradscope.reading import Choice
+    from gradscope.reading.counted import read_run
 
-    return [read(open_run(run), Choice(**choice)) for run in runs]
+    return [read_run(run, Choice(**choice)) for run in runs]

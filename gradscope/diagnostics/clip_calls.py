@@ -11,7 +11,12 @@ import pandas as pd
 
 def acting(clips: pd.DataFrame) -> pd.DataFrame:
     """The calls whose clipped gradient an update used; all of them in a run that did not note it."""
-    return clips[clips["effective"] > 0] if "effective" in clips else clips
+    return _where(clips, clips["effective"].to_numpy() > 0) if "effective" in clips else clips
+
+
+def _where(clips: pd.DataFrame, which: np.ndarray) -> pd.DataFrame:
+    """Some of the calls; the table itself where it is all of them, as in most runs."""
+    return clips if which.all() else clips[which]
 
 
 def of_steps(clips: pd.DataFrame) -> pd.DataFrame:
@@ -22,8 +27,9 @@ def of_steps(clips: pd.DataFrame) -> pd.DataFrame:
     kept = acting(clips)
     if "place" not in kept:
         return kept
-    kept = kept[kept["place"].isin(["", "update"]) & (kept["part"] == "")]
-    return kept.assign(threshold=kept["threshold"] / kept["loss_scale"])
+    kept = _where(kept, (kept["place"].isin(["", "update"]) & (kept["part"] == "")).to_numpy())
+    scales = kept["loss_scale"].to_numpy()
+    return kept if (scales == 1).all() else kept.assign(threshold=kept["threshold"] / scales)
 
 
 def parts(clips: pd.DataFrame) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import lfilter
+from scipy.linalg import solve_banded
 from scipy.special import stdtrit
 
 Floats = NDArray[np.float64]
@@ -43,7 +43,8 @@ def course_arm(x: Floats, y: Floats, confidence: float) -> float:
         spread = variance * float(later @ later)
     else:
         # weights · covariance · weights of the autoregression, without the n × n matrix.
-        spread = variance / (1 - phi**2) * float(weights @ (2 * lfilter([1.0], [1.0, -phi], weights) - weights))
+        filtered = solve_banded((1, 0), np.stack([np.ones(weights.size), np.full(weights.size, -phi)]), weights)
+        spread = variance / (1 - phi**2) * float(weights @ (2 * filtered - weights))
     return float(stdtrit(n - 2, 0.5 + confidence / 2)) * float(np.sqrt(spread))
 
 

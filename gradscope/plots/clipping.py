@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from gradscope.diagnostics import threshold_table
+from gradscope.diagnostics import ThresholdEffect, threshold_table
 from gradscope.diagnostics.clip_calls import of_steps
 from gradscope.errors import NotRecordedError, SettingError
 from gradscope.plots import lines, marks, style
@@ -62,9 +62,9 @@ def table(runs: Sequence[Any], *, thresholds: Sequence[float] | None = None, poi
     for name, (positive, norms, used) in found.items():
         if positive.size:
             at = sorted({*(thresholds or _grid(every, points)), *used})
-            frame = pd.DataFrame([asdict(effect) for effect in threshold_table(norms, at)])
-            frame.insert(0, "run", name)
-            frames.append(frame.assign(used=frame["threshold"].isin(used)))
+            effects = threshold_table(norms, at)
+            columns = {of.name: [getattr(effect, of.name) for effect in effects] for of in fields(ThresholdEffect)}
+            frames.append(pd.DataFrame({"run": name, **columns, "used": np.isin(at, used)}))
     data = pd.concat(frames, ignore_index=True)
     data.attrs["left_out"] = select.left_out(runs, set(data["run"]), "no finite gradient norm")
     return data

@@ -61,20 +61,20 @@ def table(
     select.per_lag(quantity)
     if not 0 < coverage < 1:
         raise SettingError(f"coverage must lie between 0 and 1, got {coverage}.")
-    frames, of_seed = [], seeds_together(runs)
+    rows, of_seed = [], seeds_together(runs)
     for name, run, at, shown in select.sites_with(runs, quantity, site):
         found = curves.norms(run, at, shown)
         chosen = found.at(step)
         first, last = found.span(chosen)
         head = {"run": name, "site": at, "quantity": shown, "first_step": first, "step": last, "line": of_seed[name]}
-        frames.append(curve_frame(found.curve(chosen), head, coverage))
-    data = pd.concat(frames, ignore_index=True)
+        rows.append(curve_rows(found.curve(chosen), head, coverage))
+    data = together(rows)
     data.attrs["left_out"] = select.left_out(runs, set(data["run"]), f"no {quantity or 'curve against lag'} there")
     return data
 
 
-def curve_frame(curve: DecayCurve, head: dict[str, Any], coverage: float) -> pd.DataFrame:
-    """A decay curve as table rows, with ``head`` in front."""
+def curve_rows(curve: DecayCurve, head: dict[str, Any], coverage: float) -> dict[str, Any]:
+    """A decay curve as columns of a table, with ``head``, the same in every row, in front."""
     tail = (1 - coverage) / 2
     low, high = _quantiles(curve.sequences, (tail, 1 - tail))
     # Each sequence over its own start: the band of a relative curve is about decay, not about the sequences' losses.
@@ -95,10 +95,26 @@ def curve_frame(curve: DecayCurve, head: dict[str, Any], coverage: float) -> pd.
             "n_below_normal": curve.n_below_normal,
             "n_nonfinite": curve.n_nonfinite,
         }
-    frame = pd.DataFrame(columns)
-    for i, (name, value) in enumerate(head.items()):
-        frame.insert(i, name, value)
-    return frame
+    return {**head, **columns}
+
+
+def curve_frame(curve: DecayCurve, head: dict[str, Any], coverage: float) -> pd.DataFrame:
+    """:func:`curve_rows` of one curve as a table."""
+    return together([curve_rows(curve, head, coverage)])
+
+
+def together(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """One table of several :func:`curve_rows`: a thousand tables would take most of the time to make them one."""
+    lengths = [len(one["lag"]) for one in rows]
+    columns = {}
+    for name, first in rows[0].items():
+        values = [one[name] for one in rows]
+        if isinstance(first, np.ndarray):
+            columns[name] = np.concatenate(values)
+        else:
+            dtype = object if isinstance(first, str) else None
+            columns[name] = np.repeat(np.array(values, dtype), lengths)
+    return pd.DataFrame(columns)
 
 
 def _starts(logs: np.ndarray) -> np.ndarray:

@@ -46,14 +46,14 @@ def table(
     select.per_lag(quantity)
     if curves < 1:
         raise SettingError(f"curves must be at least 1, got {curves}.")
-    frames = []
+    rows = []
     for name, run, at, shown in select.sites_with(runs, quantity, site):
         found = norms(run, at, shown)
         steps = found.steps
         for i in np.unique(np.linspace(0, len(steps) - 1, min(curves, len(steps))).round().astype(int)):
             head = {"run": name, "site": at, "quantity": shown, "first_step": steps[i], "step": steps[i]}
-            frames.append(decay.curve_frame(found.curve(found.at(steps[i])), head, coverage))
-    data = pd.concat(frames, ignore_index=True)
+            rows.append(decay.curve_rows(found.curve(found.at(steps[i])), head, coverage))
+    data = decay.together(rows)
     data.attrs["left_out"] = select.left_out(runs, set(data["run"]), f"no {quantity or 'curve against lag'} there")
     return data
 

@@ -202,7 +202,12 @@ def direct_caveat(run: Run | Reading, site: str) -> str:
 
 def clip_statistics_of_run(run: Run | Reading) -> list[ClipStatistics]:
     """:func:`clip_statistics` of every kind of clipping and part of the parameters, of the calls that had an effect."""
-    clips = acting(read(run).clips())
+    reading = read(run)
+    return list(reading.once("clip statistics", lambda: _clip_statistics(reading)))
+
+
+def _clip_statistics(run: Reading) -> list[ClipStatistics]:
+    clips = acting(run.clips())
     rates = _learning_rates(run)
     result = []
     for kind, part in [(k, p) for k in schema.CLIP_KINDS for p in parts(clips[clips["kind"] == k])]:

@@ -14,6 +14,8 @@ from gradscope.errors import EmptyRunError
 from gradscope.reading.records import EVERYTHING, Choice, attempt_starts, counting, lowest_rank
 from gradscope.schema import Coverage, RunMeta, SiteInfo
 from gradscope.store import Run
+from gradscope.store.run import load_run
+from gradscope.store.sealed import Held
 
 #: Arrays are kept while those of all runs that are read take no more than this; else each is read when it is asked for.
 HELD_BYTES = 512 << 20
@@ -38,6 +40,12 @@ def read(run: Run | Reading, choice: Choice | None = None) -> Reading:
     if not isinstance(found, Reading):
         found = run.held[choice] = Reading(run, choice)
     return found
+
+
+def read_run(path: str | Path, choice: Choice | None = None) -> Reading:
+    """:func:`read` of the run at a path: each of its files is opened once."""
+    with Held() as held:
+        return read(load_run(path, held=held), choice)
 
 
 def read_all(runs: Iterable[Run | Reading]) -> list[Reading]:
@@ -72,10 +80,14 @@ class Reading:
             kept = counting(table, starts, self.choice)
             if self.choice.rank is None and len(table):
                 kept &= lowest_rank(table)
-            self._held[(name,)] = table[kept].reset_index(drop=True)
+            every = self._held[("calls",)] if name == "clips" else table
+            # Most runs have one process and one attempt: what counts is everything, and is kept once.
+            self._held[(name,)] = (
+                every if kept.all() and len(every) == len(table) else table[kept].reset_index(drop=True)
+            )
         for site, table in records.items():
             at = self._kept[site] = np.flatnonzero(counting(table, starts, self.choice))
-            self._held["records", site] = table.iloc[at].reset_index(drop=True)
+            self._held["records", site] = table if len(at) == len(table) else table.iloc[at].reset_index(drop=True)
             self._held["lengths", site] = self.run.lengths(site)[at]
         wanted = [(site, name) for site in records for name in self.run.datasets(site) if not name.endswith("_tensor")]
         size = sum(self.run.nbytes(site, name) for site, name in wanted)
@@ -83,7 +95,7 @@ class Reading:
             self._bytes = size
             _ALIVE.add(self)
             for site, name in wanted:
-                self._held[site, name] = self.run.array(site, name)[self._kept[site]]
+                self._held["array", site, name] = self.run.array(site, name)[self._kept[site]]
 
     # --- what the run says of itself ---------------------------------------------------------------------------------
 
@@ -168,7 +180,7 @@ class Reading:
 
     def array(self, site: str, dataset: str) -> np.ndarray:
         """:meth:`Run.array <gradscope.store.Run.array>` of the records that count; not to be written to."""
-        found = self._held.get((site, dataset))
+        found = self._held.get(("array", site, dataset))
         return self.run.array(site, dataset)[self._kept[site]] if found is None else found
 
     def lengths(self, site: str) -> np.ndarray:
@@ -197,6 +209,11 @@ class Reading:
         if key not in self._held:
             self._held[key] = make()
         return self._held[key]
+
+    def forget(self) -> None:
+        """Let go of the arrays: who asks for one again has it read again."""
+        self._held = {key: value for key, value in self._held.items() if key[0] not in ("array", "once")}
+        self._bytes = 0
 
     def _get(self, key: tuple[str, ...], unknown: Callable[[], Any]) -> Any:
         # A site without records: the run says what is wrong with the name.

@@ -91,6 +91,8 @@ def _scaled(clips: pd.DataFrame) -> str:
 
 
 def _partial(clips: pd.DataFrame) -> Sequence[str]:
+    if not (clips["place"] == "partial").any():
+        return []
     by = [name for name in ("attempt", "rank", "step", "part") if name in clips]
     calls = clips[clips["place"].isin(["partial", "update"])]
     steps = calls.assign(partial=calls["place"] == "partial").groupby(by)
@@ -111,9 +113,12 @@ def _changed(clips: pd.DataFrame) -> str:
     last = clips[clips["place"] == "update"].drop_duplicates(
         [name for name in ("attempt", "rank", "step", "part") if name in clips], keep="last"
     )
-    alone = last.groupby([name for name in ("attempt", "rank", "step") if name in last])["part"].transform("size") == 1
-    known = last[alone & np.isfinite(last["applied"]) & np.isfinite(last["norm_after"])]
+    known = last[np.isfinite(last["applied"]) & np.isfinite(last["norm_after"])]
     off = known[(known["applied"] - known["norm_after"]).abs() > _SAME * known["norm_after"].clip(lower=1e-12)]
+    if not len(off):
+        return ""
+    alone = last.groupby([name for name in ("attempt", "rank", "step") if name in last])["part"].transform("size") == 1
+    off = off[alone[off.index]]
     words = (
         f"were not the last word: the gradient was changed again before the update, first at step {off['step'].min()}"
     )

@@ -109,6 +109,8 @@ def build_report(
     made_from = provenance(runs)
     chapters = [] if told is None else [draw(picture, made_from) for picture in told.pictures]
     pictures, missing = figures.pictures_of(runs, sweep=sweep, shown=shown, quantity=quantity)
+    for found in facts:
+        found.run.forget()  # all that is said and drawn is gathered; of a thousand runs this is most of what is held
     drawn = [draw(picture, made_from) for picture in pictures]
     files = _contents([*chapters, *drawn])
     html = page.render(facts, drawn, missing, title, told, chapters)

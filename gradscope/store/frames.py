@@ -134,7 +134,9 @@ def table(parts: Sequence[Part], group: str, path: Path | str = "the run") -> pd
     frame = pd.DataFrame({name: columns[name] for name in order})
     if group == CLIPS_GROUP:
         for name in ("kind", "place", "part"):
-            frame[name] = [value.decode("utf-8", "replace") for value in columns[name]]
+            values = columns[name].tolist()
+            known = {value: value.decode("utf-8", "replace") for value in set(values)}  # few, and each kept once
+            frame[name] = [known[value] for value in values]
     named = [
         pd.DataFrame(t.values[k], columns=pd.Index(t.names, dtype=object)) for t, k in zip(tables, keep, strict=True)
     ]

@@ -26,6 +26,7 @@ class RoleView:
     def __init__(self, part: Part, apart: bool = False) -> None:
         self._part, self._apart = part, apart
         self._kept = lru_cache(maxsize=None)(self._find)
+        self._count = lru_cache(maxsize=None)(self._count_records)
 
     def _find(self, site: str) -> np.ndarray | None:
         """Positions of the records of a site; None where it is all of them."""
@@ -38,6 +39,9 @@ class RoleView:
 
     @property
     def n_records(self) -> int:
+        return self._count()
+
+    def _count_records(self) -> int:
         return int(((self._part.table(PARAMETERS_GROUP).columns["role"] != 0) == self._apart).sum())
 
     def sites(self) -> tuple[str, ...]:

@@ -35,13 +35,10 @@ from gradscope.store.nearby import no_run
 from gradscope.store.part import SEQUENCE_COLUMNS, Block, Header, Part, blocks, check_size, stacked
 from gradscope.store.paths import check_file, present
 from gradscope.store.roles import RoleView
-from gradscope.store.sealed import SealedPart
+from gradscope.store.sealed import MAX_OPEN_FILES, Held, SealedPart
 
 if TYPE_CHECKING:
     import pandas as pd
-
-#: How many files of a run may be open at once.
-MAX_OPEN_FILES = 128
 
 
 def open_run(path: str | Path, *, budget: float | None = None) -> Run:
@@ -72,22 +69,27 @@ def open_run(path: str | Path, *, budget: float | None = None) -> Run:
     --------
     gradscope.store.pack : One file of a directory.
     """
+    return load_run(path, budget=budget)
+
+
+def load_run(path: str | Path, *, budget: float | None = None, held: Held | None = None) -> Run:
+    """:func:`open_run`; its files stay open in ``held``, for who reads them next."""
     path = Path(path)
     if path.is_dir():
         ranks = rank_directories(path)
         whole = Budget.of((file for rank in ranks for file in rank.files()), budget)
-        loaded = [load_rank(rank, whole) for rank in ranks]
+        loaded = [load_rank(rank, whole, held) for rank in ranks]
         parts = [part for _, rank_parts, _ in loaded for part in rank_parts]
         return Run(path, merge(header for header, _, _ in loaded), parts, sealed=all(done for _, _, done in loaded))
     if not path.exists():
         raise no_run(path)
     file = path.resolve()  # a link to a file is the user's own choice
     check_file(file)
-    part = SealedPart(file, Budget.of([file], budget))
+    part = SealedPart(file, Budget.of([file], budget), held)
     return Run(path, part.header, [part], sealed=True)
 
 
-def load_rank(rank: RankDirectory, budget: Budget) -> tuple[Header, list[Part], bool]:
+def load_rank(rank: RankDirectory, budget: Budget, held: Held | None = None) -> tuple[Header, list[Part], bool]:
     """What one process wrote: the newest header, the parts, and whether it is sealed.
 
     The journal is read before the segments are listed, so that rows which the writer seals meanwhile are seen twice
@@ -101,7 +103,7 @@ def load_rank(rank: RankDirectory, budget: Budget) -> tuple[Header, list[Part], 
             content = None
     sealed: list[SealedPart] = []
     for segment in rank.segments():
-        sealed.append(SealedPart(segment, budget))
+        sealed.append(SealedPart(segment, budget, held))
         if len(sealed) > 1 and sealed[-1].header.first_id <= sealed[-2].header.last_id:
             raise guard.damaged(segment, "it holds entries that the segment before it holds too")
     last = sealed[-1].header if sealed else Header()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,10 @@ from gradscope.store.segment import DESCRIPTION
 _MAX_NAME = 4096
 
 
+#: How many files of a run may be open at once.
+MAX_OPEN_FILES = 128
+
+
 @dataclass(frozen=True)
 class _Site:
     """What a site's group contains."""
@@ -46,20 +50,32 @@ class _Site:
     gates: tuple[str, ...]
 
 
+class Held(ExitStack):
+    """Files of a run that are read right after they were opened, and stay open for that; of many files the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.room = MAX_OPEN_FILES
+
+
 class SealedPart:
-    """A part in an HDF5 file, which is opened for each read: nothing stays open, but inside :meth:`opened`.
+    """A part in an HDF5 file, which is opened for each read: nothing stays open, but in ``held`` and :meth:`opened`.
 
     Raises
     ------
     RunDamagedError, SchemaVersionError, UnsafeFileError
     """
 
-    def __init__(self, path: Path, budget: Budget | None = None) -> None:
+    def __init__(self, path: Path, budget: Budget | None = None, held: Held | None = None) -> None:
         self.path = path
         self._file: h5py.File | None = None
         self._marks: dict[str, tuple[tuple[str, ...], np.ndarray, np.ndarray | None]] = {}
         budget = budget or Budget.of([path])
-        with guard.open_hdf5(path) as file:
+        if held is not None and held.room:
+            held.room -= 1
+            self._file = held.enter_context(guard.hold_hdf5(path))
+            held.callback(setattr, self, "_file", None)
+        with self._open() as file:
             if "schema" not in file.attrs or guard.read_text(file, "schema") != SCHEMA:
                 raise guard.damaged(path, "it is HDF5, but no gradscope run")
             self._summed = check_version(guard.read_text(file, "schema_version"), path) >= sums.SINCE
@@ -67,6 +83,7 @@ class SealedPart:
             self._n_records = guard.read_integer(file, "n_records")
             self.header = _read_header(file, budget, path, self._n_records, self._summed)
             self._groups = _site_groups(groups)
+            self._arrays = {name: frozenset(group.arrays) for name, group in groups.items()}
             budget.take("sites", len(self._groups), path)
             self._sites = {
                 site: _describe(file, name, groups[name], self._summed) for site, name in self._groups.items()
@@ -130,7 +147,7 @@ class SealedPart:
     def column(self, site: str, name: str) -> np.ndarray:
         dims = ("step", "sequence") if name in SEQUENCE_COLUMNS else ("step",)
         dtype = RECORD_COLUMNS.get(name, np.dtype("<i4"))
-        if name in ADDED_COLUMNS and not self._has(self._sites[site].group, name):
+        if name in ADDED_COLUMNS and name not in self._arrays[self._sites[site].group]:
             return np.full(self._sites[site].extent["step"], ADDED_COLUMNS[name], dtype)
         values = self._read(site, name, dims).astype(dtype, copy=False)
         with guard.naming_damage(self.path):
@@ -164,10 +181,6 @@ class SealedPart:
                 sums.check_rows(values, stated[records, names.index(dataset)], f"{dataset} at {site!r}")
         return values.astype(dtype_of(dataset), copy=False)
 
-    def _has(self, group: str, name: str) -> bool:
-        with self._open() as file:
-            return name in file[group]
-
     def _read(self, site: str, name: str, dims: tuple[str, ...], records: slice = ALL) -> np.ndarray:
         described = self._sites[site]
         with self._open() as file:
@@ -183,7 +196,7 @@ class SealedPart:
             rows = len(found["step"])
             columns = {
                 name: sums.read(found[name], self._summed)
-                if name in found or name not in ADDED_COLUMNS
+                if name in self._arrays[group] or name not in ADDED_COLUMNS
                 else np.full(rows, _stored_default(name), dtype)
                 for name, dtype in spec.columns.items()
             }

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
 from click.testing import CliRunner
 
 from gradscope.cli import main
+from gradscope.report.drawing import Drawn
 from gradscope.schema import Record
+from gradscope.store import guard
 from tests.cli.runs import write_run
 from tests.made_runs import make_run
 
@@ -114,3 +117,34 @@ def test_it_writes_the_page_anew_until_the_run_is_closed(tmp_path, monkeypatch):
 
 def test_an_interval_needs_something_to_watch(run, tmp_path):
     assert call(run, "-o", tmp_path / "out", "--interval", 5).exit_code == 2
+
+
+def test_every_file_of_a_run_is_opened_once(tmp_path, monkeypatch):
+    """By all that is said and drawn; drawing it, and the page around it, are left out."""
+    for name in ("a", "b"):
+        make_run(tmp_path / name, (-0.2, -0.1), inputs=True).close()
+    opened: Counter[str] = Counter()
+    open_file = guard.open_file
+
+    def counting(path):
+        opened[str(path)] += 1
+        return open_file(path)
+
+    monkeypatch.setattr(guard, "open_file", counting)
+    monkeypatch.setattr("gradscope.report.build.draw", lambda p, _: Drawn(p.name, p.title, p.caption, {}, p.data))
+    monkeypatch.setattr("gradscope.report.page.render", lambda *_: "")
+    done = call(tmp_path / "a", tmp_path / "b", "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert len(opened) == 2
+    assert set(opened.values()) == {1}
+
+
+def test_what_came_after_a_report_is_in_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr("gradscope.report.figures.pictures_of", lambda *_, **__: ([], {}))
+    writer = write_run(tmp_path / "run", close=False)
+    assert call(tmp_path / "run", "-o", tmp_path / "one").exit_code == 0
+    writer.add_record(Record(20, 0, 5.0, {}, {"lstm.weight": 2.0}))
+    writer.close()
+    assert call(tmp_path / "run", "-o", tmp_path / "two").exit_code == 0
+    counts = [json.loads((tmp_path / n / "summary.json").read_text())["runs"][0]["records"] for n in ("one", "two")]
+    assert counts == [2, 3]
