@@ -231,7 +231,7 @@ def compare(runs: store.Run | str | Path | Sequence[store.Run | str | Path]) -> 
     -------
     DataFrame
         One row per run and site: ``run, site, quantity``, then the numbers of the fit (``rate, lo, hi, half_life,
-        reach, verdict, reason`` ...).
+        reach, verdict, reason`` ...). A run without a curve has one row, which says so.
 
     Examples
     --------
@@ -242,14 +242,16 @@ def compare(runs: store.Run | str | Path | Sequence[store.Run | str | Path]) -> 
     """
     import pandas as pd
 
+    from gradscope.diagnostics import fit_decay
     from gradscope.reading.answers import answers, fit_row
     from gradscope.reading.select import run_names
+    from gradscope.words import NO_CURVE
 
     given = [runs] if isinstance(runs, store.Run | str | Path) else list(runs)
     opened = [one if isinstance(one, store.Run) else open_run(one) for one in given]
-    rows = [
-        {"run": name, "site": said.site, "quantity": said.quantity, **fit_row(said.late)}
-        for name, run in zip(run_names(opened), opened, strict=True)
-        for said in answers(run)
-    ]
+    rows = []
+    for name, run in zip(run_names(opened), opened, strict=True):
+        found = [{"site": said.site, "quantity": said.quantity, **fit_row(said.late)} for said in answers(run)]
+        nothing = {"site": "", "quantity": "", **fit_row(fit_decay([], [])), "reason": NO_CURVE}
+        rows += [{"run": name, **row} for row in found or [nothing]]
     return pd.DataFrame(rows)

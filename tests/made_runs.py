@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from gradscope.schema import ClipEvent, Coverage, Record, RunMeta, SiteInfo, SiteRecord, StepRow
 from gradscope.store import Run, RunWriter, open_run
+from gradscope.store.layout import group_of
+from gradscope.store.part import ADDED_COLUMNS
+from gradscope.store.segment import checksum_path
 
 SMALLEST = float(np.finfo(np.float32).tiny)
 GATES = {"lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n"), "rnn_tanh": ()}
@@ -86,6 +91,20 @@ def make_run(
         writer.add_lost(reason, count)
     writer.close()
     return open_run(path)
+
+
+def as_format_1_0(run: Run) -> Run:
+    """The run as the first format held it, with neither what became of a pass nor where a clipping call stood."""
+    for path in sorted(run.path.rglob("*.h5")):
+        with h5py.File(path, "r+") as file:
+            file.attrs.create("schema_version", "1.0", dtype=h5py.string_dtype("utf-8", 3))
+            groups = [file["clips"], file["parameters"], *(file[group_of(site)] for site in run.sites)]
+            for group in groups:
+                for column in ADDED_COLUMNS:
+                    if column in group:
+                        del group[column]
+        checksum_path(path).write_text(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n")
+    return open_run(run.path)
 
 
 def entering_last(lags: int = 40, sequences: int = 6) -> np.ndarray:

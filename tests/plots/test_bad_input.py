@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
 from gradscope import plots
 from gradscope.errors import GradscopeError
 from gradscope.plots import figures, style
-from tests.made_runs import make_run
+from gradscope.reading.answers import decay_fits
+from gradscope.schema import ClipEvent, RunMeta, StepRow
+from gradscope.store import RunWriter, open_run, pack, validate
+from tests.made_runs import as_format_1_0, make_run
 from tests.plots.test_figures import assert_whole, extras
 
 FROM_RUNS = [name for name in plots.PLOTS if getattr(plots.load(name), "FROM_RUNS", True)]
@@ -84,6 +88,54 @@ def assert_nothing_is_empty(figure: Figure) -> None:
         assert lines or ax.collections or ax.patches or ax.texts or ax.images, "an axes without anything"
 
 
+def told(name, runs):
+    """Table and caption of a kind; or the sentence on why there is none."""
+    module = plots.load(name)
+    try:
+        data = module.table(runs)
+        return data, module.caption(data)
+    except GradscopeError as error:
+        return None, str(error)
+
+
+def test_runs_of_mixed_formats_say_what_runs_of_one_format_say(tmp_path):
+    runs = [make_run(tmp_path / name, (-0.2, -0.1), extra=extras(40), labels={"seed": name}) for name in "ab"]
+    expected = {name: told(name, runs) for name in FROM_RUNS}
+    mixed = [as_format_1_0(runs[0]), open_run(runs[1].path)]
+    assert validate(mixed[0].path) == []
+    for name, (data, words) in expected.items():
+        found, said = told(name, mixed)
+        assert said == words
+        assert (found is None) == (data is None)
+        if data is not None:
+            pd.testing.assert_frame_equal(found, data)
+
+
+def test_a_run_that_went_on_in_a_newer_format_reads_and_packs(tmp_path):
+    as_format_1_0(make_run(tmp_path / "run", (-0.2, -0.1)))
+    writer = RunWriter(tmp_path / "run", RunMeta("", "0", "0", {}, {}), restart=True)
+    writer.add_step(StepRow(20, 0.0, {"loss": 0.5}))
+    writer.add_clip(ClipEvent(20, "norm", 1.0, 2.0, 1.0, 0.5, 1.0, 1.0, place="update"))
+    writer.close()
+    runs = [open_run(tmp_path / "run"), open_run(pack(tmp_path / "run", tmp_path / "one.h5"))]
+    for run in runs:
+        assert run.n_records == 2
+        assert run.clips()["place"].tolist() == [""] * 11 + ["update"]
+        assert len(run.apart.clips()) == 12
+    assert decay_fits(runs[0]).equals(decay_fits(runs[1]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FROM_RUNS)
+def test_a_thousand_runs_on_one_axis(name, tmp_path_factory):
+    first = make_run(tmp_path_factory.mktemp("many") / "r", (-0.1, -0.05), extra=extras(40))
+    many = [Renamed(first, f"run-{i}", first.held) for i in range(1000)]
+    drawn = shown(plots.load(name), many)
+    if not isinstance(drawn, str):
+        assert_nothing_is_empty(drawn[2])
+        assert drawn[2].get_size_inches()[1] <= style.PAGE
+
+
 @pytest.mark.slow
 def test_two_hundred_runs_stand_on_one_page(tmp_path):
     first = make_run(tmp_path / "r", (-0.1, -0.05))
@@ -101,8 +153,8 @@ def test_two_hundred_runs_stand_on_one_page(tmp_path):
 class Renamed:
     """The same run under another name."""
 
-    def __init__(self, run, name) -> None:
-        self._run, self.name, self.held = run, name, {}
+    def __init__(self, run, name, held=None) -> None:
+        self._run, self.name, self.held = run, name, {} if held is None else held
 
     def __getattr__(self, name):
         return getattr(self._run, name)
