@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scripts.benchmark import holding, memory, models, peers, worth, written
+from scripts.benchmark import holding, memory, models, peers, reading, worth, written
 
 
 @pytest.fixture(autouse=True)
@@ -84,3 +84,11 @@ def test_the_longer_way_behind_a_short_cut_records_the_same(name, way):
     found = worth.measure_worth(name, way, repetitions=1, config="tiny")
     assert len(found["with"]) == len(found["without"]) == 1
     assert worth.worth_row(name, way, found, "tiny").count("|") == len(worth.COLUMNS) + 1
+
+
+def test_what_reads_a_run_is_measured_in_a_process_of_its_own():
+    rows = [row for row in reading.ROWS if row.name in ("pack", "inspect")]
+    for row, costs, result in reading.measure_reading(rows, scale=0.001):
+        assert 0 < costs.cpu < 60
+        assert 10 < costs.mib < 1000
+        assert reading.reading_row(row, costs, result).count("|") == len(reading.COLUMNS) + 1

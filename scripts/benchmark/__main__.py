@@ -1,4 +1,7 @@
-"""What recording costs, as a ratio to the plain training step: one process, one thread, interleaved, medians."""
+"""What recording costs, as a ratio to the plain training step: one process, one thread, interleaved, medians.
+
+And, with ``--reading``, what reading what was recorded takes.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,8 @@ from scripts.benchmark.holding import holding_row, measure_holding
 from scripts.benchmark.memory import memory, peak, peak_table, peaks
 from scripts.benchmark.models import CONFIGS, KINDS, WRITTEN
 from scripts.benchmark.peers import COLUMNS, measure, peers_row
+from scripts.benchmark.reading import COLUMNS as READING_COLUMNS
+from scripts.benchmark.reading import ROWS, measure_reading, reading_row
 from scripts.benchmark.tables import begin_table, processor
 from scripts.benchmark.worth import COLUMNS as WORTH_COLUMNS
 from scripts.benchmark.worth import SHORT_CUTS, measure_worth, worth_row
@@ -39,6 +44,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--peers", choices=KINDS, nargs="*", help="measure what one would use instead")
     parser.add_argument("--memory", type=int, nargs="?", const=10_000, help="over so many recorded steps")
     parser.add_argument("--holding", type=float, nargs="?", const=200.0, help="with so many MB of records")
+    commands = sorted({row.name for row in ROWS})
+    parser.add_argument("--reading", choices=commands, nargs="*", help="measure what reads large runs; not by default")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the runs of --reading, times their full size")
     parser.add_argument("--repetitions", type=int, default=20)
     parser.add_argument("--config", choices=CONFIGS, help="other sizes than a row's own")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of --peers")
@@ -50,7 +58,15 @@ def main(arguments: list[str] | None = None) -> None:
     if options.peak or options.trace:
         print(json.dumps(peak(*options.peak) if options.peak else traced(*options.trace)))
         return
-    parts = options.written, options.auto, options.worth, options.peers, options.memory, options.holding
+    parts = (
+        options.written,
+        options.auto,
+        options.worth,
+        options.peers,
+        options.memory,
+        options.holding,
+        options.reading,
+    )
     if all(part is None for part in parts):
         options.written, options.auto, options.worth, options.peers = [], [], [], []
         options.memory, options.holding = 10_000, 200.0
@@ -94,6 +110,12 @@ def main(arguments: list[str] | None = None) -> None:
                 options.holding, tensors
             )
             print(holding_row(held), flush=True)
+    if options.reading is not None:
+        begin_table(READING_COLUMNS)
+        rows = [row for row in ROWS if row.name in (options.reading or commands)]
+        for row, costs, result in measure_reading(rows, options.scale):
+            everything[f"reading {row.name} {row.made}"] = {"cpu": costs.cpu, "mib": costs.mib, "result": result}
+            print(reading_row(row, costs, result), flush=True)
     if options.json:
         options.json.write_text(json.dumps(everything, indent=1))
 
