@@ -23,6 +23,9 @@ from gradscope.legible import cells
 
 FORMATS = ("pdf", "pgf", "png", "svg")
 
+#: Rows of a table that are text at once.
+_CSV_ROWS = 50_000
+
 
 def save(
     figure: Figure,
@@ -77,9 +80,20 @@ def save(
     return written
 
 
-def csv_bytes(data: pd.DataFrame) -> bytes:
+def write_csv(data: pd.DataFrame, path: Path) -> None:
+    """:func:`csv_bytes` into a file, some rows at a time."""
+    with open(path, "wb") as file:
+        for start in range(0, max(len(data), 1), _CSV_ROWS):
+            file.write(csv_bytes(data.iloc[start : start + _CSV_ROWS], header=start == 0))
+
+
+def csv_bytes(data: pd.DataFrame, *, header: bool = True) -> bytes:
     """``data`` as CSV: full precision, ``inf`` and ``nan`` spelled out, newlines the same on every platform."""
-    return cells(data).to_csv(index=False, na_rep="nan", lineterminator="\n").encode("utf-8", "surrogateescape")
+    return (
+        cells(data)
+        .to_csv(index=False, header=header, na_rep="nan", lineterminator="\n")
+        .encode("utf-8", "surrogateescape")
+    )
 
 
 def render(

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradscope.errors import RunExistsError, SettingError
 from gradscope.plots.figures import provenance
-from gradscope.plots.saving import csv_bytes
+from gradscope.plots.saving import write_csv
 from gradscope.reading.facts import RunFacts, gather
 from gradscope.report import figures, page, story, summary
 from gradscope.report.drawing import Drawn, draw
-from gradscope.report.telling import Story
+from gradscope.report.telling import Picture, Story
 
 if TYPE_CHECKING:
     from gradscope.reading import Reading
@@ -107,27 +109,32 @@ def build_report(
         check_free(out)
     facts = gather(runs, quantity)
     made_from = provenance(runs)
-    chapters = [] if told is None else [draw(picture, made_from) for picture in told.pictures]
-    pictures, missing = figures.pictures_of(runs, sweep=sweep, shown=shown, quantity=quantity)
-    for found in facts:
-        found.run.forget()  # all that is said and drawn is gathered; of a thousand runs this is most of what is held
-    drawn = [draw(picture, made_from) for picture in pictures]
-    files = _contents([*chapters, *drawn])
-    html = page.render(facts, drawn, missing, title, told, chapters)
-    files["index.html"] = html.encode("utf-8", "backslashreplace")
-    numbers = summary.summarise(facts, _listed([*chapters, *drawn]), missing)
-    if told is not None:
-        numbers["told"] = summary.clean(story.words(told))
-        numbers["claims"] = summary.clean(story.numbers(told))
-    files["summary.json"] = summary.to_text(numbers).encode()
-    (_replace if replace and (out / "index.html").is_file() else _write)(out, files)
-    written = [out / name for name in files]
+    with _building(out) as folder:
+        chapters = [] if told is None else [_drawn(picture, made_from, folder) for picture in told.pictures]
+        pictures, missing = figures.pictures_of(runs, sweep=sweep, shown=shown, quantity=quantity)
+        for found in facts:
+            found.run.forget()  # all is gathered; of a thousand runs this is most of what is held
+        pictures.reverse()
+        drawn = [_drawn(pictures.pop(), made_from, folder) for _ in range(len(pictures))]
+        listed = _listed([*chapters, *drawn])
+        html = page.render(facts, drawn, missing, title, told, chapters)
+        (folder / "index.html").write_bytes(html.encode("utf-8", "backslashreplace"))
+        numbers = summary.summarise(facts, listed, missing)
+        if told is not None:
+            numbers["told"] = summary.clean(story.words(told))
+            numbers["claims"] = summary.clean(story.numbers(told))
+        (folder / "summary.json").write_text(summary.to_text(numbers), encoding="utf-8", newline="\n")
+        files = [name for one in listed.values() for name in one["files"]] + ["index.html", "summary.json"]
+        if replace and (out / "index.html").is_file():
+            _replace(folder, out, files)
+        else:
+            _place(folder, out)
     return ReportPaths(
         directory=out,
         index=out / "index.html",
         summary=out / "summary.json",
-        figures=tuple(path for path in written if path.parent.name == "figures"),
-        data=tuple(path for path in written if path.parent.name == "data"),
+        figures=tuple(out / name for name in files if name.startswith("figures/")),
+        data=tuple(out / name for name in files if name.startswith("data/")),
         facts=tuple(facts),
     )
 
@@ -145,13 +152,17 @@ def check_free(out: Path) -> None:
         raise RunExistsError(f"{out} exists already; nothing is overwritten. Choose another directory or remove it.")
 
 
-def _contents(drawn: Sequence[Drawn]) -> dict[str, bytes]:
-    """The files of the figures: relative name to bytes."""
-    files: dict[str, bytes] = {}
-    for figure in drawn:
-        files |= {f"figures/{figure.name}.{kind}": content for kind, content in figure.files.items()}
-        files[f"data/{figure.name}.csv"] = csv_bytes(figure.data)
-    return files
+def _drawn(picture: Picture, made_from: Mapping[str, Any], folder: Path) -> Drawn:
+    """Draw a picture and write its files; kept of it is what the page shows."""
+    one = draw(picture, made_from)
+    for kind, content in one.files.items():
+        path = folder / "figures" / f"{one.name}.{kind}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    table = folder / "data" / f"{one.name}.csv"
+    table.parent.mkdir(exist_ok=True)
+    write_csv(one.data, table)
+    return dataclasses.replace(one, files=dict.fromkeys(one.files, b""), data=one.data.iloc[:0])
 
 
 def _listed(drawn: Sequence[Drawn]) -> dict[str, Any]:
@@ -165,34 +176,32 @@ def _listed(drawn: Sequence[Drawn]) -> dict[str, Any]:
     }
 
 
-def _write(out: Path, files: dict[str, bytes]) -> None:
+@contextmanager
+def _building(out: Path) -> Iterator[Path]:
+    """A directory beside ``out`` to write in; what is left there at the end goes."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{out.name[:40]}.", dir=out.parent))
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name[:40]}.", dir=out.parent))
     try:
-        for name, content in files.items():
-            path = building / name
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(content)
-        mask = os.umask(0)
-        os.umask(mask)
-        building.chmod(0o777 & ~mask)  # mkdtemp keeps others out; a report is to be shared
-        if out.is_dir():
-            out.rmdir()  # empty, as checked; renaming onto a directory fails on some systems
-        building.rename(out)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _replace(out: Path, files: dict[str, bytes]) -> None:
-    """Write over the files of an earlier report; ``index.html`` and ``summary.json`` come last in ``files``."""
-    for name, content in files.items():
-        path = out / name
-        path.parent.mkdir(exist_ok=True)
-        beside = path.with_name(f".{path.name}.tmp")
-        beside.write_bytes(content)
-        beside.replace(path)
-    for folder in ("figures", "data"):
-        for path in (out / folder).glob("*"):
-            if f"{folder}/{path.name}" not in files and path.is_file():
+def _place(folder: Path, out: Path) -> None:
+    mask = os.umask(0)
+    os.umask(mask)
+    folder.chmod(0o777 & ~mask)  # mkdtemp keeps others out; a report is to be shared
+    if out.is_dir():
+        out.rmdir()  # empty, as checked; renaming onto a directory fails on some systems
+    folder.rename(out)
+
+
+def _replace(folder: Path, out: Path, files: Sequence[str]) -> None:
+    """Move files over those of an earlier report, the page after what it shows; what is no longer there goes."""
+    for name in files:
+        (out / name).parent.mkdir(exist_ok=True)
+        os.replace(folder / name, out / name)
+    for beside in ("figures", "data"):
+        for path in (out / beside).glob("*"):
+            if f"{beside}/{path.name}" not in files and path.is_file():
                 path.unlink()

@@ -4,12 +4,13 @@ import json
 import re
 import zlib
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
 from gradscope.errors import SettingError, UnknownNameError
-from gradscope.plots import style
+from gradscope.plots import saving, style
 from gradscope.plots.saving import FORMATS, render, save, tex
 
 
@@ -110,3 +111,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         save(drawn(), path)
     assert path.read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_table_in_pieces_is_the_table(tmp_path, monkeypatch):
+    data = pd.DataFrame({"run": ["=1", "b\n", "ü", "c", "c"], "x": [0.1, np.nan, np.inf, -1e-300, 2.0], "n": range(5)})
+    monkeypatch.setattr(saving, "_CSV_ROWS", 2)
+    for rows in (5, 4, 0):
+        saving.write_csv(data[:rows], tmp_path / "x.csv")
+        assert (tmp_path / "x.csv").read_bytes() == saving.csv_bytes(data[:rows])
