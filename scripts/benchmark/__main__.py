@@ -47,6 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     commands = sorted({row.name for row in ROWS})
     parser.add_argument("--reading", choices=commands, nargs="*", help="measure what reads large runs; not by default")
     parser.add_argument("--scale", type=float, default=1.0, help="of the runs of --reading, times their full size")
+    parser.add_argument("--runs", type=Path, help="where those are kept, and taken from; a temporary directory")
     parser.add_argument("--repetitions", type=int, default=20)
     parser.add_argument("--config", choices=CONFIGS, help="other sizes than a row's own")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of --peers")
@@ -113,7 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.reading is not None:
         begin_table(READING_COLUMNS)
         rows = [row for row in ROWS if row.name in (options.reading or commands)]
-        for row, costs, result in measure_reading(rows, options.scale):
+        for row, costs, result in measure_reading(rows, options.scale, options.runs):
             everything[f"reading {row.name} {row.made}"] = {"cpu": costs.cpu, "mib": costs.mib, "result": result}
             print(reading_row(row, costs, result), flush=True)
     if options.json:

@@ -59,8 +59,10 @@ def costs_of(*arguments: str | Path) -> Costs:
     return Costs(**json.loads(done.stderr.splitlines()[-1]))
 
 
-def write_run(path: Path, records: int, lags: int, units: int = 0, every: int = 10, seed: int = 0) -> Path:
-    """Write a run of an LSTM: the default quantities, with whole tensors of ``units`` if asked, and all its steps."""
+def written(path: Path, records: int, lags: int, units: int = 0, every: int = 10, seed: int = 0) -> Path:
+    """Write a run of an LSTM, unless it is there: the default quantities, with whole tensors of ``units`` if asked."""
+    if path.exists():
+        return path
     random = np.random.default_rng(seed)
     writer = RunWriter(path, RunMeta("2026-01-01T00:00:00+00:00", "0", "0", {"every": every}, {"class": "Net"}))
     writer.set_sites({SITE: SiteInfo(SITE, "lstm", "LSTM", "lstm", gates=("i", "f", "g", "o"), curve="cell")})
@@ -78,9 +80,7 @@ def write_run(path: Path, records: int, lags: int, units: int = 0, every: int = 
             norm = float(2 * 10 ** random.normal(0, 0.4))
             writer.add_step(StepRow(step, float(step), {"loss": 2.3 * float(np.exp(-step / 100)), "grad_norm": norm}))
             scale = min(1.0, 1 / norm)
-            after = norm * scale
-            called = {"place": "update", "passes": 1, "applied": after, "parameters": 6}
-            writer.add_clip(ClipEvent(step, "norm", 1.0, norm, after, scale, 1.0, float(norm > 1), **called))
+            writer.add_clip(ClipEvent(step, "norm", 1.0, norm, norm * scale, scale, 1.0, float(norm > 1)))
         if i % 50 == 0:
             writer.flush()  # what waits for the disk is bounded, and this is faster than any training
     writer.close()
@@ -89,18 +89,18 @@ def write_run(path: Path, records: int, lags: int, units: int = 0, every: int = 
 
 def many(folder: Path, scale: float) -> list[Path]:
     """Write 1,000 runs of 20 records."""
-    return [write_run(folder / f"run-{i:04}", 20, 50, seed=i) for i in range(max(2, round(1000 * scale)))]
+    return [written(folder / f"run-{i:04}", 20, 50, seed=i) for i in range(max(2, round(1000 * scale)))]
 
 
 def long(folder: Path, scale: float) -> list[Path]:
     """Write one run of 20,000 records."""
-    return [write_run(folder / "long", max(2, round(20_000 * scale)), 25, every=2)]
+    return [written(folder / "long", max(2, round(20_000 * scale)), 25, every=2)]
 
 
 def heavy(folder: Path, scale: float) -> list[Path]:
     """Write one run with 2 GB of tensors."""
     one = SEQUENCES * 100 * 300 * 4 * 2
-    return [write_run(folder / "heavy", max(2, round(2e9 * scale / one)), 100, units=300)]
+    return [written(folder / "heavy", max(2, round(2e9 * scale / one)), 100, units=300)]
 
 
 @dataclass(frozen=True)
@@ -145,15 +145,17 @@ ROWS = (
 COLUMNS = ("command", "of", "CPU time", "target", "memory", "target", "result")
 
 
-def measure_reading(rows: Sequence[Row], scale: float = 1.0) -> Iterator[tuple[Row, Costs, str]]:
-    """Write what the rows read, in ``scale`` times its size, and measure each: costs, and what came of it."""
+def measure_reading(
+    rows: Sequence[Row], scale: float = 1.0, kept: Path | None = None
+) -> Iterator[tuple[Row, Costs, str]]:
+    """Write what the rows read, in ``scale`` times its size, and measure each: costs, and what came of it.
+
+    Runs are written to ``kept``, or taken from there where they are.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        runs: dict[str, list[Path]] = {}
         for i, row in enumerate(rows):
-            if row.made not in runs:
-                runs[row.made] = MADE[row.made][1](Path(folder), scale)
-            out = Path(folder) / f"out-{i}"
-            costs = costs_of(*row.command(runs[row.made], out))
+            runs, out = MADE[row.made][1](kept or Path(folder), scale), Path(folder) / f"out-{i}"
+            costs = costs_of(*row.command(runs, out))
             yield row, costs, row.size(out)
 
 
