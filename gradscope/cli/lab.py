@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gradscope.cli.elsewhere import elsewhere
 from gradscope.cli.printing import numbers
 
 if TYPE_CHECKING:
@@ -37,8 +38,12 @@ def lab() -> None:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="First of the seeds.")
 @click.option("--quick", is_flag=True, help="A few steps of each training: to see it work, not to learn from it.")
 @click.option("--jobs", type=int, help="Trainings at once. Default: 2, or 1 on one core or with --quick.")
+@elsewhere
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON instead of sentences.")
-def lecture(out: Path, seed: int, quick: bool, jobs: int | None, as_json: bool) -> None:
+def lecture(
+    out: Path, seed: int, quick: bool, jobs: int | None, dask: str | None, slurm: bool, slurm_option: tuple[str, ...],
+    as_json: bool,
+) -> None:  # fmt: skip
     """From the plain network to the GRU, on real data: what textbooks say, put to the measurement.
 
     Fourteen networks learn the monthly sunspot numbers and handwritten digits, ten seeds each; their gradients are
@@ -46,6 +51,7 @@ def lecture(out: Path, seed: int, quick: bool, jobs: int | None, as_json: bool) 
     were fixed beforehand. Takes about ten minutes on two cores.
     """
     # Imported here: `gradscope lab --help` needs neither torch nor matplotlib.
+    from gradscope.lab.engines import engine_of
     from gradscope.lab.jobs import usual_jobs
     from gradscope.lab.lecture.chapters import tell
     from gradscope.lab.lecture.trainings import run_lecture
@@ -53,7 +59,8 @@ def lecture(out: Path, seed: int, quick: bool, jobs: int | None, as_json: bool) 
     from gradscope.store import open_run
 
     chosen = jobs if jobs is not None else 1 if quick else usual_jobs()
-    results, kept = run_lecture(out, seed=seed, quick=quick, jobs=chosen)
+    with engine_of(out, dask, slurm, slurm_option, jobs) as engine:
+        results, kept = run_lecture(out, seed=seed, quick=quick, jobs=chosen, engine=engine)
     click.echo("writing the report", err=True)
     runs = [open_run(path) for path in kept]
     try:

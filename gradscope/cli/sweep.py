@@ -8,14 +8,17 @@ import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from gradscope.cli.completing import CELLS, INITS, TASKS, Name, complete_list
+from gradscope.cli.elsewhere import elsewhere
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from gradscope.lab.sweep.grid import Grid
 
 
 class CommaList(click.ParamType):
@@ -53,7 +56,7 @@ SEEDS = CommaList("a seed", int)
 THRESHOLDS = CommaList("a positive threshold or 'none'", _threshold)
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True, help="Directory; an unfinished sweep goes on."
 )
@@ -89,8 +92,13 @@ THRESHOLDS = CommaList("a positive threshold or 'none'", _threshold)
 @click.option("--samples", type=int, default=8, show_default=True, help="Sequences of a batch to record.")
 @click.option("--quantity", help="Whose decay is shown: input, hidden, cell ...  [default: what describes each cell]")
 @click.option("--jobs", type=int, default=None, help="Trainings at once  [default: 2, or 1 on one core]")
+@elsewhere
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON list, a row per training.")
-def sweep(out: Path, jobs: int | None, as_json: bool, **asked: Any) -> None:
+@click.pass_context
+def sweep(
+    ctx: click.Context, out: Path, jobs: int | None, as_json: bool, dask: str | None, slurm: bool,
+    slurm_option: tuple[str, ...], **asked: Any,
+) -> None:  # fmt: skip
     """Train cell x init x length x clip threshold x seed, each recorded; then report. Resumable.
 
     Axes take comma-separated values. Cut off, the same command goes on where it stopped; more values on an axis add to
@@ -102,12 +110,74 @@ def sweep(out: Path, jobs: int | None, as_json: bool, **asked: Any) -> None:
 
     Thresholds are compared under SGD with momentum .9 unless asked otherwise: Adam divides a gradient by its size,
     which undoes most of what clipping does.
-    """
-    from gradscope.lab.jobs import usual_jobs
-    from gradscope.lab.sweep.grid import grid_for
-    from gradscope.lab.sweep.trials import run_sweep, summary_table
 
-    grid = grid_for(
+    On more machines than one: --dask, --slurm, or in a job array of your own 'cell --index I' behind these options, and
+    'page' when they are done.
+    """
+    grid = _grid(asked)
+    if ctx.invoked_subcommand is not None:
+        if dask is not None or slurm or jobs is not None:
+            raise click.UsageError(f"--jobs, --dask and --slurm are not for {ctx.invoked_subcommand}.")
+        ctx.obj = _Asked(grid, out, as_json)
+        return
+    from gradscope.lab.engines import engine_of
+    from gradscope.lab.jobs import usual_jobs
+    from gradscope.lab.sweep.trials import run_sweep
+
+    if jobs is not None and dask is not None:
+        raise click.UsageError("--jobs is for this machine and for --slurm; Dask's workers decide themselves.")
+    for cell, init in grid.left_out():
+        click.echo(f"left out: init {init} is not meant for {cell}", err=True)
+    with engine_of(out, dask, slurm, slurm_option, jobs) as engine:
+        table = run_sweep(grid, out, jobs=usual_jobs() if jobs is None else jobs, engine=engine)
+    _told(_Asked(grid, out, as_json), table)
+
+
+@sweep.command()
+@click.option("--index", type=click.IntRange(min=0), help="From 0, as a job array counts: $SLURM_ARRAY_TASK_ID, say.")
+@click.pass_obj
+def cell(asked: _Asked, index: int | None) -> None:
+    """Train one cell of the sweep; without --index list them, and which are done.
+
+    Cells may be trained at the same time, on any machines that share the directory.
+    """
+    from gradscope.lab.sweep.trials import cells_of, run_cell
+
+    if index is not None:
+        click.echo(run_cell(asked.grid, asked.out, index))
+        return
+    cells = cells_of(asked.grid, asked.out)
+    if asked.as_json:
+        click.echo(json.dumps([{"index": i, "name": name, "done": done} for i, (name, done) in enumerate(cells)]))
+        return
+    for i, (name, done) in enumerate(cells):
+        click.echo(f"{i:>5}  {'done' if done else '    '}  {name}")
+
+
+@sweep.command()
+@click.pass_obj
+def page(asked: _Asked) -> None:
+    """Report the cells that are done; train nothing."""
+    from gradscope.lab.sweep.trials import cells_of, done_table
+
+    table = done_table(asked.grid, asked.out)
+    if missing := len(cells_of(asked.grid, asked.out)) - len(table):
+        click.echo(f"not done yet: {missing} of {missing + len(table)} cells; they are left out", err=True)
+    _told(asked, table)
+
+
+class _Asked(NamedTuple):
+    """A sweep as the options describe it."""
+
+    grid: Grid
+    out: Path
+    as_json: bool
+
+
+def _grid(asked: dict[str, Any]) -> Grid:
+    from gradscope.lab.sweep.grid import grid_for
+
+    return grid_for(
         asked["task"],
         lengths=asked["length"] or (None,),
         cells=asked["cell"],
@@ -123,11 +193,15 @@ def sweep(out: Path, jobs: int | None, as_json: bool, **asked: Any) -> None:
         samples=asked["samples"],
         quantity=asked["quantity"],
     )
-    for cell, init in grid.left_out():
-        click.echo(f"left out: init {init} is not meant for {cell}", err=True)
-    table = run_sweep(grid, out, jobs=usual_jobs() if jobs is None else jobs)
+
+
+def _told(asked: _Asked, table: pd.DataFrame) -> None:
+    """Write the page, and print what was found."""
+    from gradscope.lab.sweep.trials import summary_table
+
+    grid, out = asked.grid, asked.out
     found = _report(table, out, grid.quantity)
-    if as_json:
+    if asked.as_json:
         click.echo(json.dumps(json.loads(table.to_json(orient="records")), indent=1))
         return
     click.echo(_shown(summary_table(table), grid.quantity))

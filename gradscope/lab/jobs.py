@@ -1,12 +1,14 @@
-"""The one pool: trainings one after the other or several at once, with the same numbers either way."""
+"""The one pool: trainings one after the other, several at once, or elsewhere, with the same numbers either way."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
@@ -15,11 +17,15 @@ import torch
 from tqdm import tqdm
 
 from gradscope.errors import RunExistsError, SettingError
+from gradscope.lab.engines import Engine
+from gradscope.store.locking import is_being_written
 
 Job = TypeVar("Job")
 Found = TypeVar("Found")
 
 _AT_ONCE = 2
+# The number of threads and the random generator are those of a process: trainings of one wait for each other.
+_ALONE = threading.Lock()
 
 
 def usual_jobs() -> int:
@@ -40,7 +46,13 @@ def check_jobs(jobs: int) -> None:
 
 
 def each(
-    work: Callable[[Job], Found], todo: Sequence[Job], *, jobs: int = 1, done: int = 0, progress: bool = True
+    work: Callable[[Job], Found],
+    todo: Sequence[Job],
+    *,
+    jobs: int = 1,
+    done: int = 0,
+    progress: bool = True,
+    engine: Engine | None = None,
 ) -> Iterator[Found]:
     """Do every job on one thread each, and yield what each came to, in order.
 
@@ -56,6 +68,8 @@ def each(
         Jobs done before, for the bar.
     progress : bool
         Show a bar on stderr (none where that is no terminal).
+    engine : Engine, optional
+        Of :mod:`gradscope.lab.engines`; it decides how many run at once.
 
     Raises
     ------
@@ -63,6 +77,8 @@ def each(
         If ``jobs`` is below 1.
     """
     check_jobs(jobs)
+    if engine is not None:
+        return _counted(_elsewhere(work, todo, engine), done, done + len(todo), progress)
     found = _inside(work, todo) if jobs == 1 or len(todo) < 2 else _beside(work, todo, jobs)
     return _counted(found, done, done + len(todo), progress)
 
@@ -92,6 +108,23 @@ def _beside(work: Callable[[Job], Found], todo: Sequence[Job], jobs: int) -> Ite
             raise
 
 
+def _elsewhere(work: Callable[[Job], Found], todo: Sequence[Job], engine: Engine) -> Iterator[Found]:
+    pending = engine.start(partial(alone, work), todo)
+    try:
+        for one in pending:
+            yield one.result()
+    except BaseException:
+        for one in pending:
+            one.cancel()
+        raise
+
+
+def alone(work: Callable[[Job], Found], job: Job) -> Found:
+    """Do a job on one thread, and no other of this process meanwhile: a worker may run several threads."""
+    with _ALONE, one_thread():
+        return work(job)
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Compute on one thread: layers this small lose more by waiting for a second than they gain, and sum otherwise."""
@@ -101,6 +134,19 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def make_way(run_dir: Path) -> None:
+    """Remove what an interrupted training left: its weights are gone, so its record is of no use.
+
+    Raises
+    ------
+    RunExistsError
+        A living process is writing it.
+    """
+    if any(is_being_written(rank) for rank in run_dir.glob("attempt-*/rank-*")):
+        raise RunExistsError(f"{run_dir} is being written by another process: wait for it.")
+    shutil.rmtree(run_dir, ignore_errors=True)
 
 
 @contextmanager

@@ -33,6 +33,11 @@ def lock_directory(path: Path) -> DirectoryLock:
     return _lock(path) or DirectoryLock(None)
 
 
+def share_directory(path: Path) -> DirectoryLock | None:
+    """A lock on a directory that others may share; None where one process has it to itself."""
+    return _lock(path, shared=True)
+
+
 def is_being_written(path: Path) -> bool:
     """Whether a living process holds `lock_directory` on the directory."""
     lock = _lock(path)
@@ -42,13 +47,13 @@ def is_being_written(path: Path) -> bool:
     return False
 
 
-def _lock(path: Path) -> DirectoryLock | None:
+def _lock(path: Path, shared: bool = False) -> DirectoryLock | None:
     """The lock; None where another holds it."""
     if fcntl is None:
         return DirectoryLock(None)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         return None

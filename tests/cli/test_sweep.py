@@ -9,11 +9,12 @@ from gradscope.cli import main
 
 pytest.importorskip("torch")  # it trains
 
-SMALL = ["--task", "adding", "--length", "8", "--steps", "3", "--batch", "8", "--hidden", "4", "--jobs", "1"]
+SMALL = ["--task", "adding", "--length", "8", "--steps", "3", "--batch", "8", "--hidden", "4"]
 
 
 def sweep(*arguments):
-    return CliRunner().invoke(main, ["sweep", *SMALL, *map(str, arguments)])
+    here = [] if {"cell", "page", "--dask", "--slurm"} & set(arguments) else ["--jobs", "1"]
+    return CliRunner().invoke(main, ["sweep", *SMALL, *here, *map(str, arguments)])
 
 
 def test_the_table_has_one_line_per_point_and_json_one_row_per_training(tmp_path, monkeypatch):
@@ -88,6 +89,42 @@ def test_trainings_without_a_recurrence_end_without_a_report(tmp_path):
     ],
 )
 def test_a_wrong_argument_is_named_with_exit_code_2_and_nothing_is_made(tmp_path, arguments, said):
+    result = sweep("-o", tmp_path / "out", *arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_job_array_trains_cells_by_index_and_a_page_is_made_of_those_that_are_done(tmp_path):
+    out = tmp_path / "out"
+    asked = ["-o", out, "--clip", "none,0.5", "--seed", "0,1", "--every", "2"]
+    listed = json.loads(sweep(*asked, "--json", "cell").stdout)
+    assert [(one["index"], one["done"]) for one in listed] == [(i, False) for i in range(4)]
+    for index in (0, 2, 3):
+        assert sweep(*asked, "cell", "--index", index).stdout == f"{listed[index]['name']}\n"
+    assert [line[:12].split() for line in sweep(*asked, "cell").stdout.splitlines()] == [
+        ["0", "done"], ["1"], ["2", "done"], ["3", "done"]
+    ]  # fmt: skip
+    told = sweep(*asked, "page")
+    assert told.exit_code == 0, told.output
+    assert "not done yet: 1 of 4 cells" in told.stderr
+    assert (out / "report" / "index.html").exists()
+    assert len(json.loads((out / "report" / "summary.json").read_text())["runs"]) == 3
+    assert len((out / "results.csv").read_text().splitlines()) == 4
+    refused = sweep(*asked, "cell", "--index", 4)
+    assert (refused.exit_code, "0 to 3" in refused.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--dask", "tcp://x:1", "--slurm"], "either --dask or --slurm"),
+        (["--dask", "tcp://x:1", "--jobs", "2"], "Dask's workers decide"),
+        (["--slurm-option", "mem_gb=4"], "goes with --slurm"),
+        (["--slurm", "cell", "--index", "0"], "not for cell"),
+    ],
+)
+def test_a_wrong_choice_of_machines_is_refused_before_anything_is_made(tmp_path, arguments, said):
     result = sweep("-o", tmp_path / "out", *arguments)
     assert result.exit_code == 2
     assert said in result.stderr

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gradscope.capture import clip_whatif, snapshot
 from gradscope.errors import NotRecordedError
+from gradscope.lab.jobs import make_way
 from gradscope.lab.zoo.models import SequenceModel, build_model, count_parameters
 from gradscope.lab.zoo.tasks import Task, build_task
 from gradscope.lab.zoo.train import Evaluation, TrainSettings, train
@@ -210,6 +211,8 @@ def _run(experiment: Experiment, runs: Path | None) -> Measured:
         kept = runs is not None and experiment.recorded
         options = _recording(experiment, model) if kept else {}
         run_dir = runs / experiment.name if kept and runs is not None else None
+        if run_dir is not None:
+            make_way(run_dir)
         found = train(model, task, experiment.settings, run_dir=run_dir, progress=False, **options)
         facts = {"losses": found.losses, "evaluations": found.evaluations, "diverged": found.diverged}
         facts["train_loss"] = _train_loss(model, task)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from gradscope.lab.engines import Engine
 from gradscope.lab.jobs import check_jobs, each, new_directory
 from gradscope.lab.lecture.measuring import Experiment, Results, run_experiment
 from gradscope.lab.zoo.train import TrainSettings
@@ -63,7 +64,13 @@ def _shortened(one: Experiment) -> Experiment:
 
 
 def run_lecture(
-    out: Path, *, seed: int = 0, quick: bool = False, jobs: int = 1, progress: bool = True
+    out: Path,
+    *,
+    seed: int = 0,
+    quick: bool = False,
+    jobs: int = 1,
+    progress: bool = True,
+    engine: Engine | None = None,
 ) -> tuple[Results, list[Path]]:
     """Train and measure everything.
 
@@ -79,6 +86,8 @@ def run_lecture(
         Trainings at once, each on one thread. The numbers do not depend on it.
     progress : bool
         Show a bar on stderr.
+    engine : Engine, optional
+        Where the trainings run instead.
 
     Returns
     -------
@@ -95,5 +104,6 @@ def run_lecture(
     check_jobs(jobs)  # before anything is made
     todo = experiments(seed, quick=quick)
     with new_directory(out):
-        measured = list(each(partial(run_experiment, runs=out / "runs"), todo, jobs=jobs, progress=progress))
+        work = partial(run_experiment, runs=out.resolve() / "runs")  # another machine's place is another
+        measured = list(each(work, todo, jobs=jobs, progress=progress, engine=engine))
     return Results(measured), [out / "runs" / one.name for one in todo if one.recorded]

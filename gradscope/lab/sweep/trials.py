@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from gradscope.errors import RunDamagedError, RunError, RunExistsError, RunNotFoundError
-from gradscope.lab.jobs import check_jobs, each
+from gradscope.errors import RunDamagedError, RunError, RunExistsError, RunNotFoundError, SettingError
+from gradscope.lab.engines import Engine
+from gradscope.lab.jobs import check_jobs, each, make_way
 from gradscope.lab.sweep.grid import Grid, Trial
 from gradscope.lab.zoo.models import assemble
 from gradscope.lab.zoo.tasks import Task, build_task
 from gradscope.lab.zoo.train import train
 from gradscope.schema import DEFAULT_QUANTITIES
-from gradscope.store.locking import is_being_written, lock_directory
+from gradscope.store.locking import is_being_written, lock_directory, share_directory
 
 if TYPE_CHECKING:
     from gradscope.diagnostics import DecayFit
@@ -34,7 +34,9 @@ AXES = ("task", "length", "cell", "init", "clip")
 _LATE_SHARE = 0.1
 
 
-def run_sweep(grid: Grid, out: Path, *, jobs: int = 1, progress: bool = True) -> pd.DataFrame:
+def run_sweep(
+    grid: Grid, out: Path, *, jobs: int = 1, progress: bool = True, engine: Engine | None = None
+) -> pd.DataFrame:
     """Train what is not done yet and return the table of all trials of the grid.
 
     Parameters
@@ -46,6 +48,8 @@ def run_sweep(grid: Grid, out: Path, *, jobs: int = 1, progress: bool = True) ->
         Trials trained at once, each on one thread. The numbers do not depend on it.
     progress : bool
         Show a bar on stderr.
+    engine : Engine, optional
+        Where the trials are trained instead, on the same file system.
 
     Raises
     ------
@@ -57,7 +61,10 @@ def run_sweep(grid: Grid, out: Path, *, jobs: int = 1, progress: bool = True) ->
     trials = grid.trials()
     with _owned(out):
         todo = [trial for trial in trials if not _is_done(trial, out)]
-        for _ in each(partial(run_trial, out=out), todo, jobs=jobs, done=len(trials) - len(todo), progress=progress):
+        # An engine gives out anew what a lost machine had, finished or not.
+        work = partial(run_trial, out=out) if engine is None else partial(_unless_done, out=out.resolve())
+        options: dict[str, Any] = {"jobs": jobs, "done": len(trials) - len(todo), "progress": progress}
+        for _ in each(work, todo, engine=engine, **options):
             pass
         table = result_table(out, [trial.name for trial in trials], grid.quantity)
         _write(out / "results.csv", result_table(out).to_csv(index=False))
@@ -71,9 +78,69 @@ def run_trial(trial: Trial, out: Path) -> str:
     return trial.name
 
 
+def _unless_done(trial: Trial, out: Path) -> str:
+    return trial.name if _is_done(trial, out) else run_trial(trial, out)
+
+
+def run_cell(grid: Grid, out: Path, index: int) -> str:
+    """Train one trial of a grid, for a job array whose tasks share ``out``; one that is done is left as it is.
+
+    Parameters
+    ----------
+    grid : Grid
+    out : Path
+    index : int
+        Of the trial in ``grid.trials()``, from 0.
+
+    Returns
+    -------
+    str
+        Its name.
+
+    Raises
+    ------
+    SettingError
+        No trial has that index.
+    RunExistsError
+        As :func:`run_sweep`, or another process trains it.
+    """
+    trials = grid.trials()
+    if not 0 <= index < len(trials):
+        raise SettingError(
+            f"--index {index} is out of range: the sweep has {len(trials)} cells, 0 to {len(trials) - 1}."
+        )
+    _make(out)
+    lock = share_directory(out)  # with the other cells, not with a sweep
+    if lock is None:
+        raise _written(out)
+    try:
+        return _unless_done(trials[index], out)
+    finally:
+        lock.close()
+
+
+def cells_of(grid: Grid, out: Path) -> list[tuple[str, bool]]:
+    """Name of every trial of the grid, in the order of their index, and whether it is done in ``out``."""
+    return [(trial.name, _is_done(trial, out)) for trial in grid.trials()]
+
+
+def done_table(grid: Grid, out: Path) -> pd.DataFrame:
+    """The table of those trials of the grid that are done, whoever trained them; written to ``results.csv`` as well.
+
+    Raises
+    ------
+    RunNotFoundError
+        None is.
+    """
+    names = [name for name, done in cells_of(grid, out) if done]
+    if not names:
+        raise RunNotFoundError(f"{out}: no cell of this sweep is done yet.")
+    _write(out / "results.csv", result_table(out).to_csv(index=False))
+    return result_table(out, names, grid.quantity)
+
+
 def _train(trial: Trial, run_dir: Path) -> dict[str, Any]:
-    # Without a result it was cut off in the middle; its weights are gone, so its record is of no use.
-    shutil.rmtree(run_dir, ignore_errors=True)
+    make_way(run_dir)  # without a result it was cut off in the middle
     task = build_task(trial.task, trial.length)
     model = assemble(trial.cell, trial.init, task, trial.hidden_size, seed=trial.settings.seed)
     if trial.cell == "window":  # the fully connected baseline has no recurrence to record
@@ -137,17 +204,25 @@ def summary_table(table: pd.DataFrame) -> pd.DataFrame:
 @contextmanager
 def _owned(out: Path) -> Iterator[None]:
     """Make or reopen a sweep's directory, and keep a second sweep out of it."""
-    if out.exists() and not (out / "results").is_dir() and (not out.is_dir() or any(out.iterdir())):
-        raise RunExistsError(f"{out} exists and is no sweep; nothing is overwritten. Choose another directory with -o.")
-    for folder in ("results", "runs"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
+    _make(out)
     if is_being_written(out):
-        raise RunExistsError(f"{out} is being written by another sweep: wait for it, or choose another with -o.")
+        raise _written(out)
     lock = lock_directory(out)
     try:
         yield
     finally:
         lock.close()
+
+
+def _make(out: Path) -> None:
+    if out.exists() and not (out / "results").is_dir() and (not out.is_dir() or any(out.iterdir())):
+        raise RunExistsError(f"{out} exists and is no sweep; nothing is overwritten. Choose another directory with -o.")
+    for folder in ("results", "runs"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+
+
+def _written(out: Path) -> RunExistsError:
+    return RunExistsError(f"{out} is being written by another sweep: wait for it, or choose another with -o.")
 
 
 def _is_done(trial: Trial, out: Path) -> bool:

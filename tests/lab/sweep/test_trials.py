@@ -11,11 +11,11 @@ import pytest
 from gradscope.errors import RunDamagedError, RunExistsError, RunNotFoundError, SettingError, UnknownNameError
 from gradscope.lab.sweep import trials
 from gradscope.lab.sweep.grid import Grid
-from gradscope.lab.sweep.trials import result_table, run_sweep, summary_table
+from gradscope.lab.sweep.trials import cells_of, done_table, result_table, run_cell, run_sweep, summary_table
 from gradscope.lab.zoo.train import TrainSettings
 from gradscope.reading.answers import pooled_fit
 from gradscope.store import open_run
-from gradscope.store.locking import lock_directory
+from gradscope.store.locking import lock_directory, share_directory
 
 GRID = Grid(
     task="adding",
@@ -204,3 +204,61 @@ def test_a_bad_grid_is_refused_before_anything_is_made(tmp_path, change, error):
     with pytest.raises(error):
         run_sweep(replace(GRID, **change), tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
+
+
+# --- cells of a job array --------------------------------------------------------------------------------------------
+
+ARRAY = replace(GRID, cells=("rnn",), seeds=(0, 1))
+
+
+def test_cells_trained_one_by_one_in_any_order_have_the_rows_of_the_sweep(swept, tmp_path):
+    _, table = swept
+    for index in (3, 0, 1, 2):
+        name = run_cell(ARRAY, tmp_path / "out", index)
+        assert name == ARRAY.trials()[index].name
+    found = done_table(ARRAY, tmp_path / "out").drop(columns="seconds")
+    expected = table[table["name"].isin(found["name"])].drop(columns="seconds").reset_index(drop=True)
+    pd.testing.assert_frame_equal(found, expected)
+    assert len(found) == 4
+
+
+def test_a_cell_that_is_done_is_not_trained_again_and_the_page_takes_what_is_there(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    run_cell(ARRAY, out, 2)
+    monkeypatch.setattr(trials, "run_trial", lambda *_, **__: pytest.fail("trained again"))
+    run_cell(ARRAY, out, 2)
+    assert [done for _, done in cells_of(ARRAY, out)] == [False, False, True, False]
+    assert done_table(ARRAY, out)["name"].tolist() == [ARRAY.trials()[2].name]
+    with pytest.raises(RunNotFoundError, match="no cell of this sweep is done yet"):
+        done_table(replace(ARRAY, seeds=(7,)), out)
+
+
+def test_cells_share_a_directory_with_each_other_but_not_with_a_sweep(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    run_cell(ARRAY, out, 0)
+
+    def beside(trial, out):
+        share_directory(out).close()  # as another cell would: not refused
+        with pytest.raises(RunExistsError, match="is being written by another sweep"):
+            run_sweep(ARRAY, out, progress=False)
+        return trial.name
+
+    monkeypatch.setattr(trials, "run_trial", beside)
+    run_cell(ARRAY, out, 1)
+    lock = lock_directory(out)
+    with pytest.raises(RunExistsError, match="is being written by another sweep"):
+        run_cell(ARRAY, out, 1)
+    lock.close()
+
+
+def test_a_cell_that_another_process_trains_is_left_alone_and_an_index_beyond_the_grid_is_refused(tmp_path):
+    out = tmp_path / "out"
+    rank = out / "runs" / ARRAY.trials()[0].name / "attempt-1" / "rank-0"
+    (out / "results").mkdir(parents=True)
+    rank.mkdir(parents=True)
+    lock = lock_directory(rank)
+    with pytest.raises(RunExistsError, match="is being written by another process"):
+        run_cell(ARRAY, out, 0)
+    lock.close()
+    with pytest.raises(SettingError, match="--index 4 is out of range: the sweep has 4 cells, 0 to 3"):
+        run_cell(ARRAY, out, 4)
