@@ -55,7 +55,7 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
         _row(ax, rows, y, low, high, log)
         ax.annotate(
             label(f"{where}", style.name_limit(ax, 110)), (0.005, y - 0.22), xycoords=ax.get_yaxis_transform(),
-            ha="left", va="bottom", fontsize="x-small", zorder=5,
+            ha="left", va="bottom", fontsize=style.least(), zorder=5,
         )  # fmt: skip
     if log:
         marks.log_x(ax, low, high)
@@ -96,7 +96,9 @@ def _row(ax: Axes, rows: pd.DataFrame, y: int, low: float, high: float, log: boo
     mean = float(np.clip(first["mean"], low, high))
     ax.plot([mean], [y + 0.06], marker, color=color, markersize=6, zorder=4, clip_on=False)
     if log and first["mean"] < low:
-        ax.annotate("0", (low, y + 0.06), xytext=(7, 0), textcoords="offset points", va="center", fontsize="x-small")
+        ax.annotate(
+            "0", (low, y + 0.06), xytext=(7, 0), textcoords="offset points", va="center", fontsize=style.least()
+        )
 
 
 def panels(data: pd.DataFrame, *, style_name: str = "screen") -> Figure:

@@ -40,14 +40,16 @@ def read_table(path: Path) -> pd.DataFrame:
     except (ValueError, OSError) as error:
         raise RunDamagedError(f"{path}: no table that gradscope wrote ({error}).") from None
     raw = raw.rename(columns=from_cell).map(from_cell)
-    return pd.DataFrame({name: values if name in NAMES else _parsed(values) for name, values in raw.items()})
+    # In a comparison ``metric`` is the number, and its name stands beside it.
+    names = set(NAMES) - ({"metric"} if "metric_name" in raw else set())
+    return pd.DataFrame({name: values if name in names else _parsed(values) for name, values in raw.items()})
 
 
 def _parsed(values: pd.Series) -> pd.Series:
-    """Numbers and truth values as such, where all are."""
-    if set(values) <= {"True", "False"}:
-        return values == "True"
+    """Numbers and truth values as such, where all are; a truth that is unknown is none."""
     unknown = values.isin(["nan", ""])
+    if len(values[~unknown]) and set(values[~unknown]) <= {"True", "False"}:
+        return values == "True"
     numbers = pd.to_numeric(values.mask(unknown), errors="coerce")
     return values if numbers[~unknown].isna().any() else numbers
 

@@ -192,7 +192,7 @@ def _arriving(ax: Axes, *, named: bool = False) -> None:
         ax.annotate(
             "> 1 % arrives", (0.0, ARRIVES if grows else high), xycoords=("axes fraction", "data"),
             xytext=(3, 2 if grows else -2), textcoords="offset points", va="bottom" if grows else "top",
-            fontsize="x-small", color=style.GREY, zorder=1,
+            fontsize=style.least(), color=style.GREY, zorder=1,
         )  # fmt: skip
 
 

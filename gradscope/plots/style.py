@@ -273,6 +273,11 @@ def small() -> float:
     return float(size)
 
 
+def least() -> float:
+    """Size of what is read last, points: never below 6, which print still shows."""
+    return max(6.0, float(FontProperties(size="x-small").get_size_in_points()))
+
+
 def character() -> float:
     """Mean width of a character in the style at hand, em."""
     return _SERIF if matplotlib.rcParams["font.family"][0].startswith("STIX") else _SANS
