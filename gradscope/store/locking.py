@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from gradscope.errors import RunError
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -29,7 +31,18 @@ class DirectoryLock:
 
 
 def lock_directory(path: Path) -> DirectoryLock:
-    """Mark a directory, or a file, as being written. Where the file system has no locks, nothing is marked."""
+    """Mark a directory, or a file, as being written. Where the file system has no locks, nothing is marked.
+
+    Raises
+    ------
+    RunError
+        The operating system has none: nothing is written, since nobody could tell that it is being written.
+    """
+    if fcntl is None:
+        raise RunError(
+            f"{str(path)!r} is not written: gradscope writes runs under Linux, macOS and WSL only, where a directory "
+            "can be locked and synced. Record there; a finished run can be copied here and read."
+        )
     return _lock(path) or DirectoryLock(None)
 
 
