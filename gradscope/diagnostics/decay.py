@@ -140,10 +140,11 @@ def fit_decay(
 
     The rate is the least-squares slope of log10 of the geometric mean over sequences. Its interval comes from
     resampling whole recorded steps with their sequences, or the sequences where there is one step: residuals along the
-    lag are autocorrelated, so the textbook interval of a regression is invalid. It speaks of other sequences or steps
-    of *this* training, not of other seeds (``gradscope.diagnostics.combine_fits``). Where the sequences of a single
-    step share the course of their curves, one batch cannot tell the model's from chance: the interval is then a wide
-    one from how far that course is from straight, and none is given where R² is below .995.
+    lag are autocorrelated, so the textbook interval of a regression is invalid. It speaks of other sequences, and of
+    the other steps of *this* training between the first recorded one and the last; of later steps only where the
+    training does not drift unseen, and not of other seeds (``gradscope.diagnostics.combine_fits``). Where the sequences
+    of a single step share the course of their curves, one batch cannot tell the model's from chance: the interval is
+    then a wide one from how far that course is from straight, and none is given where R² is below .995.
 
     A verdict is given from five lags on. Over the lag range, *vanishing* is a fall to a tenth or less, by the curve's
     own ends and by the whole interval (or by each of five or more recorded steps); *exploding* is the mirror image;

@@ -10,15 +10,22 @@ import numpy as np
 LAGS = np.arange(61)
 #: Lags that a fit uses by default of these.
 SPAN = 55
+#: Every tenth step of a training is recorded.
+EVERY = 10
 
 
 @dataclass(frozen=True)
 class Data:
-    """log10 norms (S, L), the recorded step of each row, and its length."""
+    """log10 norms (S, L), the recorded step of each row, its length, and what the stretch's mean slope is off by.
+
+    The stretch is all steps from the first recorded one to the last; a training that drifts has a mean slope there that
+    is not that of the long run.
+    """
 
     logs: np.ndarray
     steps: np.ndarray
     lengths: np.ndarray
+    stretch: float = 0.0
 
     def with_slope(self, slope: float) -> Mapping[str, np.ndarray]:
         """Arguments of fit_decay for this noise about a line."""
@@ -39,6 +46,15 @@ def paths(rng: np.random.Generator, n: int, phi: float, size: float) -> np.ndarr
     return size * path
 
 
+def memory_of(rng: np.random.Generator, n: int, phi: float) -> np.ndarray:
+    """A stationary autoregression of variance 1."""
+    values = np.empty(n)
+    values[0] = rng.normal()
+    for t in range(1, n):
+        values[t] = phi * values[t - 1] + np.sqrt(1 - phi**2) * rng.normal()
+    return values
+
+
 def data(
     seed: int,
     *,
@@ -55,7 +71,7 @@ def data(
     """Noise of ``steps`` recorded steps with ``sequences`` each.
 
     ``between_*`` are standard deviations of their own slopes; ``step_memory`` is the correlation of the slopes of
-    neighbouring steps, as of a training that drifts; ``shared`` is the size of one path that all sequences of
+    neighbouring recorded steps, as of a training that drifts; ``shared`` is the size of one path that all sequences of
     a step have in common.
     """
     rng = np.random.default_rng(seed)
@@ -63,14 +79,15 @@ def data(
     at = np.repeat(np.arange(steps), sequences)
     logs = rng.normal(0, 0.5, (n, 1)) + paths(rng, n, phi, size)
     logs += rng.normal(0, between_sequences, (n, 1)) * LAGS
-    drift = rng.normal(0, between_steps, (steps, 1))
-    for step in range(1, steps):
-        drift[step] = step_memory * drift[step - 1] + np.sqrt(1 - step_memory**2) * drift[step]
+    drift, stretch = rng.normal(0, between_steps, (steps, 1)), 0.0
+    if step_memory:
+        every_step = between_steps * memory_of(rng, EVERY * (steps - 1) + 1, step_memory ** (1 / EVERY))
+        drift, stretch = every_step[::EVERY, None], float(every_step.mean())
     logs += (drift * LAGS)[at]
     if shared:
         logs += paths(rng, steps, phi, shared)[at]
     lengths = rng.integers(25, LAGS.size + 1, n) if ragged else np.full(n, LAGS.size)
-    return Data(logs, 10 * at, lengths)
+    return Data(logs, EVERY * at, lengths, stretch)
 
 
 #: Name to what makes a data set from a seed.
@@ -101,6 +118,9 @@ KINDS: dict[str, Callable[[int], Data]] = {
     ),
     "12 steps x 8 that drift (.9) unseen, between-step .01": lambda seed: data(
         seed, steps=12, between_steps=0.01, step_memory=0.9
+    ),
+    "6 steps x 16 that drift (.9) unseen, between-step .01": lambda seed: data(
+        seed, steps=6, sequences=16, between_steps=0.01, step_memory=0.9
     ),
     "6 steps x 16, a path shared by each step": lambda seed: data(seed, steps=6, sequences=16, size=0.1, shared=0.3),
     "8 sequences, one shared path": lambda seed: data(seed, size=0.1, shared=0.3),
