@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 PAPERS: dict[str, tuple[str, str]] = {
     "chen": ("gradscope.lab.replications.chen", "Chen 2018: mean-field theory of the Jacobian's singular values"),
     "engelken": ("gradscope.lab.replications.engelken", "Engelken 2023: onset of chaos, dimension of its attractor"),
+    "le": (
+        "gradscope.lab.replications.le",
+        "Le 2015: rectified linear units from the identity, adding problem by length",
+    ),
+    "pascanu": (
+        "gradscope.lab.replications.pascanu",
+        "Pascanu 2013: clipping and regulariser on the temporal order problem, by length",
+    ),
     "saxe": ("gradscope.lab.replications.saxe", "Saxe 2014: orthogonal deep linear networks, learning time by depth"),
     "tallec": ("gradscope.lab.replications.tallec", "Tallec & Ollivier 2018: chrono initialisation against length"),
 }

@@ -5,14 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from gradscope.capture import snapshot
 from gradscope.lab.claims import Asked, Statement
+from gradscope.lab.replications.adding_problem import error, reach
 from gradscope.lab.replications.telling import Replication
-from gradscope.lab.zoo.models import build_model
-from gradscope.lab.zoo.tasks import adding
-from gradscope.lab.zoo.train import TrainSettings, train
 
 
 @dataclass(frozen=True)
@@ -28,26 +24,7 @@ class Size:
 
 QUICK = Size(lengths=(8, 12), looked_at=(8, 12), units=8, steps=6, seeds=2)
 INITS = {"chrono": "lstm-chrono", "bias 1": "lstm-forget1"}
-_SEQUENCES = 32
-
-
-def reach(model_name: str, length: int, size: Size, seed: int) -> float:
-    """∂L/∂c at the first timestep over that at the last, before training: geometric mean over 32 sequences."""
-    task = adding(length)
-    model = build_model(model_name, task, size.units, seed=seed).double()
-    inputs, targets = task.draw(torch.Generator().manual_seed(seed), _SEQUENCES)
-    taken = snapshot(model, lambda: task.loss(model(inputs.double()), targets.double()))
-    norms = taken["recurrent/l0"].cell.norm(dim=2).log10().mean(1)
-    return float(10 ** (norms[0] - norms[-1]))
-
-
-def error(model_name: str, length: int, size: Size, seed: int) -> float:
-    """Held-out error after training, over that of guessing."""
-    task = adding(length)
-    model = build_model(model_name, task, size.units, seed=seed)
-    settings = TrainSettings(steps=size.steps, batch_size=32, learning_rate=3e-3, clip=1.0, seed=seed)
-    result = train(model, task, settings, progress=False)
-    return float("inf") if result.diverged is not None else result.final.loss / task.baseline_loss
+_RATE = 3e-3
 
 
 def measure(size: Size) -> dict[str, list[float]]:
@@ -56,9 +33,10 @@ def measure(size: Size) -> dict[str, list[float]]:
     for seed in range(size.seeds):
         for init, model in INITS.items():
             for length in size.looked_at:
-                found.setdefault(f"reach {init} {length}", []).append(reach(model, length, size, seed))
+                found.setdefault(f"reach {init} {length}", []).append(reach(model, length, size.units, seed))
             for length in size.lengths:
-                found.setdefault(f"error {init} {length}", []).append(error(model, length, size, seed))
+                ended = error(model, length, size.units, seed, steps=size.steps, rate=_RATE)
+                found.setdefault(f"error {init} {length}", []).append(ended)
     for length in size.lengths:
         pairs = zip(found[f"error chrono {length}"], found[f"error bias 1 {length}"], strict=True)
         found[f"ratio {length}"] = [one / other for one, other in pairs]

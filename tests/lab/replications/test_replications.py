@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from gradscope.lab.claims import Asked, Statement
-from gradscope.lab.replications import PAPERS, chen, engelken, named, saxe, tallec
+from gradscope.lab.replications import PAPERS, chen, engelken, named, pascanu, saxe, vanilla
+from gradscope.lab.replications.adding_problem import reach
 from gradscope.lab.replications.mean_field import (
     chi,
     fixed_point,
@@ -19,7 +20,7 @@ from gradscope.lab.replications.mean_field import (
 )
 from gradscope.lab.replications.telling import Replication
 from gradscope.lab.zoo.models import build_model
-from gradscope.lab.zoo.tasks import adding
+from gradscope.lab.zoo.tasks import adding, temporal_order
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -182,7 +183,7 @@ def test_what_arrives_before_training_is_that_of_autograd():
         h = torch.sigmoid(o) * torch.tanh(c)
     task.loss(model.readout(h), targets.double()).backward()
     first, last = (states[k].grad.norm(dim=1).log10().mean() for k in (1, -1))
-    found = tallec.reach("lstm-chrono", 6, tallec.Size(units=5), 1)
+    found = reach("lstm-chrono", 6, 5, 1)
     assert found == pytest.approx(float(10 ** (first - last)), rel=1e-9)
 
 
@@ -191,8 +192,106 @@ def test_what_arrives_before_training_is_that_of_autograd():
     ("name", "verdicts"),
     [
         ("chen", ["agrees", "agrees", "agrees", "agrees"]),
+        ("le", ["agrees", "agrees", "agrees in part", "agrees in part", "undecided"]),
+        ("pascanu", ["agrees", "undecided", "does not agree", "agrees in part", "agrees", "agrees"]),
         ("engelken", ["agrees in part", "agrees", "agrees", "agrees", "agrees in part"]),
     ],
 )
 def test_the_page_of_replications_says_what_is_measured(name, verdicts):
     assert [one["verdict"] for one in named(name)().to_json()["statements"]] == verdicts
+
+
+# --- Pascanu 2013 --------------------------------------------------------------------------------------------------
+
+
+def several(sigmoid, *, count=3, inputs=6, units=4, outputs=4):
+    generator = torch.Generator().manual_seed(7)
+    shapes = ((inputs, units), (units, units), (units,), (units, outputs), (outputs,))
+    parameters = [torch.randn(count, *shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    return vanilla.Networks(*parameters, sigmoid=sigmoid)
+
+
+def by_autograd(network, x, targets):
+    """One network's loss and states as leaves of autograd, from the equations of the paper."""
+    u, w, b, v, c = (p[0].clone().requires_grad_() for p in network.parameters)
+    states = [torch.zeros(x.shape[1], w.shape[0], dtype=torch.float64, requires_grad=True)]
+    for row in x:
+        z = row @ u + states[-1] @ w + b
+        states.append(torch.sigmoid(z) if network.sigmoid else torch.tanh(z))
+        states[-1].retain_grad()
+    loss = torch.nn.functional.cross_entropy(states[-1] @ v + c, targets)
+    loss.backward()
+    return (u, w, b, v, c), states, [state.grad for state in states]
+
+
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_networks_trained_together_have_the_gradients_of_autograd(sigmoid):
+    networks = several(sigmoid)
+    task = temporal_order(10)
+    x, targets = task.draw(torch.Generator().manual_seed(0), 3 * 5)
+    x, targets = x.double().view(3, 5, 10, 6).transpose(1, 2), targets.view(3, 5)
+    found = vanilla.gradients(networks, x, targets)
+    for i in range(3):
+        one = networks.only(torch.tensor([i]))
+        parameters, states, adjoints = by_autograd(one, x[i], targets[i])
+        for mine, leaf in zip(found.loss, parameters, strict=True):
+            torch.testing.assert_close(mine[i], leaf.grad)
+        # Ω as a function of W alone, adjoints and states held fixed.
+        w = parameters[1].detach().clone().requires_grad_()
+        terms = []
+        for before, at, h in zip(adjoints[:-1], adjoints[1:], states[1:], strict=True):
+            h = h.detach()
+            delta = at * (h * (1 - h) if sigmoid else 1 - h**2)
+            back = delta @ w.T
+            torch.testing.assert_close(back.detach(), before)
+            terms.append((back.pow(2).sum(1) / at.pow(2).sum(1) - 1) ** 2)
+        torch.stack(terms).mean().backward()
+        torch.testing.assert_close(found.regulariser[i], w.grad)
+
+
+def test_a_threshold_bounds_the_update_and_none_leaves_it():
+    networks = several(False)
+    task = temporal_order(10)
+    x, targets = task.draw(torch.Generator().manual_seed(0), 3 * 5)
+    x, targets = x.double().view(3, 5, 10, 6).transpose(1, 2), targets.view(3, 5)
+    found = vanilla.gradients(networks, x, targets)
+    threshold, weight = torch.tensor([0.01, math.inf, math.inf]), torch.tensor([0.0, 0.0, 4.0])
+    moved, norm = vanilla.updated(networks, found, 0.5, threshold, weight)
+    steps = [(a - b) / 0.5 for a, b in zip(networks.parameters, moved.parameters, strict=True)]
+    lengths = torch.stack([step.flatten(1).square().sum(1) for step in steps]).sum(0).sqrt()
+    torch.testing.assert_close(lengths, torch.cat([torch.tensor([0.01]).double(), norm[1:]]))
+    torch.testing.assert_close(steps[1][2], found.loss[1][2] + 4 * found.regulariser[2])
+    assert norm[0] > 0.01
+
+
+def test_networks_are_judged_by_their_answers_and_given_up_when_they_are_no_numbers():
+    networks = several(False, count=2)
+    networks.w[1, 0, 0] = math.nan
+    task = temporal_order(10)
+    inputs, targets = task.draw(torch.Generator().manual_seed(3), 40)
+    wrong = vanilla.share_wrong(networks, inputs.double(), targets)
+    states = networks.only(torch.tensor([0])).states(inputs.double()[None].transpose(1, 2))
+    answers = (states[-1, 0] @ networks.v[0] + networks.c[0]).argmax(-1)
+    assert wrong[0] == pytest.approx(float((answers != targets).double().mean()))
+    assert math.isnan(wrong[1])
+
+
+def test_the_three_starts_are_those_of_the_paper():
+    smart = pascanu.drawn("smart tanh", 50, 0)
+    assert ((smart.w[0] != 0).sum(0) == 15).all()  # incoming connections
+    assert pascanu.radius(smart.w[0]) == pytest.approx(0.95, rel=1e-5)
+    assert pascanu.drawn("tanh", 50, 0).w.std() == pytest.approx(0.1, rel=0.05)
+    sigmoid = pascanu.drawn("sigmoid", 50, 0)
+    assert sigmoid.sigmoid
+    assert sigmoid.w.std() == pytest.approx(0.01, rel=0.05)
+    assert not smart.b.any()
+
+
+def test_the_reach_of_a_network_is_that_of_its_adjoints():
+    network = pascanu.drawn("tanh", 5, 1)
+    task = temporal_order(10)
+    inputs, targets = task.draw(torch.Generator().manual_seed(0), 32)
+    doubled = network.having([p.double() for p in network.parameters])
+    _, _, adjoints = by_autograd(doubled, inputs.double().transpose(0, 1), targets)
+    first, last = (adjoints[t].norm(dim=1).log10().mean() for t in (1, -1))
+    assert pascanu.reach(network, 10) == pytest.approx(float(10 ** (first - last)), rel=1e-6)
