@@ -11,8 +11,11 @@ import os
 import subprocess
 import sys
 
+from gradscope.errors import RunError
 from gradscope.store.layout import RankDirectory
 from gradscope.store.locking import DirectoryLock
+from gradscope.store.sealed import SealedPart
+from gradscope.store.segment import sync_directory
 
 #: A process that fails this often is not started again: the journal grows, and is sealed at the end.
 MAX_FAILURES = 2
@@ -62,11 +65,22 @@ class Sealer:
             self._failures += 1
 
     def ended(self, *, wait: bool = False) -> int | None:
-        """Return the last row that was sealed, once; None while the process runs, or where it sealed nothing."""
+        """Return the last row that was sealed, once; None while the process runs, or where nothing is sealed."""
         if self._process is None or (not wait and self._process.poll() is None):
             return None
         process, self._process = self._process, None
         # Not by its exit code: where SIGCHLD is ignored there is none.
         told = process.communicate()[0].decode("ascii", "replace").partition("sealed ")[2]
         self._failures = 0 if told else self._failures + 1
-        return int(told) if told else None
+        return int(told) if told else self._left()
+
+    def _left(self) -> int | None:
+        """Return the last row that a process which died has sealed all the same; what it left unfinished is removed."""
+        try:
+            for left in self._directory.left_behind():
+                left.unlink()
+            sync_directory(self._directory.path)  # before rows are dropped for a segment that it may not have synced
+            segments = self._directory.segments()
+            return SealedPart(segments[-1]).header.last_id if segments else None
+        except (OSError, RunError):
+            return None

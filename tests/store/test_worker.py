@@ -94,6 +94,21 @@ def test_a_sealing_process_that_dies_costs_nothing_and_is_not_tried_for_ever(tmp
     assert validate(tmp_path / "run") == []
 
 
+def test_a_sealing_process_that_dies_before_it_tells_leaves_nothing_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(sealer, "_CODE", sealer._CODE + "; import os; os._exit(1)")
+    writer = RunWriter(tmp_path / "run", META, seal_bytes=1)
+    writer.add_record(record(0))
+    writer.flush()
+    wait_until_sealed(writer)
+    (writer.path / ".segment-00002.h5.99.tmp").write_bytes(b"half")
+    writer.add_record(record(1))
+    writer.flush()
+    wait_until_sealed(writer)
+    writer.close()
+    assert open_run(tmp_path / "run").records("lstm/l0")["step"].tolist() == [0, 1]
+    assert validate(tmp_path / "run") == []
+
+
 def test_a_fault_in_the_thread_ends_it_with_everything_committed_and_hangs_nobody(tmp_path, monkeypatch):
     def fail(self, *, wait=False):
         if not wait:
