@@ -14,21 +14,34 @@ from gradscope.store.layout import RankDirectory, attempts
 
 def said(error: Exception) -> str:
     """What a disk's refusal means, and what to do about it."""
-    if not isinstance(error, OSError | sqlite3.Error | RuntimeError):
+    if not isinstance(error, OSError | sqlite3.Error | RuntimeError | RunError):
         return f"{type(error).__name__}: {error}. Please report this: it is a fault of gradscope's own."
     code = getattr(error, "errno", None)
     text = (os.strerror(code) if code else str(error)).rstrip(".")
+    if "unable to open" in text:  # SQLite does not say why
+        text = _unopened(text)
     for wanted, remedy in _REMEDIES.items():
         if any(word in text.lower() for word in wanted):
             return f"{text}. {remedy}"
-    return f"{text}. Training goes on; see that the disk can be written."
+    return f"{text}. See that the disk can be written."
+
+
+def _unopened(text: str) -> str:
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        return os.strerror(error.errno or 0)
+    return text
 
 
 _REMEDIES = {
     ("no space", "is full", "quota", "file too large"): "Make room there, or record fewer steps, samples or tensors.",
     ("locked",): "Another process has been reading it for long; end that one.",
     ("read-only", "readonly", "permission"): "Make it writable, and leave it in place while it is written.",
-    ("no such file", "moved", "unable to open"): "Leave it in place while it is written.",
+    ("no such file", "moved", "unable to open", "not a directory"): "Leave it in place while it is written.",
+    ("not a database", "no such table", "not an ordinary file"): (
+        "Something else has written there. Leave it in place while it is written; record to another directory."
+    ),
     ("too many open files",): "Raise the limit with `ulimit -n`.",
     ("i/o error", "input/output", "malformed", "corrupt"): (
         "Check the disk, its free space and quota; `gradscope repair` keeps what can be read."

@@ -22,6 +22,8 @@ from gradscope.store.journal import Journal, Row, remove_journal
 from gradscope.store.layout import RankDirectory
 from gradscope.store.locking import DirectoryLock
 from gradscope.store.part import Header
+from gradscope.store.paths import check_file
+from gradscope.store.sealed import SealedPart
 from gradscope.store.sealer import Sealer
 from gradscope.store.sealing import seal_journal
 from gradscope.store.segment import sync_directory
@@ -39,6 +41,7 @@ _COMMIT_BYTES = 16 << 20
 _POLL_SECONDS = 0.1
 
 DROPPED = "the disk refused them, or was too slow"
+VANISHED = "something removed them from the journal"
 
 
 @dataclass
@@ -306,8 +309,7 @@ class Worker:
             if self._taken and not removed:
                 self._note_lost()
             elif how == "seal":
-                header = self._description.header(closing=True)
-                seal_journal(self._journal.connection, self._directory, header, self._sealed_id)
+                self._seal()
                 removed = True
         except Exception as error:
             self.error = error
@@ -318,6 +320,18 @@ class Worker:
                 self._taken.clear()
                 self.lock.notify_all()
             atexit.unregister(self._at_exit)
+
+    def _seal(self) -> None:
+        """Seal what is left, and see that the run can be read, before the journal goes."""
+        connection, after = self._journal.connection, self._sealed_id
+        (there,) = connection.execute("SELECT count(*) FROM entries WHERE id > ?", (after,)).fetchone()
+        if there < self._committed_id - after:
+            self.count_lost(VANISHED, self._committed_id - after - there)
+        seal_journal(connection, self._directory, self._description.header(closing=True), after)
+        segments = self._directory.segments()
+        for segment in segments:
+            check_file(segment)
+        SealedPart(segments[-1])
 
     def _note_lost(self) -> None:
         """Say in the run what never reached it, in the room that was reserved for that."""

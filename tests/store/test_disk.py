@@ -143,6 +143,43 @@ def test_a_refusal_is_told_with_what_to_do():
     assert "ulimit" in said(OSError(24, "Too many open files"))
     assert "Leave it in place" in said(sqlite3.OperationalError("unable to open database file"))
     assert "Check the disk" in said(sqlite3.OperationalError("disk I/O error"))
+    assert "Something else" in said(sqlite3.DatabaseError("file is not a database"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs resource")
+def test_a_journal_that_cannot_be_opened_for_want_of_descriptors_is_told_so():
+    """SQLite says the same of a file that is not there."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        words = said(sqlite3.OperationalError("unable to open database file"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert "ulimit" in words
+
+
+def test_a_run_that_could_not_be_read_is_not_closed_as_if_it_could(tmp_path):
+    writer = write_run(tmp_path / "run", close=False)
+    taken = writer.path / "segment-00001.h5"
+    taken.mkdir()
+    with pytest.raises(RunError, match=r"not an ordinary file.*Something else"):
+        writer.close()
+    taken.rmdir()
+    assert open_run(tmp_path / "run").n_records == 3
+
+
+def test_rows_that_vanish_from_a_journal_are_counted(tmp_path):
+    writer = write_run(tmp_path / "run", close=False)
+    with closing(sqlite3.connect(writer.path / "journal.sqlite", isolation_level=None)) as connection:
+        connection.execute("DELETE FROM entries WHERE id IN (1, 4)")
+    writer.add_record(record(3))
+    writer.close()
+    run = open_run(tmp_path / "run")
+    assert run.sealed
+    assert run.records("lstm/l0")["step"].tolist() == [2, 3]
+    assert list(run.lost.values()) == [2]
 
 
 def test_full_durability_syncs_every_directory_that_has_a_new_name(tmp_path, monkeypatch):
