@@ -1,9 +1,7 @@
 import os
-import random
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,28 +16,7 @@ from gradscope.store import worker as worker_module
 from gradscope.store.journal import Journal
 from gradscope.store.worker import DROPPED
 from tests.store.conftest import META, die, record, site_record, wait_until, write_run
-
-# Forks a writer for each line of stdin (imports cost more than fifty short lives). Each writes records as fast as it
-# can and notes in a file which are flushed.
-NURSERY = """
-import os, signal, sys
-from gradscope.store import RunWriter
-from tests.store.conftest import META, record
-signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-for line in sys.stdin:
-    run, seal_bytes = line.rsplit(maxsplit=1)
-    child = os.fork()
-    if child:
-        print(child, flush=True)
-        continue
-    noted = os.open(run + ".flushed", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    writer = RunWriter(run, META, seal_bytes=int(seal_bytes))
-    for step in range(30_000):  # if nobody kills it, it ends
-        writer.add_record(record(step))
-        if step % 7 == 0:
-            writer.flush()
-            os.write(noted, b"%d\\n" % step)
-"""
+from tests.torture.nursery import Nursery
 
 
 def test_a_small_run_leaves_one_segment_and_its_checksum(sealed, segment):
@@ -50,60 +27,27 @@ def test_a_small_run_leaves_one_segment_and_its_checksum(sealed, segment):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_killed_process_loses_no_flushed_record(tmp_path):
-    """kill -9 at 50 random moments, most of them within a flush or a seal."""
-    chance = random.Random(0)
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
-    with subprocess.Popen([sys.executable, "-c", NURSERY], **pipes) as nursery:
-        for trial in range(50):
-            run = tmp_path / str(trial)
-            nursery.stdin.write(f"{run} {20_000 if trial % 2 else 1 << 26}\n")
-            writing = int(nursery.stdout.readline())
-            flushed = tmp_path / f"{trial}.flushed"
-            try:
-                wait_until(lambda flushed=flushed: flushed.exists() and flushed.read_text().endswith("\n"))
-                time.sleep(chance.uniform(0, 0.05))
-            finally:
-                os.kill(writing, signal.SIGKILL)
-            wait_until(lambda pid=writing: not _lives(pid))
-            steps = open_run(run).records("lstm/l0")["step"].tolist()
-            assert steps == list(range(len(steps)))
-            assert len(steps) > int(flushed.read_text().split()[-1])
-            assert [problem for problem in validate(run) if "interrupted write" not in problem] == []
-        nursery.stdin.close()
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_run_is_whole_whenever_it_is_read(tmp_path):
     """Another process writes and seals as fast as it can; no reading misses, repeats or damages a record."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
-    with subprocess.Popen([sys.executable, "-c", NURSERY], **pipes) as nursery:
-        nursery.stdin.write(f"{tmp_path / 'run'} 50000\n")
-        writing = int(nursery.stdout.readline())
-        nursery.stdin.close()
+    with Nursery("tests.torture.kills") as nursery:
+        writing = nursery.start("write", tmp_path / "run", 50_000)
         seen = []
         try:
             noted = tmp_path / "run.flushed"
             wait_until(lambda: noted.exists() and noted.read_text())
             end = time.monotonic() + 60.0
-            while len(list((tmp_path / "run").rglob("segment-*.h5"))) < 2 and time.monotonic() < end:
+            segments = (tmp_path / "run").rglob
+            while (len(list(segments("segment-*.h5"))) < 2 or len(set(seen)) < 2) and time.monotonic() < end:
                 steps = open_run(tmp_path / "run").records("lstm/l0")["step"].tolist()
                 assert steps == list(range(len(steps)))
                 seen.append(len(steps))
         finally:
             os.kill(writing, signal.SIGKILL)
+            nursery.wait(writing)
     assert seen == sorted(seen)
     assert seen[-1] > seen[0]
     assert len(list((tmp_path / "run").rglob("segment-*.h5"))) > 1
     assert validate(tmp_path / "run") == []
-
-
-def _lives(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def test_a_crash_between_sealing_and_deleting_duplicates_nothing(tmp_path, monkeypatch):

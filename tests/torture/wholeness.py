@@ -13,7 +13,9 @@ from tests.store.conftest import record
 SITE = "lstm/l0"
 
 
-def shortfall(run: Path, flushed: int, *, closed: bool = False, repairing: bool = True) -> str | None:
+def shortfall(
+    run: Path, flushed: int, *, closed: bool = False, repairing: bool = True, untouched: bool = False
+) -> str | None:
     """How a run of the records 0, 1, 2 ... falls short of holding the first ``flushed``, as it is and once repaired.
 
     Parameters
@@ -24,6 +26,10 @@ def shortfall(run: Path, flushed: int, *, closed: bool = False, repairing: bool 
         With 0 there need not be a run at all.
     closed : bool
         Whether it must be sealed as it is.
+    repairing : bool
+        Whether to repair it, and look again.
+    untouched : bool
+        Whether nothing may be there to repair.
 
     Returns
     -------
@@ -37,7 +43,7 @@ def shortfall(run: Path, flushed: int, *, closed: bool = False, repairing: bool 
                 return wrong
             if closed and not opened.sealed:
                 return "it was closed, and is not sealed"
-        left = [problem for problem in validate(run) if "interrupted write" not in problem]
+        left = [problem for problem in validate(run) if untouched or "interrupted write" not in problem]
         if left:
             return f"validate: {left[0]}"
         return _after_repair(run, held) if repairing else None

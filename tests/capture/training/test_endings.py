@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -16,61 +15,14 @@ from torch import nn
 
 import gradscope
 from gradscope.store import validate
-
-# Trains until a signal comes, and notes each step by a byte.
-TRAINING = """
-import os, signal, sys, time, torch, gradscope
-from torch import nn
-run, noted, when, handler = sys.argv[1:]
-def leave(number, frame): sys.exit(7)
-def remember(number, frame): state.append(number)
-state = []
-number = getattr(signal, os.environ["NUMBER"])
-if when == "before" and handler != "none": signal.signal(number, globals()[handler])
-model = nn.LSTM(2, 4)
-optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-recorder = gradscope.record(model, run, optimizer=optimizer, every=1)
-if when == "after": signal.signal(number, globals()[handler])
-for step in range(10**9):
-    optimizer.zero_grad()
-    model(torch.randn(6, 3, 2))[0].sum().backward()
-    optimizer.step()
-    with open(noted, "ab") as file: file.write(b".")
-    if state: break
-    time.sleep(0.001)
-sys.exit(3)
-"""
+from tests.torture import signals
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
-@pytest.mark.parametrize(
-    ("number", "when", "handler", "code"),
-    [
-        ("SIGTERM", "before", "none", -signal.SIGTERM),
-        ("SIGHUP", "before", "none", -signal.SIGHUP),
-        ("SIGINT", "before", "none", -signal.SIGINT),
-        ("SIGTERM", "before", "leave", 7),
-        ("SIGTERM", "after", "leave", 7),
-        ("SIGHUP", "before", "remember", 3),
-    ],
-)
-def test_a_signal_loses_no_record_and_does_what_it_would_have_done(
-    tmp_path: Path, number: str, when: str, handler: str, code: int
-) -> None:
-    run, noted = tmp_path / "run", tmp_path / "noted"
-    command = [sys.executable, "-c", TRAINING, str(run), str(noted), when, handler]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "NUMBER": number}) as training:
-        try:
-            _wait_until(lambda: noted.exists() and noted.stat().st_size >= 10)
-        finally:
-            training.send_signal(getattr(signal, number))
-        _, said = training.communicate(timeout=60)
-    assert training.returncode == code, said
-    recorded = gradscope.open_run(run)
-    assert recorded.sealed
-    assert recorded.n_records >= noted.stat().st_size
-    assert recorded.records("model/l0")["step"].tolist() == list(range(recorded.n_records))
-    assert validate(run) == []
+def test_a_signal_loses_no_record_and_does_what_it_would_have_done(tmp_path: Path) -> None:
+    outcome = signals.run(tmp_path, 6)
+    assert outcome.tries == 6
+    assert outcome.fell_short == []
 
 
 def _wait_until(true: object, seconds: float = 60.0) -> None:
