@@ -93,9 +93,9 @@ def _follow(
         except EmptyRunError:
             if last:
                 raise
-            click.echo("gradscope: nothing recorded yet", err=True)
+            say("gradscope: nothing recorded yet", err=True)
             continue
         records = sum(found.n_records for found in written.facts)
-        click.echo(f"gradscope: {written.index} written at {counted(records, 'record')}", err=True)
+        say(f"gradscope: {written.index} written at {counted(records, 'record')}", err=True)
     assert written is not None  # the last look is at something, or raises
     return written

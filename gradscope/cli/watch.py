@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gradscope.cli.completing import RunPath
+from gradscope.legible import legible
 from gradscope.words import clip_sentence, counted, number, percent, sentence, signed
 
 if TYPE_CHECKING:
@@ -60,10 +61,10 @@ def _answer(path: Path, quantity: str | None) -> bool:
     from gradscope.store import open_run
 
     with open_run(path) as run:
-        click.echo(_printable(f"\n{run.name}: {counted(run.n_records, 'record')}"))
+        click.echo(f"\n{legible(run.name)}: {counted(run.n_records, 'record')}")
         for facts in gather([run], quantity):
             said = (*facts.remarks, *(one.sentence for one in facts.answers), *map(clip_sentence, facts.clips))
-            click.echo("\n".join(map(_printable, said)))
+            click.echo("\n".join(map(legible, said)))
         return run.sealed
 
 
@@ -75,7 +76,7 @@ class _Lines:
         if news.earlier:
             click.echo(counted(news.earlier, "earlier recorded step"))
         for arrival in news.arrivals:
-            click.echo(_printable(_line(arrival)))
+            click.echo(legible(_line(arrival)))
 
 
 class _Screen:
@@ -104,7 +105,7 @@ class _Screen:
         if not self._arrivals:
             return []
         fits = self._arrivals[-1].fits[:_MAX_SITES]
-        said = [sentence(fit, _printable(f"{site} ({quantity})")) for site, quantity, fit in fits]
+        said = [sentence(fit, legible(f"{site} ({quantity})")) for site, quantity, fit in fits]
         return ["", *(line for one in said for line in textwrap.wrap(one, max(20, width)))]
 
 
@@ -127,12 +128,5 @@ def _line(arrival: Arrival) -> str:
 
 
 def _cut(line: str, width: int) -> str:
-    line = _printable(line)
+    line = legible(line)
     return line if len(line) < width else line[: max(1, width - 2)] + "…"
-
-
-def _printable(line: str) -> str:
-    """A run may come from a stranger: its names must not steer the terminal."""
-    return "\n".join(
-        "".join(char if char.isprintable() else ascii(char)[1:-1] for char in part) for part in line.split("\n")
-    )

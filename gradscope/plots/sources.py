@@ -78,7 +78,11 @@ def table_of(module: ModuleType, paths: Sequence[Path], options: Mapping[str, An
     for path, probe in zip(paths, probes, strict=True):
         if probe.kind != wanted:
             raise SettingError(f"{path}: holds a {probe.kind}; the figure {kind!r} needs a {wanted}.")
-    found: pd.DataFrame = module.table(_measured(kind, paths, probes), **options)
+    try:
+        found: pd.DataFrame = module.table(_measured(kind, paths, probes), **options)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        listed = ", ".join(map(str, paths))
+        raise RunDamagedError(f"{listed}: not a whole {wanted} ({type(error).__name__}: {error}).") from None
     return found
 
 

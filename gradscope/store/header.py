@@ -66,7 +66,7 @@ def parse_header(data: Mapping[str, Any], **numbers: Any) -> Header:
     if not all(is_text(reason) and _count(count) for reason, count in lost.items()):
         raise ValueError("'lost' is no object of counts")
     try:
-        sites = [SiteInfo.from_json(typed(_SITE, entry, "a site")) for entry in lists["sites"]]
+        sites = [parse_site(entry) for entry in lists["sites"]]
         coverage = tuple(Coverage(**typed(_COVERAGE, entry, "the coverage")) for entry in lists["coverage"])
         return Header(
             metas=tuple(_meta(entry) for entry in lists["metas"]),
@@ -77,6 +77,16 @@ def parse_header(data: Mapping[str, Any], **numbers: Any) -> Header:
         )
     except TypeError as error:  # a field without a default is missing
         raise ValueError(f"its description is malformed ({error})") from error
+
+
+def parse_site(entry: Any) -> SiteInfo:
+    """What is known of a site, from parsed JSON.
+
+    Raises
+    ------
+    ValueError
+    """
+    return SiteInfo.from_json(typed(_SITE, entry, "a site"))
 
 
 def _meta(entry: Any) -> RunMeta:

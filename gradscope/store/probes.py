@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,12 @@ import numpy as np
 
 from gradscope.errors import RunDamagedError, RunNotFoundError, SettingError
 from gradscope.schema import SiteInfo
+from gradscope.store.budget import Budget
+from gradscope.store.fields import read_json
+from gradscope.store.header import parse_site
 
 #: Written into every file.
 SCHEMA = "gradscope-probe"
-#: A file that would take more memory than this is not opened.
-MAX_BYTES = 2 << 30
 
 _HEADER = "header"
 
@@ -92,24 +95,48 @@ def load_probe(path: str | os.PathLike[str]) -> Probe:
     ------
     RunNotFoundError
     RunDamagedError
-        No such file of gradscope's, or one that would take more than ``MAX_BYTES``.
+        No such file of gradscope's.
+    UnsafeFileError
+        It would take more memory than one of its size may.
     """
     path = Path(path)
     if not path.is_file():
         raise RunNotFoundError(f"{path}: no such file.")
+    file = path.resolve()  # a link to a file is the user's own choice
     try:
-        with zipfile.ZipFile(path) as members:
-            size = sum(member.file_size for member in members.infolist())
-        if size > MAX_BYTES:
-            raise RunDamagedError(f"{path}: would take {size / 2**30:.1f} GiB; not opened.")
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
-        header = json.loads(str(found.pop(_HEADER)))
+        budget = Budget.of([file])
+        with zipfile.ZipFile(file) as members:
+            _check_members(members, budget, path)
+        with np.load(file, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+        header = read_json(str(found.pop(_HEADER)), budget, path)
         if header["schema"] != SCHEMA:
             raise KeyError(header["schema"])
         return _probe(header, found)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except _FAULTS as error:
         raise RunDamagedError(f"{path}: not a probe that gradscope saved ({type(error).__name__}: {error}).") from None
+
+
+#: What a file raises that is no probe, or a damaged one. numpy's own parser of headers raises SyntaxError, and zipfile
+#: a RuntimeError for what is encrypted and NotImplementedError for how it is packed.
+_FAULTS = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, SyntaxError, RuntimeError,
+    MemoryError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
+
+def _check_members(members: zipfile.ZipFile, budget: Budget, path: Path) -> None:
+    """Look at the size of every array before one is allocated: numpy takes it from the array's own header."""
+    listed = members.infolist()
+    budget.take("files", len(listed), path)
+    for member in listed:
+        budget.take("bytes", member.file_size, path)
+        with members.open(member) as stream:
+            version = np.lib.format.read_magic(stream)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(stream)
+        if dtype.hasobject or math.prod(shape) * dtype.itemsize > member.file_size:
+            raise ValueError(f"{member.filename!r} announces more than it holds")
 
 
 def _probe(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Probe:
@@ -122,4 +149,4 @@ def _probe(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Probe
             fields.setdefault(whole, {})[part] = array
         else:
             fields[whole] = tuple(map(float, array))
-    return Probe(str(header["kind"]), SiteInfo.from_json(header["info"]), dict(header["labels"]), fields)
+    return Probe(str(header["kind"]), parse_site(header["info"]), dict(header["labels"]), fields)
