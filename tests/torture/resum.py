@@ -42,7 +42,7 @@ def _resum_array(dataset: h5py.Dataset) -> None:
 
 
 def _resum_site(group: h5py.Group) -> None:
-    with contextlib.suppress(KeyError, OSError, ValueError, TypeError, IndexError, MemoryError):
+    with contextlib.suppress(KeyError, OSError, ValueError, TypeError, IndexError, AttributeError, MemoryError):
         stated = group[sums.CHECKSUM]
         for column, name in enumerate(group[DATASET_AXIS][()]):
             if name.decode() in group:
