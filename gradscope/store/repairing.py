@@ -112,7 +112,13 @@ def _repair_rank(rank: RankDirectory, budget: Budget, report: RepairReport) -> N
         report.actions.append(f"removed {str(left)!r}, left behind by an interrupted write.")
     last = Header()
     for segment in rank.segments():
-        last = _check_segment(segment, budget, report) or last
+        header = _check_segment(segment, budget, report)
+        if header is not None and header.first_id <= last.last_id:
+            _set_aside(segment, report)
+            if header.last_id > last.last_id:
+                report.lost.append(f"entries {last.last_id + 1} to {header.last_id}, of a segment that repeats others.")
+            header = replace(last, closing=last.closing or header.closing)
+        last = header or last
     if present(rank.journal):
         _seal_journal(rank, budget, last, report)
     elif not last.closing:

@@ -11,11 +11,13 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+from gradscope.errors import RunError
 from gradscope.store import codec, guard
 from gradscope.store.budget import Budget
 from gradscope.store.journal import Row, read_header, read_rows
 from gradscope.store.layout import RankDirectory
 from gradscope.store.part import BLOCK_BYTES, Block, Header, blocks
+from gradscope.store.sealed import SealedPart
 from gradscope.store.segment import build, write_segment
 
 #: Rows are sealed in stretches of about this size, so that memory is bounded however far a journal has grown.
@@ -47,6 +49,7 @@ def seal_journal(
 
     With ``header.closing`` the last segment closes the run, and is written even if there is no row.
     """
+    after = max(after, _sealed_before(directory))
     stretches = _stretches(connection, after, upto)
     if not stretches and not header.closing:
         return after
@@ -56,6 +59,17 @@ def seal_journal(
         seal_rows(directory, rows, replace(header, closing=header.closing and is_last), after)
         after = last
     return after
+
+
+def _sealed_before(directory: RankDirectory) -> int:
+    """The last entry that a segment holds: a process that was killed may have sealed more than it told."""
+    segments = directory.segments()
+    if not segments:
+        return 0
+    try:
+        return SealedPart(segments[-1]).header.last_id
+    except RunError:
+        return 0
 
 
 def _stretches(connection: sqlite3.Connection, after: int, upto: int | None) -> list[tuple[int, int]]:

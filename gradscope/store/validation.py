@@ -62,6 +62,8 @@ def _rank_problems(rank: RankDirectory, budget: Budget) -> Iterator[str]:
         if part is not None:
             if part.header.first_id > last + 1:
                 yield f"{str(segment)!r}: entries {last + 1} to {part.header.first_id - 1} before it are missing."
+            elif part.header.first_id <= last:
+                yield f"{str(segment)!r} repeats entries of the segment before it; `gradscope repair` sets it aside."
             last, closed = part.header.last_id, part.header.closing
     if present(rank.journal):
         yield from _journal_problems(rank.journal, budget, last, closed)

@@ -1,3 +1,4 @@
+import shutil
 import sqlite3
 from contextlib import closing
 
@@ -6,7 +7,8 @@ import pytest
 from gradscope import open_run
 from gradscope.errors import RunDamagedError, RunError, RunNotFoundError
 from gradscope.schema import Coverage
-from gradscope.store import RunWriter, pack, repair, validate
+from gradscope.store import RunWriter, pack, repair, sealing, validate
+from gradscope.store.layout import RankDirectory
 from tests.store.conftest import META, SITES, die, record, wait_until_sealed, write_run
 
 
@@ -133,3 +135,26 @@ def test_a_single_damaged_file_cannot_be_repaired(sealed, tmp_path):
         repair(packed)
     with pytest.raises(RunNotFoundError):
         repair(tmp_path / "nowhere")
+
+
+def test_a_segment_that_was_sealed_by_a_killed_process_is_not_sealed_again(dead):
+    directory = RankDirectory(1, 0, dead / "attempt-1/rank-0")
+    before = open_run(dead).records("lstm/l0")["step"].tolist()
+    sealing.main(str(directory.path), "1", "0", "0", "1000")
+    count = len(directory.segments())
+    sealing.main(str(directory.path), "1", "0", "0", "1000")  # as if the first had been killed before it told
+    assert len(directory.segments()) == count
+    assert open_run(dead).records("lstm/l0")["step"].tolist() == before
+
+
+def test_a_segment_that_repeats_another_is_refused_and_set_aside(dead):
+    first = dead / "attempt-1/rank-0/segment-00001.h5"
+    before = open_run(dead).records("lstm/l0")["step"].tolist()
+    for suffix in ("", ".sha256"):
+        shutil.copy(f"{first}{suffix}", f"{first.with_name('segment-00002.h5')}{suffix}")
+    with pytest.raises(RunDamagedError, match=r"segment-00002.*the segment before it holds too"):
+        open_run(dead)
+    assert any("repeats entries" in problem for problem in validate(dead))
+    report = repair(dead)
+    assert report.lost == []
+    assert open_run(dead).records("lstm/l0")["step"].tolist() == before
