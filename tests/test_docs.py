@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from pathlib import Path
 
 import pytest
 import xarray
@@ -86,9 +87,17 @@ def test_every_link_inside_leads_to_a_file():
     """Also where nobody builds the site, which checks headings as well."""
     for page in (*pages.DOCS.rglob("*.md"), *pages.DOCS.parent.glob("*.md")):
         prose = re.sub(r"^```.*?^```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-        links = re.findall(r"\]\((?!https?:)([^)#\s]+)", prose)
-        lost = [link for link in links if not (page.parent / link).exists()]
+        links = re.findall(r"\]\((?!https?:)([^)#\s]+)#?([^)\s]*)", prose)
+        lost = [link for link, heading in links if not _leads(page.parent / link, heading)]
         assert not lost, f"{page}: {lost}"
+
+
+def _leads(path: Path, heading: str) -> bool:
+    """Whether there is such a file, with such a heading."""
+    if not path.exists() or not heading:
+        return path.exists()
+    headings = re.findall("^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return heading in {re.sub(r"[^\w\- ]", "", words.lower()).replace(" ", "-") for words in headings}
 
 
 def test_every_page_is_on_the_site():
