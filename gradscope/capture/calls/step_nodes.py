@@ -184,8 +184,10 @@ class StepNodes:
         if any((*place, name) not in arrived for name in wanted):
             return None
         product, kept = (arrived[(*place, name)].index_select(0, self._selection.rows) for name in wanted)
-        weight = self._weights[place[0]][place[1]].w_hh.to(product.dtype)
-        return torch.addmm(kept, product, weight).double() / scale
+        # Under autocast the product is narrow, and what is kept of the state is not.
+        dtype = torch.promote_types(product.dtype, kept.dtype)
+        weight = self._weights[place[0]][place[1]].w_hh.to(dtype)
+        return torch.addmm(kept.to(dtype), product.to(dtype), weight).double() / scale
 
 
 def _holds_since(hidden: Tensor, direct_last: Tensor) -> int:
