@@ -39,6 +39,7 @@ LIMITS = {
     "items": Limit("values in JSON", 500_000, 1 / 10),
     "rows": Limit("rows of tables", 200_000, 1 / 8),
     "names": Limit("names of scalars and parameters", 5_000, 1 / 256),
+    "lines": Limit("lines of CSV", 2_000_000, 1),
     "files": Limit("files", 1_000, 1 / 4096),
 }
 #: How many times what its parts take one array of all of them may take.

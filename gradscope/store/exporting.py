@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradscope.errors import RunError, UnknownNameError
 from gradscope.legible import cells, file_name
 from gradscope.schema import CLIPS_GROUP, DATASETS, PARAMETERS_GROUP, QUANTITIES, STEPS_GROUP
-from gradscope.store.layout import group_of
+from gradscope.store.budget import Budget
+from gradscope.store.layout import group_of, rank_directories
 from gradscope.store.placing import new_directory
 from gradscope.store.run import Run
 
@@ -49,7 +51,11 @@ def table(run: Run, name: str, site: str | None = None, quantity: str | None = N
         if len(run.sites) != 1:
             raise UnknownNameError("site", "(none given)", run.sites)
         site = run.sites[0]
-    return run.norms(site, quantity or run.site(site).curve) if name == "norms" else run.records(site)
+    if name == "records":
+        return run.records(site)
+    quantity = quantity or run.site(site).curve
+    _check_lines(run, [(site, quantity)] if quantity in run.datasets(site) else [])
+    return run.norms(site, quantity)
 
 
 def export(run: Run, out: str | Path) -> list[Path]:
@@ -82,6 +88,7 @@ def export(run: Run, out: str | Path) -> list[Path]:
     """
     out = Path(out)
     try:
+        _check_lines(run, [(site, dataset) for site in run.sites for dataset in _norm_datasets(run, site)])
         with new_directory(out) as whole, run.opened():
             files = [path.relative_to(whole) for path in _write_all(run, whole)]
     except OSError as error:
@@ -98,6 +105,22 @@ def _write_all(run: Run, folder: Path) -> list[Path]:
         for dataset in _norm_datasets(run, site):
             written.append(_append(run.norms_in_pieces(site, dataset), home / f"{dataset}.csv"))
     return written
+
+
+def _check_lines(run: Run, datasets: Iterable[tuple[str, str]]) -> None:
+    """Spend what the lines will cost before one is written: zeros take no room in a file, and as long as any number."""
+    budget = (
+        Budget.of(file for rank in rank_directories(run.path) for file in rank.files())
+        if run.path.is_dir()
+        else (Budget.of([run.path.resolve()]))
+    )
+    for site, dataset in datasets:
+        lengths, dims = run.lengths(site), DATASETS[dataset]
+        extent = {dim: max(part.extent(site).get(dim, 1) for part in run.parts if site in part.sites()) for dim in dims}
+        others = math.prod(size for dim, size in extent.items() if dim not in ("sequence", "lag", "time"))
+        inside = lengths if "sequence" in dims else lengths.max(axis=1, initial=0)
+        along = int(inside.sum()) if {"lag", "time"} & set(dims) else len(lengths)
+        budget.take("lines", others * along, run.path)
 
 
 def _norm_datasets(run: Run, site: str) -> list[str]:

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from gradscope import open_run
-from gradscope.errors import RunError, UnknownNameError
+from gradscope.errors import RunError, UnknownNameError, UnsafeFileError
 from gradscope.store import RunWriter, export, table
+from gradscope.store.budget import LIMITS, Limit
 from gradscope.store.locking import lock_directory
 from tests.store.conftest import META, SITES, record, site_record
 
@@ -76,3 +77,16 @@ def test_an_export_that_fails_leaves_nothing(run, tmp_path, monkeypatch):
     with pytest.raises(RunError, match="No space left"):
         export(run, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_more_lines_than_a_file_of_its_size_may_come_to_are_not_written(sealed, tmp_path, monkeypatch):
+    run = open_run(sealed)
+    monkeypatch.setitem(LIMITS, "lines", Limit("lines of CSV", 47, 0))  # 3 records, 8 values each, of hidden and cell
+    with pytest.raises(UnsafeFileError, match=r"48 lines of CSV.*GRADSCOPE_BUDGET"):
+        export(run, tmp_path / "csv")
+    assert not (tmp_path / "csv").exists()
+    monkeypatch.setitem(LIMITS, "lines", Limit("lines of CSV", 23, 0))
+    with pytest.raises(UnsafeFileError, match="24 lines of CSV"):
+        table(run, "norms")
+    monkeypatch.setitem(LIMITS, "lines", Limit("lines of CSV", 48, 0))
+    assert len(export(run, tmp_path / "csv")) > 4
