@@ -14,7 +14,7 @@ import sys
 from gradscope.errors import RunError
 from gradscope.store.layout import RankDirectory
 from gradscope.store.locking import DirectoryLock
-from gradscope.store.sealed import SealedPart
+from gradscope.store.sealing import sealed_before
 from gradscope.store.segment import sync_directory
 
 #: A process that fails this often is not started again: the journal grows, and is sealed at the end.
@@ -80,7 +80,6 @@ class Sealer:
             for left in self._directory.left_behind():
                 left.unlink()
             sync_directory(self._directory.path)  # before rows are dropped for a segment that it may not have synced
-            segments = self._directory.segments()
-            return SealedPart(segments[-1]).header.last_id if segments else None
+            return sealed_before(self._directory) or None
         except (OSError, RunError):
             return None

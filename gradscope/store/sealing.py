@@ -49,7 +49,7 @@ def seal_journal(
 
     With ``header.closing`` the last segment closes the run, and is written even if there is no row.
     """
-    after = max(after, _sealed_before(directory))
+    after = max(after, sealed_before(directory))
     stretches = _stretches(connection, after, upto)
     if not stretches and not header.closing:
         return after
@@ -61,8 +61,8 @@ def seal_journal(
     return after
 
 
-def _sealed_before(directory: RankDirectory) -> int:
-    """The last entry that a segment holds: a process that was killed may have sealed more than it told."""
+def sealed_before(directory: RankDirectory) -> int:
+    """Return the last entry that a segment holds: a process that was killed may have sealed more than it told."""
     segments = directory.segments()
     if not segments:
         return 0
