@@ -20,6 +20,8 @@ extensions = [
 ]
 exclude_patterns = ["_build"]
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_title = "gradscope"
 html_show_sphinx = False
 html_show_copyright = False

@@ -101,7 +101,7 @@ def _leads(path: Path, heading: str) -> bool:
 
 
 def test_every_page_is_on_the_site():
-    listed = set(re.findall(r"^(\w[\w/]*)$", pages.text("index.md"), re.MULTILINE))
+    listed = set(re.findall(r"^(?:.* <)?(\w[\w/]*)>?$", pages.text("index.md"), re.MULTILINE))
     listed |= {f"api/{name}" for name in re.findall(r"^(\w+)$", pages.text("api/index.md"), re.MULTILINE)}
     there = {str(page.relative_to(pages.DOCS).with_suffix("")) for page in pages.DOCS.rglob("*.md")} - {"index"}
     assert there <= listed
