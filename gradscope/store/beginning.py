@@ -6,7 +6,6 @@ import contextlib
 import os
 import sqlite3
 from pathlib import Path
-from typing import Any
 
 from gradscope.errors import RunError, RunExistsError
 from gradscope.store.layout import RankDirectory, attempts
@@ -50,27 +49,25 @@ _REMEDIES = {
 
 
 class Beginning:
-    """Creates a rank's directory, exclusively; what fails inside is undone and told as gradscope's own error.
+    """Creates a rank's directory, exclusively, and knows how that is undone.
 
-    Raises
-    ------
-    RunExistsError, RunError
+    Attributes
+    ----------
+    made : list of Path
+        Directories, in the order in which they were made.
+    undo : ExitStack
+        To be closed where what follows fails.
     """
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir, self.made = run_dir, list[Path]()
         self.undo = contextlib.ExitStack()
 
-    def __enter__(self) -> Beginning:
-        return self
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None:
-            self.undo.pop_all()
-            return
-        self.undo.close()
+    def told(self, error: BaseException) -> RunError | None:
+        """Return what is told of what has failed; None where it tells of itself."""
         if isinstance(error, OSError | sqlite3.Error | RuntimeError):  # RuntimeError: no more threads
-            raise RunError(f"cannot begin the run {str(self._run_dir)!r}: {said(error)}") from error
+            return RunError(f"cannot begin the run {str(self._run_dir)!r}: {said(error)}")
+        return None
 
     def rank_directory(self, restart: bool, rank: int, world_size: int) -> RankDirectory:
         """Create it."""

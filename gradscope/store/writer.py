@@ -89,7 +89,8 @@ class RunWriter:
             raise SettingError(f"seal_bytes must be positive, not {seal_bytes}")
         self.run_dir = Path(os.path.abspath(run_dir))
         self._process = os.getpid()
-        with Beginning(self.run_dir) as beginning:
+        beginning = Beginning(self.run_dir)
+        try:
             directory = beginning.rank_directory(restart, rank, world_size)
             self.path = directory.path
             self.meta = replace(meta, attempt=directory.attempt, rank=rank, world_size=world_size)
@@ -103,6 +104,11 @@ class RunWriter:
             self._made = tuple(beginning.made)
             unsynced = () if durability == "full" else beginning.named_in
             self._worker = Worker(directory, journal, held, self.meta, seal_bytes, unsynced)
+        except BaseException as error:
+            beginning.undo.close()
+            if (own := beginning.told(error)) is not None:
+                raise own from error
+            raise
         _writers.add(self)
         weakref.finalize(self, self._worker.end, "leave").atexit = False
 
