@@ -40,6 +40,9 @@ _COMMIT_BYTES = 16 << 20
 #: How often a process that seals is asked whether it has ended.
 _POLL_SECONDS = 0.1
 
+#: So many faults of our own in the thread, and it ends.
+_FAULTS = 3
+
 DROPPED = "the disk refused them, or was too slow"
 VANISHED = "something removed them from the journal"
 
@@ -215,12 +218,22 @@ class Worker:
         return min(waits, default=None)
 
     def _run(self) -> None:
-        fault: Exception | None = None
-        try:
-            how = self._work()
-        except Exception as error:  # a fault of our own: what there is stays readable
-            fault, how = error, "leave"
-        self._finish(how, fault)
+        how, faults = "", list[Exception]()
+        while not how:
+            try:
+                how = self._work()
+            except Exception as error:  # a fault of our own: once may be no more, else what there is stays readable
+                faults.append(error)
+                how = "leave" if len(faults) == _FAULTS else ""
+        for _ in range(_FAULTS):
+            try:
+                self._finish(how, faults[-1] if len(faults) == _FAULTS else None)
+                break
+            except Exception as error:
+                self.error = self.error or error
+        with self.lock:  # whatever has failed: somebody may wait for it
+            self.ended = True
+            self.lock.notify_all()
 
     def _work(self) -> str:
         """Work until the end is asked for, and return which."""
