@@ -46,6 +46,8 @@ class _Bystander:
 
     def after_clip(self, call: clipping.ClipCall, before: Any, total_norm: Tensor | None) -> None: ...
 
+    def harmed(self, doing: str, error: Exception) -> None: ...
+
 
 @dataclass
 class Training:
@@ -256,7 +258,7 @@ class Launcher:
     def _stepped_aside(self) -> bool:
         """Whether the script records itself: then this is its own business."""
         mine = [training.recorder for training in self._open]
-        if any(isinstance(o, Recorder) and o not in mine for o in clipping._observers):
+        if any(isinstance(o, Recorder) and o not in mine for o in clipping.observers()):
             self._aside = True
         return self._aside
 

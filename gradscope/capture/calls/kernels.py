@@ -6,15 +6,15 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
+import contextlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from gradscope.capture.calls.lineage import tupled
+from gradscope.capture.guard import Observers
 
 KERNELS = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN_TANH", "rnn_relu": "RNN_RELU"}
 
@@ -47,33 +47,49 @@ class KernelCall:
     packed: bool
 
 
-_lock = threading.RLock()
-_observers: list[Callable[[KernelCall], None]] = []
+class KernelObserver(Protocol):
+    """Who is told of kernel calls."""
+
+    def kernel_called(self, call: KernelCall) -> None:
+        """Take a call that has returned."""
+        ...
+
+    def harmed(self, doing: str, error: Exception) -> None:
+        """Take an error of gradscope's own."""
+        ...
+
+
 _replaced: list[tuple[Any, str, Any, Any, bool]] = []
 
 
-def observe(observer: Callable[[KernelCall], None]) -> None:
+def observe(observer: KernelObserver) -> None:
     """Begin to tell ``observer`` of kernel calls."""
-    with _lock:
-        _observers.append(observer)
-        if not _replaced:
-            for name, mode in KERNELS.items():
-                _replace(torch._VF, name, mode)
+    _observers.add(observer)
 
 
-def ignore(observer: Callable[[KernelCall], None]) -> None:
+def ignore(observer: KernelObserver) -> None:
     """Stop telling ``observer``; with the last one torch's own functions are back in place."""
-    with _lock:
-        if observer in _observers:
-            _observers.remove(observer)
-        if not _observers:
-            for place, name, original, ours, own in reversed(_replaced):
-                if vars(place).get(name) is ours:
-                    if own:
-                        setattr(place, name, original)
-                    else:
-                        delattr(place, name)
-            _replaced.clear()
+    _observers.discard(observer)
+
+
+def _install() -> None:
+    if not _replaced:
+        for name, mode in KERNELS.items():
+            _replace(torch._VF, name, mode)
+
+
+def _uninstall() -> None:
+    while _replaced:
+        place, name, original, ours, own = _replaced[-1]
+        if vars(place).get(name) is ours:
+            if own:
+                setattr(place, name, original)
+            else:
+                delattr(place, name)
+        _replaced.pop()
+
+
+_observers: Observers[KernelObserver] = Observers(_install, _uninstall)
 
 
 def _replace(place: Any, name: str, mode: str) -> None:
@@ -81,18 +97,21 @@ def _replace(place: Any, name: str, mode: str) -> None:
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
-        if _observers and not kwargs and not torch.compiler.is_compiling():
+        if _observers.held and not kwargs and not torch.compiler.is_compiling():
             try:
                 call = _described(mode, args, result)
-                for observer in tuple(_observers):
-                    observer(call)
-            except Exception:  # an unusual call is not seen; it is said where its weights end in no site
+                for observer in _observers:
+                    observer.kernel_called(call)
+            except (IndexError, TypeError):  # an unusual call; it is said where its weights end in no site
                 return result
+            except Exception as error:
+                with contextlib.suppress(Exception):
+                    _observers.harmed("a kernel's call", error)
         return result
 
     kernel.__name__ = name
-    setattr(place, name, kernel)
     _replaced.append((place, name, original, kernel, own))
+    setattr(place, name, kernel)
 
 
 def _described(mode: str, args: tuple[Any, ...], result: tuple[Tensor, ...]) -> KernelCall:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import weakref
+import contextlib
 from typing import Protocol, TypeVar
 
 from torch import Tensor
 
+from gradscope.capture.guard import Observers
 from gradscope.errors import SettingError
 
 TensorT = TypeVar("TensorT", bound=Tensor)
@@ -16,11 +17,15 @@ class MarkTaker(Protocol):
     """Who takes marked states while a step is recorded."""
 
     def mark(self, name: str, state: Tensor) -> None:
-        """Take a state; must not raise."""
+        """Take a state."""
+        ...
+
+    def harmed(self, doing: str, error: Exception) -> None:
+        """Take an error of gradscope's own."""
         ...
 
 
-_takers: weakref.WeakSet[MarkTaker] = weakref.WeakSet()
+_takers: Observers[MarkTaker] = Observers()
 
 
 def listen(taker: MarkTaker) -> None:
@@ -75,6 +80,17 @@ def state(name: str, value: TensorT) -> TensorT:
         raise SettingError(f"state name must be a non-empty string without '/' and '#', not {name!r}")
     if not isinstance(value, Tensor):
         raise SettingError(f"state({name!r}, ...) takes a tensor, not {type(value).__name__}")
-    for taker in tuple(_takers):
-        taker.mark(name, value)
+    try:
+        for taker in _takers:
+            _hand(taker, name, value)
+    except Exception as error:
+        with contextlib.suppress(Exception):
+            _takers.harmed(f"the state {name!r}", error)
     return value
+
+
+def _hand(taker: MarkTaker, name: str, value: Tensor) -> None:
+    try:
+        taker.mark(name, value)
+    except Exception as error:
+        taker.harmed(f"the state {name!r}", error)

@@ -6,6 +6,7 @@ at each call; it is replaced while there is an observer, which sees a ``grad`` i
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
+from gradscope.capture.guard import Observers
 from gradscope.capture.torch_private import engine_seam, graph_task
 
 
@@ -80,9 +82,11 @@ class PassObserver(Protocol):
         """Take a pass that has run, or failed."""
         ...
 
+    def harmed(self, doing: str, error: Exception) -> None:
+        """Take an error of gradscope's own."""
+        ...
 
-_lock = threading.RLock()
-_observers: list[PassObserver] = []
+
 _replaced: list[tuple[Any, str, Callable[..., Any], Callable[..., Any]]] = []
 _under_way = threading.local()
 _everywhere: list[Pass] = []
@@ -90,25 +94,17 @@ _everywhere: list[Pass] = []
 
 def observe(observer: PassObserver) -> None:
     """Begin to tell ``observer`` of backward passes."""
-    with _lock:
-        if not any(known is observer for known in _observers):
-            _observers.append(observer)
-        if not _replaced:
-            _install()
+    _observers.add(observer)
 
 
 def ignore(observer: PassObserver) -> None:
     """Stop telling ``observer``; with the last one torch's own functions are back in place."""
-    with _lock:
-        _observers[:] = [known for known in _observers if known is not observer]
-        if not _observers:
-            for place, name, original, ours in reversed(_replaced):
-                if getattr(place, name, None) is ours:
-                    setattr(place, name, original)
-            _replaced.clear()
+    _observers.discard(observer)
 
 
 def _install() -> None:
+    if _replaced:
+        return
     seam = engine_seam()
     if seam is not None:
         _replace(*seam, _of_engine)
@@ -117,14 +113,32 @@ def _install() -> None:
         _replace(torch.autograd, "grad", _of_grad)
 
 
+def _uninstall() -> None:
+    while _replaced:
+        place, name, original, ours = _replaced[-1]
+        if getattr(place, name, None) is ours:
+            setattr(place, name, original)
+        _replaced.pop()
+
+
+_observers: Observers[PassObserver] = Observers(_install, _uninstall)
+
+
 def _replace(place: Any, name: str, describe: Callable[..., Pass]) -> None:
     original = getattr(place, name)
 
     @functools.wraps(original)
     def seen(*args: Any, **kwargs: Any) -> Any:
-        if not _observers:
+        if not _observers.held:
             return original(*args, **kwargs)
-        begun = _begin(describe, args, kwargs)
+        stack = _under_way.__dict__.setdefault("stack", [])
+        begun = None
+        try:
+            begun = describe(*args, **kwargs)
+            _begin(begun, stack)
+        except Exception as error:
+            with contextlib.suppress(Exception):
+                _observers.harmed(_PASS, error)
         if begun is None:
             return original(*args, **kwargs)
         begun.failed = True
@@ -133,50 +147,53 @@ def _replace(place: Any, name: str, describe: Callable[..., Pass]) -> None:
             begun.failed = False
             return result
         finally:
-            _end(begun)
+            try:
+                _end(begun)
+            except Exception as error:
+                with contextlib.suppress(Exception):
+                    _observers.harmed(_PASS, error)
+            # Whatever has failed: what it holds keeps the graph alive.
+            begun.roots = begun.root_gradients = begun.inputs = ()
+            for known in (stack, _everywhere):
+                with contextlib.suppress(ValueError):
+                    known.remove(begun)
 
-    setattr(place, name, seen)
     _replaced.append((place, name, original, seen))
+    setattr(place, name, seen)
 
 
-def _stack() -> list[Pass]:
-    if not hasattr(_under_way, "stack"):
-        _under_way.stack = []
-    return _under_way.stack
+_PASS = "a backward pass"
 
 
-def _begin(describe: Callable[..., Pass], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pass | None:
-    try:
-        begun = describe(*args, **kwargs)
-        stack, task = _stack(), graph_task()
-        if task != -1:
-            # The engine may run a nested pass in a thread of its own.
-            begun.outer = stack[-1] if stack else _everywhere[-1] if _everywhere else None
-            if begun.outer is not None and begun.outer.task == -1:
-                begun.outer.task = task
-        stack.append(begun)
-        _everywhere.append(begun)
-    except Exception:
-        return None
-    for observer in tuple(_observers):
-        _tell(observer.pass_begins, begun)
-    return begun
+def _begin(begun: Pass, stack: list[Pass]) -> None:
+    task = graph_task()
+    if task != -1:
+        begun.outer = _around(task, stack)
+        if begun.outer is not None and begun.outer.task == -1:
+            begun.outer.task = task
+    stack.append(begun)
+    _everywhere.append(begun)
+    for observer in _observers:
+        _tell(observer, observer.pass_begins, begun)
+
+
+def _around(task: int, stack: list[Pass]) -> Pass | None:
+    """Return the pass that runs as ``task``; the engine may run a nested pass in a thread of its own."""
+    running = stack or list(_everywhere)
+    return next((known for known in reversed(running) if known.task in (task, -1)), None)
 
 
 def _end(ended: Pass) -> None:
-    for observer in tuple(_observers):
-        _tell(observer.pass_ends, ended)
-    ended.roots = ended.root_gradients = ended.inputs = ()
+    for observer in _observers:
+        _tell(observer, observer.pass_ends, ended)
     ended.notes.clear()
-    for stack in (_stack(), _everywhere):
-        stack[:] = [known for known in stack if known is not ended]
 
 
-def _tell(told: Callable[[Pass], None], about: Pass) -> None:
+def _tell(observer: PassObserver, told: Callable[[Pass], None], about: Pass) -> None:
     try:
         told(about)
-    except Exception:  # observers report their own errors; whatever is left must not end the user's pass
-        return
+    except Exception as error:
+        observer.harmed(_PASS, error)
 
 
 def _of_engine(

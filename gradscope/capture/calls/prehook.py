@@ -6,6 +6,7 @@ holds who receives it, never a node: the graph goes when the user lets it go.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -74,9 +75,7 @@ def on_arrival(
         Something to be kept as long as the node is.
     """
 
-    def prehook(gradients: tuple[Tensor | None, ...]) -> None:
-        _take(receiver, gradients, places)
-
+    prehook = _taking(receiver, places)
     prehook.kept = keep_alive  # type: ignore[attr-defined]
     handle: torch.utils.hooks.RemovableHandle = node.register_prehook(prehook)
     return handle
@@ -84,39 +83,40 @@ def on_arrival(
 
 def on_leaf(leaf: Tensor, name: Any, receiver: Receiver) -> torch.utils.hooks.RemovableHandle:
     """Hand over the gradient of a leaf, also where it is asked for by ``torch.autograd.grad``."""
-
-    def hook(gradient: Tensor) -> None:
-        _take(receiver, (gradient,), ((0, name, None),))
-
-    return leaf.register_hook(hook)
+    return leaf.register_hook(_taking(receiver, ((0, name, None),), alone=True))
 
 
 def on_departure(node: Any, places: Sequence[Place], receiver: Receiver) -> torch.utils.hooks.RemovableHandle:
     """Hand over the gradients that leave a node towards what it consumed; ``places`` are those of its inputs."""
-
-    def posthook(towards: tuple[Tensor | None, ...], _: tuple[Tensor | None, ...]) -> None:
-        _take(receiver, towards, places)
-
-    handle: torch.utils.hooks.RemovableHandle = node.register_hook(posthook)
+    handle: torch.utils.hooks.RemovableHandle = node.register_hook(_taking(receiver, places))
     return handle
 
 
-def _take(receiver: Receiver, gradients: tuple[Tensor | None, ...], places: Sequence[Place]) -> None:
-    """Give the receiver what arrived; whatever goes wrong is its to know, and never the user's pass's."""
-    task = -1
-    try:
-        task = graph_task()
-        if task not in receiver.gradients:
-            _begin(receiver, task)
-        if task in receiver.refused:
-            return
-        if torch.is_grad_enabled():
-            with torch.no_grad():
+def _taking(receiver: Receiver, places: Sequence[Place], alone: bool = False) -> Callable[..., None]:
+    """Return the hook that gives the receiver what arrives; whatever goes wrong is its to know, not the user's pass's.
+
+    ``alone``: one gradient is given, not a tuple of them.
+    """
+
+    def take(given: Any, _: Any = None) -> None:
+        task = -1
+        try:
+            gradients = (given,) if alone else given
+            task = graph_task()
+            if task not in receiver.gradients:
+                _begin(receiver, task)
+            if task in receiver.refused:
+                return
+            if torch.is_grad_enabled():
+                with torch.no_grad():
+                    _hand_over(receiver, task, gradients, places)
+            else:  # as in every pass without create_graph; the context costs as much as the rest
                 _hand_over(receiver, task, gradients, places)
-        else:  # as in every pass without create_graph; the context costs as much as the rest
-            _hand_over(receiver, task, gradients, places)
-    except Exception as error:
-        _refuse(receiver, task, error)
+        except Exception as error:
+            with contextlib.suppress(Exception):
+                _refuse(receiver, task, error)
+
+    return take
 
 
 def _hand_over(receiver: Receiver, task: int, gradients: tuple[Tensor | None, ...], places: Sequence[Place]) -> None:
@@ -173,15 +173,13 @@ def _end(receiver: Receiver, task: int) -> None:
                 wait()
                 receiver.finished(task)
     except Exception as error:
-        _refuse(receiver, task, error)
+        with contextlib.suppress(Exception):
+            _refuse(receiver, task, error)
 
 
 def _refuse(receiver: Receiver, task: int, error: Exception) -> None:
-    try:
-        receiver.refused.add(task)
-        receiver.failed(error)
-    except Exception:  # there is nobody left to tell, and the user's pass must go on
-        return
+    receiver.refused.add(task)
+    receiver.failed(error)
 
 
 def guarded(told: Callable[[Exception], object], action: Callable[[], object]) -> None:
@@ -194,7 +192,5 @@ def guarded(told: Callable[[Exception], object], action: Callable[[], object]) -
             else:
                 action()
     except Exception as error:
-        try:
+        with contextlib.suppress(Exception):
             told(error)
-        except Exception:
-            return

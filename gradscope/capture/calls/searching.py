@@ -14,6 +14,7 @@ from gradscope.capture.calls.between_calls import check_known
 from gradscope.capture.calls.chunks import NOT_CHAINED, Piece, by_module, in_rows, rows_of_windows, whole
 from gradscope.capture.calls.found import FoundSequence
 from gradscope.capture.calls.graph import Graph, walk
+from gradscope.capture.calls.home import Home
 from gradscope.capture.calls.lineage import Lineage
 from gradscope.capture.calls.marked import MarkedStates
 from gradscope.capture.calls.opening import hook, open_found
@@ -45,8 +46,8 @@ class _Hooked:
 class Search:
     """Finds recurrences in the graphs of the step being recorded."""
 
-    def __init__(self, names: Names, targets: list[Target], listener: Listener, lineage: Lineage) -> None:
-        self._names, self._listener, self._lineage = names, listener, lineage
+    def __init__(self, names: Names, targets: list[Target], listener: Listener, lineage: Lineage, home: Home) -> None:
+        self._names, self._listener, self._lineage, self._home = names, listener, lineage, home
         # A black box is no recurrence: what recurs in it may bear its name.
         known = [t for t in targets if t.adapter is None or t.adapter.step is not None]
         self._known_paths = {info.site for target in known for info in target.sites}
@@ -95,7 +96,12 @@ class Search:
 
     def mark(self, name: str, state: Tensor) -> None:
         """Take a state that the user named."""
-        self._marked.mark(name, state)
+        if self._home.here:
+            self._marked.mark(name, state)
+
+    def harmed(self, doing: str, error: Exception) -> None:
+        """Take an error of gradscope's own."""
+        self._listener.harmed(doing, error)
 
     # -- a pass begins ---------------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from gradscope.capture.calls.custom import EDITS_INPUT, InputTap, LayerCall, edi
 from gradscope.capture.calls.eager import eager, heed, quieten
 from gradscope.capture.calls.fused import FusedCall, open_call, overrides_forward
 from gradscope.capture.calls.graph import KnownCall
+from gradscope.capture.calls.home import Home
 from gradscope.capture.calls.kernels import KernelCall
 from gradscope.capture.calls.lineage import Lineage, edges_of, later, tupled
 from gradscope.capture.calls.passes import Pass
@@ -44,6 +45,7 @@ from gradscope.capture.calls.stepping import (
     same_weights,
 )
 from gradscope.capture.calls.views import behind_views
+from gradscope.capture.guard import entry
 from gradscope.capture.layers.discovery import Names, Target
 from gradscope.capture.torch_private import graph_task, in_transform, remove_global_hook, saving_is_hooked
 
@@ -96,6 +98,10 @@ class Listener(Protocol):
         """Return the factor the loss was multiplied with."""
         ...
 
+    def harmed(self, doing: str, error: Exception) -> None:
+        """Note an error of gradscope's own that belongs to no site."""
+        ...
+
 
 class Watcher:
     """Watch a model between :meth:`start` and :meth:`rest`.
@@ -107,9 +113,12 @@ class Watcher:
     listener : Listener
     names : Names
         Of everything in the model.
+    home : Home
     """
 
-    def __init__(self, targets: list[Target], listener: Listener, names: Names) -> None:
+    def __init__(self, targets: list[Target], listener: Listener, names: Names, home: Home) -> None:
+        self._home = home
+        self._ours = {id(module) for module in names.modules.values()}
         self._targets = {id(target.module): target for target in targets}
         self._classes = {type(target.module) for target in targets}
         self._listener = listener
@@ -118,7 +127,7 @@ class Watcher:
         self._silenced: Any = None
         self._rng: dict[int, Tensor] = {}
         self._lineage = Lineage()
-        self._search = Search(names, targets, listener, self._lineage)
+        self._search = Search(names, targets, listener, self._lineage, home)
         self._called: Counter[int] = Counter()
         self._pending: dict[int, KernelCall] = {}
         # What black boxes that run now would have been given, and what they were given instead.
@@ -149,13 +158,14 @@ class Watcher:
             return
         self._remove()
         self._silenced = self._silenced or quieten()
-        self._handles.append(register_module_forward_hook(eager(self._after_forward), with_kwargs=True))
+        after = eager(entry(self._after_forward, _FORWARD))
+        self._handles.append(register_module_forward_hook(after, with_kwargs=True))
         if self._draws_masks or self._tapped:
-            self._handles.append(register_module_forward_pre_hook(eager(self.before_forward)))
+            self._handles.append(register_module_forward_pre_hook(eager(entry(self.before_forward, _FORWARD))))
         passes.observe(self)
         marks.listen(self._search)
         if self._fused:
-            kernels.observe(self._kernel_called)
+            kernels.observe(self)
 
     def rest(self) -> None:
         """Remove the hooks until the next recorded step.
@@ -165,7 +175,8 @@ class Watcher:
         """
         self._remove()
         if self._lineage.carries and not self._resting:
-            self._resting.append(register_module_forward_hook(self._follow_carry, with_kwargs=True))
+            follow = entry(self._follow_carry, _FORWARD)
+            self._resting.append(register_module_forward_hook(follow, with_kwargs=True))
 
     def leave_out(self, target: Target) -> None:
         """Watch a layer no more."""
@@ -181,13 +192,13 @@ class Watcher:
         self._silenced = None
 
     def _remove(self) -> None:
-        for handle in (*self._handles, *self._resting):
-            remove_global_hook(handle)
-        self._handles.clear()
-        self._resting.clear()
+        for handles in (self._handles, self._resting):
+            while handles:
+                remove_global_hook(handles[-1])
+                handles.pop()
         passes.ignore(self)
         marks.leave(self._search)
-        kernels.ignore(self._kernel_called)
+        kernels.ignore(self)
         self.forget()
 
     def forget(self) -> None:
@@ -205,6 +216,8 @@ class Watcher:
 
     def pass_begins(self, begun: Pass) -> None:
         """Look for recurrences in the graph of a backward pass, and set hooks on their states."""
+        if not self._home.takes(begun):
+            return
         for key in list(self._pending):
             self._past_the_hooks(self._pending.pop(key))
         with uncollected():
@@ -212,6 +225,8 @@ class Watcher:
 
     def pass_ends(self, ended: Pass) -> None:
         """Take the hooks off again."""
+        if not self._home.takes(ended):
+            return
         guarded(self._search.failed, lambda: self._search.end(ended))
         if ended.outer is None:
             self._called.clear()
@@ -259,7 +274,17 @@ class Watcher:
             tap.done = _not_delivered
             raise CannotRecordError(EDITS_INPUT)
 
-    def _after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _after_forward(self, module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
+        # While the hook is removed in another thread, torch may leave out the keyword arguments.
+        kwargs, output = rest if len(rest) == 2 else ({}, rest[0])
+        if not self._handles:
+            return
+        if id(module) in self._ours:
+            self._home.move()
+        elif not self._home.here:
+            if type(module) in self._classes and getattr(module, "_is_replica", False):
+                self._replica(module)
+            return
         if torch.is_grad_enabled():
             if not self._called:
                 self._listener.began()
@@ -304,7 +329,11 @@ class Watcher:
         elif id(target.module) not in self._tapped:
             self._observe_layer(target, args, kwargs, output)
 
-    def _kernel_called(self, call: KernelCall) -> None:
+    def harmed(self, doing: str, error: Exception) -> None:
+        """Take an error of gradscope's own that belongs to no site."""
+        self._listener.harmed(doing, error)
+
+    def kernel_called(self, call: KernelCall) -> None:
         """Keep a kernel call until the forward hook of its module claims it; observe the one that nobody claimed."""
         for target in self._fused:
             if _runs_with(target.module, call):
@@ -611,7 +640,8 @@ class Watcher:
         before = self._lineage.steps_unread(target.path, given)
         self._lineage.left(target.path, finals, later(before, steps), again=self.running)
 
-    def _follow_carry(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _follow_carry(self, module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
+        kwargs, output = rest if len(rest) == 2 else ({}, rest[0])
         target = self._targets.get(id(module))
         if target is not None and target.kind in ("fused", "cell"):
             self.guarded(target, lambda: self._note_left(target, args, kwargs, output))
@@ -647,6 +677,8 @@ def uncollected() -> Iterator[None]:
         if enabled:
             gc.enable()
 
+
+_FORWARD = "a forward call"
 
 # Outputs of a fused call: of all timesteps, and the states it leaves.
 _FUSED_SLOTS = {"grad_output": 0, "grad_hn": 1, "grad_cn": 2}

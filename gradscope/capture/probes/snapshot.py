@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from html import escape
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from gradscope.adjoint import Adjoints, Keep, weight_contribution
 from gradscope.capture.calls import passes
 from gradscope.capture.calls.graph import root_nodes
+from gradscope.capture.calls.home import Home
 from gradscope.capture.calls.passes import Pass
 from gradscope.capture.calls.reduction import TENSORS
 from gradscope.capture.calls.watcher import Watcher
@@ -276,6 +278,9 @@ class _Collector:
         self.errors.append(error)
         self.missed(target, FAILED)
 
+    def harmed(self, doing: str, error: Exception) -> None:
+        self.errors.append(error)
+
     def nothing(self, reason: str) -> None:
         self.no_recurrence = reason
 
@@ -356,7 +361,7 @@ def snapshot(model: nn.Module, closure: Callable[[], Tensor], *, sites: Sequence
     targets = select(model, discover(model), sites)
     wanted = None if sites is None else (sites,) if isinstance(sites, str) else tuple(sites)
     collector = _Collector(wanted)
-    watcher = Watcher(targets, collector, names_in(model))
+    watcher = Watcher(targets, collector, names_in(model), Home(model.parameters()))
     watcher.start()
     try:
         loss = _loss_of(closure)
@@ -380,12 +385,16 @@ def snapshot(model: nn.Module, closure: Callable[[], Tensor], *, sites: Sequence
 class _Backward:
     """Notices a ``backward`` that the closure makes itself; gradients may be taken in it."""
 
-    called = False
+    def __init__(self) -> None:
+        self.called, self._thread = False, get_ident()
 
     def pass_begins(self, begun: Pass) -> None:
-        self.called = self.called or begun.kind == "backward"
+        self.called = self.called or (begun.kind == "backward" and get_ident() == self._thread)
 
     def pass_ends(self, ended: Pass) -> None:
+        return
+
+    def harmed(self, doing: str, error: Exception) -> None:
         return
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -20,7 +20,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from gradscope.capture.calls import passes
+from gradscope.capture.calls.home import Home
 from gradscope.capture.calls.passes import Pass
+from gradscope.capture.guard import entry
+from gradscope.capture.torch_private import remove_global_hook
 from gradscope.capture.training.attempts import Attempts
 from gradscope.capture.training.clips import ClipNote
 from gradscope.capture.training.gradients import GradientBook, Movement, PassNote
@@ -29,6 +32,7 @@ from gradscope.capture.training.scaling import Scales
 from gradscope.capture.training.updates import Updates, held_optimizers, living_optimizers, parameters_of
 
 UPDATE, DROPPED, OTHER, EVALUATION = range(4)
+_BETWEEN = "between two steps"
 
 #: Gradients for attribution that are kept of one step: a script may take thousands after its last update.
 KEPT_ASIDE = 64
@@ -42,6 +46,11 @@ class Keeper(Protocol):
     @property
     def recording(self) -> bool:
         """Whether the current step is recorded."""
+        ...
+
+    @property
+    def faulted(self) -> bool:
+        """Whether anything of gradscope's own has failed."""
         ...
 
     def step_ends(self, skipped: bool, late: bool) -> None:
@@ -72,8 +81,12 @@ class Keeper(Protocol):
         """Measure gradients as an update is about to use them."""
         ...
 
-    def unharmed(self, doing: str) -> Any:
-        """Return a context that keeps errors out of the training."""
+    def within(self, doing: str, action: Callable[..., Any], *args: Any) -> Any:
+        """Keep errors of ``action`` out of the training; None where there was one."""
+        ...
+
+    def harmed(self, doing: str, error: Exception) -> None:
+        """Take an error of gradscope's own."""
         ...
 
     def say(self, what: str, message: str) -> None:
@@ -92,6 +105,8 @@ class Account:
     optimizers : sequence of Optimizer
         Whose updates are steps; without any, whoever updates the model's parameters.
     keeper : Keeper
+        Held as it is given: weakly, if it holds the account.
+    home : Home
 
     Attributes
     ----------
@@ -104,9 +119,14 @@ class Account:
     """
 
     def __init__(
-        self, model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], keeper: Keeper, around: nn.Module
+        self,
+        model: nn.Module,
+        optimizers: Iterable[torch.optim.Optimizer],
+        keeper: Keeper,
+        around: nn.Module,
+        home: Home,
     ) -> None:
-        self._model, self._keeper = model, keeper
+        self._model, self._keeper, self._home = model, keeper, home
         # A wrapper may hold the parameters in another form (FSDP).
         self._own = {id(p) for module in (model, around) for p in module.parameters()}
         self.passes: list[PassNote] = []
@@ -114,7 +134,7 @@ class Account:
         self.order: deque[str] = deque(maxlen=KEPT_DROPPED)
         self.book = GradientBook(model.parameters())
         self.scales = Scales()
-        self._rounds = Rounds(self._round_ends, keeper.entering)
+        self._rounds = Rounds(self._round_ends, self._entering, home, self.harmed)
         # Inner optimizer to the one that holds it: a step of either is the holder's.
         self._holders: weakref.WeakKeyDictionary[torch.optim.Optimizer, Any] = weakref.WeakKeyDictionary()
         self._ids: weakref.WeakKeyDictionary[torch.optim.Optimizer, Any] = weakref.WeakKeyDictionary()
@@ -153,18 +173,38 @@ class Account:
                     "are counted from the optimizer that does update the model",
                 )
         self._told_any = bool(self.optimizers)
-        self._updates = Updates(self, keeper.unharmed)
+        self._updates = Updates(self, self._within)
+
+    def attach(self) -> None:
+        """Begin to see what happens."""
+        self._updates.open()
         passes.observe(self)
 
+    def kept_by(self, keeper: Keeper) -> None:
+        """Take another one: a keeper that is about to go is no more what it was given as."""
+        self._keeper = keeper
+
+    def harmed(self, doing: str, error: Exception) -> None:
+        """Take an error of gradscope's own."""
+        self._keeper.harmed(doing, error)
+
+    def _within(self, doing: str, action: Callable[..., Any], *args: Any) -> Any:
+        return self._keeper.within(doing, action, *args)
+
+    def _entering(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        return self._keeper.entering(module, args)
+
     def close(self) -> None:
-        """End a step that is complete, and observe no more."""
-        try:
-            self.settle()
-            self._rounds.finish()
-        finally:
-            self._wait(False)
-            passes.ignore(self)
-            self._updates.close()
+        """End a step that is complete."""
+        self.settle()
+        self._rounds.finish()
+
+    def detach(self) -> None:
+        """See no more; may be repeated."""
+        self._wait(False)
+        self._rounds.forget()
+        passes.ignore(self)
+        self._updates.close()
 
     def last_step(self) -> None:
         """End a step that no update has ended: its gradient was not dropped either."""
@@ -183,7 +223,9 @@ class Account:
                 self._holders[inner] = weakref.ref(optimizer)
         self._rounds.add(optimizer)
         self._known.append(weakref.ref(optimizer))
-        self.book.add(p for p in parameters_of(optimizer) if p.requires_grad)
+        given = [p for p in parameters_of(optimizer) if p.requires_grad]
+        self.book.add(given)
+        self._home.add(given)
 
     def _trains(self, optimizer: torch.optim.Optimizer) -> bool:
         return any(id(p) in self._own for p in parameters_of(optimizer))
@@ -230,27 +272,30 @@ class Account:
     # -- passes ----------------------------------------------------------------------------------------------
 
     def pass_begins(self, begun: Pass) -> None:
-        with self._keeper.unharmed("a backward pass"):
-            self._running.append(begun)
-            if len(self._running) > 1:
-                return  # inside of another: its gradients are that pass's
-            self.settle(late=True)
-            self._wait(False)
-            # What the inputs of a pass for some leaves are is known only while it runs.
-            for_parameters = not begun.asked or any(isinstance(t, Tensor) and t in self.book for t in begun.inputs)
-            scaled = self.scales.of_pass(begun.roots)
-            self._note = PassNote(begun.kind, for_parameters, begun.create_graph, self.evaluation, scaled)
-            if scaled and self._keeper.recording:
-                self._note.scale = self.scales.factor()
-            self._make_room()
-            self.passes.append(self._note)
-            self._asides += not for_parameters
-            if not for_parameters and self._asides > KEPT_ASIDE:
-                self.passes.remove(self._note)  # no update can use it
-            self.seen_passes += 1
-            self._ended_before = False
-            self.book.look(self._keeper.recording)
-            self.settle_clips()
+        if self._home.takes(begun):
+            self._keeper.within("a backward pass", self._pass_begins, begun)
+
+    def _pass_begins(self, begun: Pass) -> None:
+        self._running.append(begun)
+        if len(self._running) > 1:
+            return  # inside of another: its gradients are that pass's
+        self.settle(late=True)
+        self._wait(False)
+        # What the inputs of a pass for some leaves are is known only while it runs.
+        for_parameters = not begun.asked or any(isinstance(t, Tensor) and t in self.book for t in begun.inputs)
+        scaled = self.scales.of_pass(begun.roots)
+        self._note = PassNote(begun.kind, for_parameters, begun.create_graph, self.evaluation, scaled)
+        if scaled and self._keeper.recording:
+            self._note.scale = self.scales.factor()
+        self._make_room()
+        self.passes.append(self._note)
+        self._asides += not for_parameters
+        if not for_parameters and self._asides > KEPT_ASIDE:
+            self.passes.remove(self._note)  # no update can use it
+        self.seen_passes += 1
+        self._ended_before = False
+        self.book.look(self._keeper.recording)
+        self.settle_clips()
 
     def _make_room(self) -> None:
         """Forget the oldest pass that no update is waiting for, where a step has very many."""
@@ -261,19 +306,22 @@ class Account:
                 self.forgot = True
 
     def pass_ends(self, ended: Pass) -> None:
-        with self._keeper.unharmed("a backward pass"):
-            if any(known is ended for known in self._running):
-                while self._running.pop() is not ended:
-                    pass
-            if self._running or self._note is None:
-                return
-            note = self._note
-            if ended.kind == "backward":
-                self.book.collect(note)
-            self.order.append("pass" if ended.kind == "backward" else "gradient")
-            if ended.failed and not note.reached and note in self.passes:
-                self.passes.remove(note)
-            self._after_pass(note)
+        if self._home.takes(ended):
+            self._keeper.within("a backward pass", self._pass_ends, ended)
+
+    def _pass_ends(self, ended: Pass) -> None:
+        if any(known is ended for known in self._running):
+            while self._running.pop() is not ended:
+                pass
+        if self._running or self._note is None:
+            return
+        note = self._note
+        if ended.kind == "backward":
+            self.book.collect(note)
+        self.order.append("pass" if ended.kind == "backward" else "gradient")
+        if ended.failed and not note.reached and note in self.passes:
+            self.passes.remove(note)
+        self._after_pass(note)
 
     def _after_pass(self, note: PassNote) -> None:
         self.scales.passed(note.scaled, note.reached)
@@ -399,23 +447,24 @@ class Account:
     def _wait(self, on: bool) -> None:
         """Look at the next forward pass: a step that ended without a word ends before it."""
         if on and self._waiting is None:
-            self._waiting = register_module_forward_pre_hook(self._forward)
+            self._waiting = register_module_forward_pre_hook(entry(self._forward, _BETWEEN))
         elif not on and self._waiting is not None:
-            self._waiting.remove()
+            remove_global_hook(self._waiting)
             self._waiting = None
 
     def _forward(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
-        if not torch.is_grad_enabled() or self._running:
+        if not torch.is_grad_enabled() or self._running or not self._home.here:
             return None
         self._wait(False)
         ended = self._ended_count
-        with self._keeper.unharmed("between two steps"):
-            self.settle()
+        self._keeper.within(_BETWEEN, self.settle)
         return self._keeper.entering(module, args) if self._ended_count != ended else None
 
     # -- updates ---------------------------------------------------------------------------------------------
 
     def elsewhere(self, optimizer: torch.optim.Optimizer) -> None:
+        if not self._home.here:
+            return  # another thread's training
         self._elsewhere = True
         for note in self.passes:
             note.elsewhere = note.elsewhere or not note.fed
@@ -510,6 +559,8 @@ class Account:
 
     def scaled(self, scaler: torch.amp.GradScaler, outputs: Any) -> None:
         """A loss was multiplied with a loss scale."""
+        if not self._home.here:
+            return  # another thread's training
         self._stepped.clear()
         self.scales.scaled(scaler, outputs)
 
@@ -542,7 +593,7 @@ class Account:
             if not self._told_any:
                 self.by = "mark"  # the step that an optimizer ended just now is the same one
             return
-        if not self.seen_passes:
+        if not self.seen_passes and not self._keeper.faulted:
             self._keeper.say("mark", "recorder.step() before any backward pass: the step that it marks holds nothing")
         self.settle_clips()
         skipped = self._told_any and bool(self.passes) and not any(note.fed for note in self.passes)
@@ -564,8 +615,7 @@ class Account:
         if self._running:
             self._ends_after_pass = skipped
             return
-        with self._keeper.unharmed("the end of a step"):
-            self._end(skipped)
+        self._keeper.within("the end of a step", self._end, skipped)
 
     def _end(self, skipped: bool, late: bool = False) -> None:
         self._wait(False)

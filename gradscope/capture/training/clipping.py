@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import utils
 from torch.nn.utils import clip_grad
 
+from gradscope.capture.guard import Observers
 from gradscope.capture.host import brought, widest
 
 
@@ -55,10 +56,14 @@ class ClipObserver(Protocol):
         """Take a clipping call that has been carried out."""
         ...
 
+    def harmed(self, doing: str, error: Exception) -> None:
+        """Take an error of gradscope's own."""
+        ...
 
-_observers: list[ClipObserver] = []
-_lock = threading.Lock()
-_originals: dict[tuple[Any, str], Callable[..., Any]] = {}
+
+_CLIPPING = "clipping"
+_originals: list[tuple[Any, str, Callable[..., Any]]] = []
+_rerouted: list[tuple[FunctionType, CodeType, Callable[..., Any]]] = []
 # Whether a call is being told of already: a tool that wraps ours keeps it alive under the next recorder's.
 _telling = threading.local()
 # The total norms just measured, and how: torch hands the norm on, not its type.
@@ -67,36 +72,34 @@ _measured: deque[tuple[weakref.ref[Tensor], float]] = deque(maxlen=8)
 
 def observe_clipping(observer: ClipObserver) -> None:
     """Begin to tell ``observer`` of clipping calls."""
-    with _lock:
-        _observers.append(observer)  # first: where installing fails, leaving undoes what was installed
-        if len(_observers) == 1:
-            _install()
+    _observers.add(observer)
 
 
 def ignore_clipping(observer: ClipObserver) -> None:
     """Stop telling ``observer``; with the last one torch's own functions are back in place."""
-    with _lock:
-        if observer in _observers:
-            _observers.remove(observer)
-            if not _observers:
-                _uninstall()
+    _observers.discard(observer)
+
+
+def observers() -> Iterable[ClipObserver]:
+    """Who is told."""
+    return _observers
 
 
 def _install() -> None:
+    if _originals or _rerouted:
+        return
     if hasattr(clip_grad, "_clip_grads_with_norm_"):
-        _replace([clip_grad], "_clip_grads_with_norm_", _with_norm)
-        _replace([clip_grad], "_get_total_norm", _total_norm)
+        with_norm = _seen(clip_grad._clip_grads_with_norm_, _norm_given)
+        _replace([clip_grad], "_clip_grads_with_norm_", with_norm)
+        _replace([clip_grad], "_get_total_norm", _total_norm(clip_grad._get_total_norm))
         if hasattr(utils, "get_total_norm"):
-            _replace([utils], "get_total_norm", _total_norm)
+            _replace([utils], "get_total_norm", _total_norm(utils.get_total_norm))
         if hasattr(utils, "clip_grads_with_norm_"):  # its public name, bound to the function itself
-            _replace([utils], "clip_grads_with_norm_", _with_norm)
+            _replace([utils], "clip_grads_with_norm_", _seen(utils.clip_grads_with_norm_, _norm_given))
     else:  # older torch
-        _replace([clip_grad, utils], "clip_grad_norm_", _public_norm)
+        _replace([clip_grad, utils], "clip_grad_norm_", _seen(utils.clip_grad_norm_, _norm_asked))
     if not _reroute_value():
-        _replace([clip_grad, utils], "clip_grad_value_", _value)
-
-
-_rerouted: list[tuple[FunctionType, CodeType]] = []
+        _replace([clip_grad, utils], "clip_grad_value_", _seen(utils.clip_grad_value_, _value_asked))
 
 
 def _reroute_value() -> bool:
@@ -106,76 +109,119 @@ def _reroute_value() -> bool:
         return False
     if inner.__code__.co_varnames[:3] != ("parameters", "clip_value", "foreach") or inner.__code__.co_argcount != 3:
         return False
-    _rerouted.append((inner, inner.__code__))
+    own = FunctionType(inner.__code__, inner.__globals__, inner.__name__, inner.__defaults__)
+    _rerouted.append((inner, inner.__code__, _seen(own, _value_asked)))
     inner.__code__ = _instead_of_value.__code__
     return True
 
 
 def _instead_of_value(parameters: Any, clip_value: Any, foreach: Any = None) -> None:
-    # Runs with the globals of torch's module.
+    # Runs as torch's function, with the globals of its module.
     from gradscope.capture.training import clipping
 
-    return clipping.value_clip_seen(parameters, clip_value, foreach)
+    return clipping._rerouted[0][-1](parameters, clip_value, foreach)
 
 
-def value_clip_seen(parameters: Any, clip_value: Any, foreach: Any = None) -> None:
-    """Clip as torch does and tell the observers; called in place of torch's own code."""
-    (function, code), *_ = _rerouted
-    own = FunctionType(code, function.__globals__, function.__name__, function.__defaults__)
-    _value(own)(parameters, clip_value, foreach)
-
-
-def _replace(places: list[Any], name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+def _replace(places: list[Any], name: str, wrapped: Callable[..., Any]) -> None:
     original: Callable[..., Any] = getattr(places[0], name)
-    wrapped = functools.update_wrapper(wrap(original), original)
     for place in places:
         if getattr(place, name, None) is original:
-            _originals[place, name] = original
+            _originals.append((place, name, original))
             setattr(place, name, wrapped)
 
 
 def _uninstall() -> None:
-    for (place, name), original in _originals.items():
+    while _originals:
+        place, name, original = _originals[-1]
         if getattr(getattr(place, name), "__wrapped__", None) is original:
             setattr(place, name, original)
-    _originals.clear()
+        _originals.pop()
     while _rerouted:
-        function, code = _rerouted.pop()
+        function, code, _ = _rerouted[-1]
         function.__code__ = code
+        _rerouted.pop()
 
 
-def _listed(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
-    return [parameters] if isinstance(parameters, Tensor) else list(parameters)
+_observers: Observers[ClipObserver] = Observers(_install, _uninstall)
 
 
-def _told(call: ClipCall | None, norm: Tensor | None, carry_out: Callable[[], Any]) -> Any:
-    if call is None or getattr(_telling, "now", False):
-        return carry_out()
-    noted = [(observer, observer.before_clip(call)) for observer in tuple(_observers)]
-    _telling.now = True
+def _seen(original: Callable[..., Any], describe: Callable[..., tuple[ClipCall, Tensor | None]]) -> Callable[..., Any]:
+    """Return a clipping function that tells of itself; ``describe`` makes a call of its arguments."""
+
+    @functools.wraps(original)
+    def seen(parameters: Any, *args: Any, **kwargs: Any) -> Any:
+        if not _observers.held or getattr(_telling, "now", False):
+            return original(parameters, *args, **kwargs)
+        if not isinstance(parameters, Tensor):
+            parameters = list(parameters)  # gone through twice
+        noted = None
+        try:
+            noted = _before(describe, parameters, args, kwargs)
+        except Exception as error:
+            with contextlib.suppress(Exception):
+                _observers.harmed(_CLIPPING, error)
+        _telling.now = True
+        try:
+            result = original(parameters, *args, **kwargs)
+        finally:
+            _telling.now = False
+        try:
+            if noted is not None:
+                _after(noted, result)
+        except Exception as error:
+            with contextlib.suppress(Exception):
+                _observers.harmed(_CLIPPING, error)
+        return result
+
+    return seen
+
+
+@dataclass
+class _Noted:
+    """A call under way, its total norm where that is known before, and what the observers have noted."""
+
+    call: ClipCall
+    norm: Tensor | None
+    by: list[tuple[ClipObserver, Any]]
+
+
+def _before(
+    describe: Callable[..., tuple[ClipCall, Tensor | None]], parameters: Any, args: Any, kwargs: Any
+) -> _Noted | None:
     try:
-        result = carry_out()
-    finally:
-        _telling.now = False
-    measured = norm if norm is not None else result
-    for observer, before in noted:
-        observer.after_clip(call, before, measured)
-    return result
+        call, norm = describe([parameters] if isinstance(parameters, Tensor) else parameters, *args, **kwargs)
+    except (TypeError, ValueError):  # torch refuses it
+        return None
+    return _Noted(call, norm, [(observer, observer.before_clip(call)) for observer in _observers])
 
 
-def _call(
-    parameters: Any, kind: str, threshold: Any, norm_type: Any = 2.0, foreach: Any = None
-) -> tuple[Any, ClipCall | None]:
-    """Return the parameters, as something that can be gone through twice, and the call; None for what torch refuses."""
-    try:
-        listed = _listed(parameters)
-        parameters = listed
-        return parameters, ClipCall(listed, kind, float(threshold), float(norm_type), foreach)
-    except Exception:
-        return parameters, None
+def _after(noted: _Noted, result: Any) -> None:
+    measured = noted.norm if noted.norm is not None else result
+    for observer, before in noted.by:
+        observer.after_clip(noted.call, before, measured)
+
+
+def _norm_given(
+    parameters: list[Tensor], max_norm: Any, total_norm: Any, foreach: Any = None, *_: Any, **__: Any
+) -> tuple[ClipCall, Tensor | None]:
+    norm = total_norm if isinstance(total_norm, Tensor) else torch.as_tensor(total_norm)
+    return ClipCall(parameters, "norm", float(max_norm), _type_of(total_norm), foreach), norm
+
+
+def _norm_asked(
+    parameters: list[Tensor], max_norm: Any, norm_type: Any = 2.0, *_: Any, **__: Any
+) -> tuple[ClipCall, Tensor | None]:
+    return ClipCall(parameters, "norm", float(max_norm), float(norm_type)), None
+
+
+def _value_asked(
+    parameters: list[Tensor], clip_value: Any, foreach: Any = None, *_: Any, **__: Any
+) -> tuple[ClipCall, Tensor | None]:
+    return ClipCall(parameters, "value", float(clip_value), foreach=foreach), None
 
 
 def _total_norm(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
     def get_total_norm(tensors: Any, norm_type: Any = 2.0, *args: Any, **kwargs: Any) -> Any:
         result = original(tensors, norm_type, *args, **kwargs)
         with contextlib.suppress(Exception):
@@ -186,34 +232,7 @@ def _total_norm(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _type_of(total_norm: Any) -> float:
-    return next((kind for held, kind in reversed(_measured) if held() is total_norm), float("nan"))
-
-
-def _with_norm(original: Callable[..., Any]) -> Callable[..., Any]:
-    def clip_grads_with_norm_(
-        parameters: Any, max_norm: Any, total_norm: Any, foreach: Any = None, *args: Any, **kwargs: Any
-    ) -> Any:
-        parameters, call = _call(parameters, "norm", max_norm, _type_of(total_norm), foreach)
-        norm = total_norm if isinstance(total_norm, Tensor) else torch.as_tensor(total_norm)
-        return _told(call, norm, lambda: original(parameters, max_norm, total_norm, foreach, *args, **kwargs))
-
-    return clip_grads_with_norm_
-
-
-def _public_norm(original: Callable[..., Any]) -> Callable[..., Any]:
-    def clip_grad_norm_(parameters: Any, max_norm: Any, norm_type: Any = 2.0, *args: Any, **kwargs: Any) -> Any:
-        parameters, call = _call(parameters, "norm", max_norm, norm_type)
-        return _told(call, None, lambda: original(parameters, max_norm, norm_type, *args, **kwargs))
-
-    return clip_grad_norm_
-
-
-def _value(original: Callable[..., Any]) -> Callable[..., Any]:
-    def clip_grad_value_(parameters: Any, clip_value: Any, foreach: Any = None, *args: Any, **kwargs: Any) -> Any:
-        parameters, call = _call(parameters, "value", clip_value, foreach=foreach)
-        return _told(call, None, lambda: original(parameters, clip_value, foreach, *args, **kwargs))
-
-    return clip_grad_value_
+    return next((kind for held, kind in reversed(tuple(_measured)) if held() is total_norm), float("nan"))
 
 
 def gradient_norms(parameters: Iterable[Tensor], norm_type: float = 2.0) -> list[float]:
@@ -259,20 +278,24 @@ def value_clip_cosine(parameters: Iterable[Tensor], threshold: float) -> tuple[f
 
 
 @torch.no_grad()
-def clip_grad_adaptive_(
+def adaptive_scales(
     parameters: Iterable[Tensor], factor: float, eps: float = 1e-3
-) -> tuple[float, float, float, float]:
-    """Clip each gradient row relative to the norm of its weights (Brock et al. 2021), in place.
+) -> tuple[list[Tensor | None], tuple[float, float, float, float]]:
+    """Return what each gradient row is multiplied with, relative to the norm of its weights (Brock et al. 2021).
 
     Returns
     -------
-    norm_before, norm_after, cosine, clipped : float
-        Total 2-norms, the cosine between raw and clipped gradient, and the share of rows clipped.
+    scales : list of Tensor or None
+        One for each parameter, in the shape that its gradient is multiplied with; None where there is none.
+    effect : tuple of float
+        Total 2-norms before and after, the cosine between raw and clipped gradient, and the share of rows clipped.
     """
     before = after = dot = 0.0
     changed = rows = 0
+    scales: list[Tensor | None] = []
     for parameter in parameters:
         if parameter.grad is None:
+            scales.append(None)
             continue
         raw = parameter.grad.to(widest(parameter.device))
         raw = raw.flatten(1) if parameter.dim() > 1 else raw.reshape(-1, 1)
@@ -280,7 +303,7 @@ def clip_grad_adaptive_(
         norm = torch.linalg.vector_norm(raw, dim=1, keepdim=True)
         limit = factor * torch.linalg.vector_norm(weight, dim=1, keepdim=True).clamp_min(eps)
         scale = torch.where(norm > limit, limit / norm, torch.ones_like(norm))
-        parameter.grad.mul_(scale.to(parameter.grad.dtype).reshape(-1, *[1] * (parameter.dim() - 1)))
+        scales.append(scale.to(parameter.grad.dtype).reshape(-1, *[1] * (parameter.dim() - 1)))
         squared = norm.pow(2)
         before += float(squared.sum())
         after += float((squared * scale.pow(2)).sum())
@@ -288,4 +311,4 @@ def clip_grad_adaptive_(
         changed += int((norm > limit).sum())
         rows += len(norm)
     cosine = dot / (before * after) ** 0.5 if before > 0 and after > 0 else float("nan")
-    return before**0.5, after**0.5, cosine, changed / rows if rows else 0.0
+    return scales, (before**0.5, after**0.5, cosine, changed / rows if rows else 0.0)

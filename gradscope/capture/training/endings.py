@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import weakref
 from types import FrameType
 from typing import Any, Protocol
+
+from gradscope.capture.guard import Observers
 
 #: How long a process that is to end may be kept from it, for the disk's sake.
 GRACE_SECONDS = 5.0
@@ -27,7 +28,7 @@ class Ending(Protocol):
         ...
 
 
-_open: weakref.WeakSet[Any] = weakref.WeakSet()
+_open: Observers[Ending] = Observers()
 _previous: dict[int, Any] = {}
 
 
@@ -47,7 +48,7 @@ def observe_endings(ending: Ending) -> None:
 def ignore_endings(ending: Ending) -> None:
     """Stop telling ``ending``; with the last one the handlers are as they were."""
     _open.discard(ending)
-    if not _open:
+    if not _open.held:
         _restore()
 
 
@@ -65,8 +66,9 @@ def _handle(number: int, frame: FrameType | None) -> None:
     before = _previous.get(number, signal.SIG_DFL)
     # Called by a handler of the script's that came later, the end is not ours to bring about.
     ends = before is signal.SIG_DFL and signal.getsignal(number) is _handle
-    for ending in list(_open):
-        ending.secure(GRACE_SECONDS, last=ends)
+    for ending in _open:
+        with contextlib.suppress(Exception):
+            ending.secure(GRACE_SECONDS, last=ends)
     if callable(before):
         before(number, frame)
     elif ends:

@@ -19,6 +19,9 @@ class Faults:
         self._reasons: dict[tuple[str, str], str] = {}
         self._off: set[str] = set()
 
+    def __bool__(self) -> bool:
+        return bool(self._reasons)
+
     def __contains__(self, doing: str) -> bool:
         """Whether this is switched off."""
         return doing in self._off

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from gradscope.capture.training.faults import IN_A_ROW, Faults, described
 from gradscope.capture.training.pace import Pace
@@ -13,46 +14,18 @@ from gradscope.capture.training.telling import warn
 from gradscope.errors import RunError
 from gradscope.store import RunWriter
 
+T = TypeVar("T")
 #: What may fail for good without the rest.
 _PARTS = frozenset({"clipping", "gradient norms", "loss scale", "log", "the scalars of a step"})
 TARGET = "recording "
 
 
-class _Unharmed:
-    """A context that hands errors to the recorder; entered several times a step, so no generator.
-
-    One thread is inside at a time. Whoever closes the recorder from within (a signal handler) has it closed when the
-    outermost context is left. The time inside of it is what ``every="auto"`` takes for the cost between recorded steps.
-    """
-
-    __slots__ = ("_began", "_doing", "_guarded")
-
-    def __init__(self, guarded: Guarded, doing: str) -> None:
-        self._guarded, self._doing = guarded, doing
-
-    def __enter__(self) -> None:
-        self._guarded._lock.acquire()
-        self._guarded._depth += 1
-        self._began = time.perf_counter() if self._guarded._pace.choosing else 0.0
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        guarded = self._guarded
-        try:
-            if self._began and guarded._pace.choosing:
-                guarded._pace.spend(time.perf_counter() - self._began)
-            if isinstance(error, Exception):
-                guarded._lost(self._doing, error)
-                return True
-            return False
-        finally:
-            guarded._depth -= 1
-            guarded._lock.release()
-            if guarded._close_wanted and not guarded._depth:
-                guarded.close()
-
-
 class Guarded:
-    """Something whose faults are told once and counted; a part that goes on failing is left alone."""
+    """Something whose faults are told once and counted; a part that goes on failing is left alone.
+
+    One thread is inside at a time. Whoever closes it from within (a signal handler) has it closed when the outermost
+    call is left. The time inside is what ``every="auto"`` takes for the cost between recorded steps.
+    """
 
     _writer: RunWriter
 
@@ -67,9 +40,32 @@ class Guarded:
         """End it; called when a fault, or a signal handler that came in between, has asked for it."""
         raise NotImplementedError
 
-    def unharmed(self, doing: str) -> _Unharmed:
-        """Keep any error of gradscope out of the user's training: warn once, count it."""
-        return _Unharmed(self, doing)
+    def within(self, doing: str, action: Callable[..., T], *args: Any) -> T | None:
+        """Keep any error of ``action`` out of the user's training: warn once, count it.
+
+        A function, not a context: whatever fails on the way in has changed nothing yet.
+        """
+        began = 0.0
+        self._lock.acquire()
+        self._depth += 1
+        try:
+            began = time.perf_counter() if self._pace.choosing else 0.0
+            return action(*args)
+        except Exception as error:
+            self.harmed(doing, error)
+            return None
+        finally:
+            self._depth -= 1
+            self._lock.release()
+            if self._close_wanted and not self._depth:
+                self.close()
+            if began and self._pace.choosing:
+                self._pace.spend(time.perf_counter() - began)
+
+    @property
+    def faulted(self) -> bool:
+        """Whether anything has failed so far: what else is missing then may be missing for that."""
+        return bool(self._faults)
 
     def say(self, what: str, message: str) -> None:
         """Tell the user, once."""
@@ -77,7 +73,8 @@ class Guarded:
             self._warned.add(what)
             warn(f"gradscope: {message}")
 
-    def _lost(self, doing: str, error: Exception) -> None:
+    def harmed(self, doing: str, error: Exception) -> None:
+        """Take an error of gradscope's own: count it in the run, tell it once, leave alone what fails every time."""
         if isinstance(error, RunError):  # the disk: the run's writer counts what it drops
             self.say("disk", f"{error} Training goes on; what has to be dropped meanwhile is counted in the run")
             return
@@ -92,4 +89,4 @@ class Guarded:
         part = doing in _PARTS or doing.startswith(TARGET)
         what = "it is switched off" if part else "recording has ended"
         self.say(f"off {doing}", f"{doing} failed {IN_A_ROW} times in a row: {what}, training goes on")
-        self._close_wanted = self._close_wanted or not part  # when the context is left in which it failed
+        self._close_wanted = self._close_wanted or not part  # when the call is left in which it failed

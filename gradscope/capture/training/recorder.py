@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import os
 import threading
 import time
@@ -18,10 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.adjoint import Adjoints
+from gradscope.capture.calls.home import Home
 from gradscope.capture.calls.marks import state
 from gradscope.capture.calls.prehook import SECOND_ORDER
 from gradscope.capture.calls.reduction import needed, site_record
 from gradscope.capture.calls.watcher import Watcher
+from gradscope.capture.guard import Observers, asked, inside
 from gradscope.capture.layers.discovery import Target, names_in, unwrapped
 from gradscope.capture.training import clipping, endings, scaling
 from gradscope.capture.training.account import DROPPED, UPDATE, Account
@@ -44,11 +47,16 @@ from gradscope.capture.training.ledger import StepLedger
 from gradscope.capture.training.pace import Pace
 from gradscope.capture.training.settings import Settings
 from gradscope.capture.training.uses import Opened, Uses
+from gradscope.errors import SettingError
 from gradscope.schema import QUANTITIES, Record, SiteInfo, SiteRecord
 from gradscope.store import RunWriter
 
 #: Recorders of this process that are not closed.
-_open: weakref.WeakSet[Recorder] = weakref.WeakSet()
+_open: Observers[Recorder] = Observers()
+#: Their writers, by the recorder: the garbage collector ends what it collects in any order.
+_writers: dict[int, RunWriter] = {}
+#: What takes something back is tried so often: each can be repeated.
+_TRIES = 2
 
 _UNSEEN_EDIT = (
     "the gradients were changed between the pass and the update by code that is not recognised as clipping: torch's "
@@ -96,7 +104,7 @@ class Recorder(Guarded):
         self._uses_of = 0
         self._infos: dict[str, SiteInfo] = {info.site: info for target in targets for info in target.sites}
         self._parameters_at: dict[str, frozenset[int]] = {}
-        self._closed = self._disowned = self._late = False
+        self._closed = self._disowned = self._late = self._dropped = False
         self._coverage = CoverageLedger(targets)
         self._coverage_written = 0
         self.keep = needed(settings.quantities)
@@ -105,7 +113,10 @@ class Recorder(Guarded):
         self.nothing_recurs = ""
         self.keeps_quiet = False
         self.wanted = settings.sites
-        self._watcher = Watcher(targets, self, names_in(self.model))
+        # Nothing that a hook of torch's reaches may keep the recorder alive.
+        itself: Any = weakref.proxy(self)
+        self._home = Home(self.model.parameters())
+        self._watcher = Watcher(targets, itself, names_in(self.model), self._home)
         self.run_dir = Path(os.path.abspath(settings.run_dir))
         self._writer = self._open_run()
         self.records_written = 0
@@ -120,7 +131,7 @@ class Recorder(Guarded):
 
     def _open_run(self) -> RunWriter:
         settings = self.settings
-        for other in list(_open):
+        for other in _open:
             if other.run_dir.resolve() == self.run_dir.resolve() and settings.restart:
                 self.say("other", f"the recorder that was still writing to {str(self.run_dir)!r} was closed")
                 other.close()
@@ -138,12 +149,15 @@ class Recorder(Guarded):
     # -- life ------------------------------------------------------------------------------------------------
 
     def _attach(self, around: nn.Module) -> None:
-        self._account = Account(self.model, self.settings.optimizers, self, around)
+        itself: Any = weakref.proxy(self)
+        self._account = Account(self.model, self.settings.optimizers, itself, around, self._home)
         self._clips = ClipBook(self._account, self._ledger)
+        self._account.attach()
         clipping.observe_clipping(self)
         scaling.observe_scaling(self)
         endings.observe_endings(self)
         _open.add(self)
+        _writers[id(self)] = self._writer
         # A script that never closes its recorder still leaves a sealed run.
         held = weakref.ref(self)
 
@@ -157,32 +171,68 @@ class Recorder(Guarded):
     def _undo(self) -> None:
         """Leave nothing behind of a recording that could not begin: no hook, patch, thread, file or directory."""
         self._closed = True
-        _open.discard(self)
+        self._detach()
+        for _ in range(_TRIES):
+            with contextlib.suppress(Exception):
+                self._writer.discard()
+                return
+
+    def _detach(self) -> None:
+        """Take back everything that is in torch or the process, each thing whatever became of the others."""
+        account: Any = self.__dict__.get("_account")
+        at_exit: Any = self.__dict__.get("_at_exit")
+        _writers.pop(id(self), None)
         for undo in (
-            self._watcher.close,
-            lambda: self._account.close(),
+            lambda: account is None or account.detach(),
+            lambda: self._watcher.close(),
             lambda: clipping.ignore_clipping(self),
             lambda: scaling.ignore_scaling(self),
             lambda: endings.ignore_endings(self),
-            lambda: atexit.unregister(self._at_exit),
-            self._writer.discard,
+            lambda: atexit.unregister(at_exit),
+            lambda: _open.discard(self),
         ):
-            with contextlib.suppress(Exception):
-                undo()
+            for _ in range(_TRIES):
+                try:
+                    undo()
+                    break
+                except Exception as error:
+                    with contextlib.suppress(Exception):
+                        self.harmed("close", error)
 
     def __enter__(self) -> Recorder:
         return self
 
+    @inside("close", _TRIES)
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self._end()
 
+    def __del__(self) -> None:
+        """Seal the run of a recorder that nobody holds any more, without waiting for the disk."""
+        with contextlib.suppress(Exception):
+            if self.__dict__.get("_closed", True):
+                return
+            self._dropped = True
+            if not self._account.seen_passes:
+                self.say(
+                    "dropped",
+                    "nothing held the recorder any more, so that it was closed: keep what record() returns for as long "
+                    "as the training lasts",
+                )
+            self._account.kept_by(self)  # weak references to what the garbage collector takes are gone by now
+            try:
+                self._end()
+            finally:
+                self._account.kept_by(weakref.proxy(self))
+
+    @inside("flush")
     def flush(self) -> None:
         """Make everything recorded so far durable. Any thread and any signal handler may call it at any moment."""
-        with self.unharmed("flush"):
-            self._hand_over()
-        self._wait_for(self._writer.flush)
+        try:
+            self.within("flush", self._hand_over)
+        finally:
+            self._wait_for(self._writer.flush)
 
     def _hand_over(self) -> None:
         """Give the run's writer what belongs to steps that are over, unless a handler has interrupted just that."""
@@ -196,7 +246,7 @@ class Recorder(Guarded):
         try:
             write()
         except Exception as error:
-            self._lost("writing the run", error)
+            self.harmed("writing the run", error)
 
     def secure(self, seconds: float, *, last: bool) -> None:
         """Make everything recorded so far durable within ``seconds``; ``last``: seal it too, the process ends."""
@@ -213,12 +263,16 @@ class Recorder(Guarded):
             if last:
                 self._writer.close(seconds)
 
+    @inside("close", _TRIES)
     def close(self) -> None:
         """Detach from the model and seal the run; a second call does nothing.
 
         Any thread and any signal handler may call it at any moment. A handler that has interrupted the recorder itself
         has everything durable when it returns; the run is sealed as soon as the recorder can be left.
         """
+        self._end()
+
+    def _end(self) -> None:
         with self._lock:
             if self._closed:
                 return
@@ -227,32 +281,43 @@ class Recorder(Guarded):
         if inside:
             self._wait_for(self._writer.flush)
             return
-        _open.discard(self)
-        endings.ignore_endings(self)
-        atexit.unregister(self._at_exit)
-        with self.unharmed("close"):
-            self._account.close()
-        with self.unharmed("close"):
-            self._account.last_step()  # backward ran, but no optimizer step followed
-            if self._account.seen_passes and self._account.optimizers and not self._account.any_update:
-                self._coverage.remark("steps", NEVER_UPDATED)
-                self.say("never", NEVER_UPDATED)
-        with self.unharmed("close"):
-            self._watcher.close()
-            clipping.ignore_clipping(self)
-            scaling.ignore_scaling(self)
-        with self.unharmed("close"):
-            self._write_rows(ended_only=False, wait=True)
-            self._writer.set_coverage(self._coverage.lines())
-        self._wait_for(self._writer.close)
+        for part in (
+            lambda: self.within("close", self._account.close),
+            lambda: self.within("close", self._last_step),
+            self._detach,
+            lambda: self.within("close", self._write_last),
+            lambda: self._wait_for(self._seal),
+        ):
+            for _ in range(_TRIES):
+                try:
+                    part()
+                    break
+                except Exception as error:
+                    with contextlib.suppress(Exception):
+                        self.harmed("close", error)
+
+    def _last_step(self) -> None:
+        self._account.last_step()  # backward ran, but no optimizer step followed
+        trained = self._account.seen_passes and self._account.optimizers
+        if trained and not self._account.any_update and not self.faulted:
+            self._coverage.remark("steps", NEVER_UPDATED)
+            self.say("never", NEVER_UPDATED)
+
+    def _write_last(self) -> None:
+        self._write_rows(ended_only=False, wait=True)
+        self._writer.set_coverage(self._coverage.lines())
+
+    def _seal(self) -> None:
+        # Dropped: perhaps by the garbage collector, inside of anything.
+        self._writer.close(0.0 if self._dropped else None)
 
     # -- what the user calls ---------------------------------------------------------------------------------
 
+    @inside("step")
     def step(self) -> None:
         """Mark the end of a step; only needed where no optimizer of torch updates the parameters."""
         if not self._is_closed("step"):
-            with self.unharmed("step"):
-                self._account.mark()
+            self.within("step", self._account.mark)
 
     def state(self, name: str, value: Tensor) -> Tensor:
         """Mark a state inside a hand-written loop; the same as :func:`gradscope.state`.
@@ -267,8 +332,16 @@ class Recorder(Guarded):
         SettingError
             ``name`` is no string, or ``value`` no tensor.
         """
-        return state(name, value)
+        try:
+            return state(name, value)
+        except SettingError:
+            raise
+        except Exception as error:
+            with contextlib.suppress(Exception):
+                self.harmed(f"the state {name!r}", error)
+            return value
 
+    @inside("log")
     def log(self, **scalars: Any) -> None:
         """Log scalars with the current step, or after ``optimizer.step()`` with the step that just ended.
 
@@ -277,12 +350,15 @@ class Recorder(Guarded):
         **scalars : float or tensor with one element
         """
         if not self._is_closed("log") and "log" not in self._faults:
-            with self.unharmed("log"):
-                self._account.settle()
-                self._account.prepared()
-                self._ledger.log(scalars)
+            self.within("log", self._log, scalars)
 
-    def clip_grad_norm_(self, *args: Any, **kwargs: Any) -> Tensor:
+    def _log(self, scalars: dict[str, Any]) -> None:
+        self._account.settle()
+        self._account.prepared()
+        self._ledger.log(scalars)
+
+    @asked("clipping", "Tensor")
+    def clip_grad_norm_(self, *args: Any, **kwargs: Any) -> tuple[Callable[[], Tensor], None]:
         """Clip as ``torch.nn.utils.clip_grad_norm_`` does, and measure it.
 
         ``clip_grad_norm_(max_norm, norm_type=2.0, *, parameters=None)`` clips all optimized parameters;
@@ -295,20 +371,24 @@ class Recorder(Guarded):
             Total norm before clipping.
         """
         parameters, rest, options = norm_arguments(args, kwargs, lambda: self._account.optimized)
-        return torch.nn.utils.clip_grad_norm_(self._some("clip_grad_norm_", parameters), *rest, **options)
+        given = self._some("clip_grad_norm_", parameters)
+        return functools.partial(torch.nn.utils.clip_grad_norm_, given, *rest, **options), None
 
-    def clip_grad_value_(self, *args: Any, **kwargs: Any) -> None:
+    @asked("clipping", "None")
+    def clip_grad_value_(self, *args: Any, **kwargs: Any) -> tuple[Callable[[], None], None]:
         """Clip as ``torch.nn.utils.clip_grad_value_`` does, and measure it.
 
         ``clip_grad_value_(clip_value, *, parameters=None)`` clips all optimized parameters;
         ``clip_grad_value_(parameters, clip_value)`` is torch's own call. Both take ``foreach``.
         """
         parameters, rest, options = value_arguments(args, kwargs, lambda: self._account.optimized)
-        torch.nn.utils.clip_grad_value_(self._some("clip_grad_value_", parameters), *rest, **options)
+        given = self._some("clip_grad_value_", parameters)
+        return functools.partial(torch.nn.utils.clip_grad_value_, given, *rest, **options), None
 
+    @asked("clipping", "None")
     def clip_grad_adaptive_(
         self, factor: float = 0.01, eps: float = 1e-3, *, parameters: Tensor | Iterable[Tensor] | None = None
-    ) -> None:
+    ) -> tuple[Callable[[], None], Callable[[], None]]:
         """Clip every row of every gradient to ``factor`` times the norm of its weights, and measure it.
 
         Adaptive gradient clipping (Brock et al. 2021): a row g_i is scaled to ``factor`` · max(‖w_i‖, ``eps``) where
@@ -318,11 +398,16 @@ class Recorder(Guarded):
         chosen = self._some("clip_grad_adaptive_", [given] if isinstance(given, Tensor) else list(given))
         call = ClipCall(list(chosen), "adaptive", factor)
         note = self.before_clip(call)
-        effect = clipping.clip_grad_adaptive_(call.parameters, factor, eps)
-        with self.unharmed("clipping"):
-            if note is not None:
-                self._clips.note_adaptive(note, effect)
-                self._clips.after(call, note, None)
+        scales, effect = clipping.adaptive_scales(call.parameters, factor, eps)
+        pairs = [(p.grad, scale) for p, scale in zip(call.parameters, scales, strict=True) if scale is not None]
+        gradients, factors = [gradient for gradient, _ in pairs], [scale for _, scale in pairs]
+        carry_out = functools.partial(torch._foreach_mul_, gradients, factors) if pairs else _nothing
+        return carry_out, lambda: self.within("clipping", self._after_adaptive, call, note, effect)
+
+    def _after_adaptive(self, call: ClipCall, note: ClipNote | None, effect: tuple[float, float, float, float]) -> None:
+        if note is not None:
+            self._clips.note_adaptive(note, effect)
+            self._clips.after(call, note, None)
 
     def _some(self, name: str, parameters: Any) -> Any:
         """Return the parameters; say once where there are none (a generator that was used up before)."""
@@ -363,9 +448,7 @@ class Recorder(Guarded):
 
     def entering(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
         """Take a forward call that was under way when its step began to be recorded; as a forward pre-hook."""
-        with self.unharmed("a forward pass"):
-            return self._watcher.before_forward(module, args) if self.recording else None
-        return None
+        return self.within("a forward call", self._watcher.before_forward, module, args) if self.recording else None
 
     def pass_ended(self, note: PassNote) -> None:
         self._ledger.touched = True
@@ -378,11 +461,13 @@ class Recorder(Guarded):
 
     def measure(self, parameters: list[Tensor], again: bool) -> None:
         if self.recording and "gradient norms" not in self._faults:
-            with self.unharmed("gradient norms"):
-                if self._account.placed_anew(parameters):
-                    self._ledger.forget_passes()
-                self._ledger.measure(parameters, self._account.scales.left_in(parameters), again)
-                self._clips.applied(parameters)
+            self.within("gradient norms", self._measure, parameters, again)
+
+    def _measure(self, parameters: list[Tensor], again: bool) -> None:
+        if self._account.placed_anew(parameters):
+            self._ledger.forget_passes()
+        self._ledger.measure(parameters, self._account.scales.left_in(parameters), again)
+        self._clips.applied(parameters)
 
     def updated_by_hand(self) -> None:
         if self.recording:
@@ -397,28 +482,38 @@ class Recorder(Guarded):
 
     def step_ends(self, skipped: bool, late: bool) -> None:
         """End the step: whatever of it fails, the rest is done and the next one has its own number."""
-        was_recording = self.recording
-        with self.unharmed("clipping"):
-            self._clips.end_step(self.step_number, was_recording)
-        with self.unharmed("the end of a step"):
-            self._write_rows(ended_only=True, wait=was_recording)
-            if was_recording:
-                self._end_recorded(skipped)
-        with self.unharmed("the end of a step"):
-            if not late:
-                self._uses.clear()
-                self._watcher.forget()
-        with self.unharmed("the scalars of a step"):
-            self._ledger.end_step(self.step_number, was_recording, self._rate())
-        self.step_number += 1
+        was_recording = self._watcher.running
+        try:
+            self.within("clipping", self._clips.end_step, self.step_number, was_recording)
+            self.within("the end of a step", self._write_step, skipped, was_recording)
+            self.within("the end of a step", self._forget_step, late)
+            self.within("the scalars of a step", self._end_scalars, was_recording)
+        finally:
+            self.step_number += 1
+            self.within("the beginning of a step", self._next_step, was_recording)
+            self._late = late and not was_recording and self._watcher.running
+
+    def _write_step(self, skipped: bool, was_recording: bool) -> None:
+        self._write_rows(ended_only=True, wait=was_recording)
         if was_recording:
-            self._faults.step_over()
-        with self.unharmed("the end of a step"):
+            self._end_recorded(skipped)
+
+    def _forget_step(self, late: bool) -> None:
+        if not late:
+            self._uses.clear()
+            self._watcher.forget()
+
+    def _end_scalars(self, was_recording: bool) -> None:
+        self._ledger.end_step(self.step_number, was_recording, self._rate())
+
+    def _next_step(self, was_recording: bool) -> None:
+        try:
+            if was_recording:
+                self._faults.step_over()
             if self._pace.ended():
                 self._store(lambda: self._writer.set_settings(self.settings.to_json(self._pace.every)))
-        with self.unharmed("the beginning of a step"):
+        finally:
             self._begin_step()
-        self._late = late and self.recording and not was_recording
 
     def _rate(self) -> float | None:
         """Return the learning rate, where the optimizer has one that is a number."""
@@ -542,7 +637,7 @@ class Recorder(Guarded):
 
     def failed(self, target: Target, error: Exception) -> None:
         self._coverage.missed(target.path, FAILED)
-        self._lost(f"{TARGET}{target.path}", error)
+        self.harmed(f"{TARGET}{target.path}", error)
         if f"{TARGET}{target.path}" in self._faults:
             self._watcher.leave_out(target)
 
@@ -564,40 +659,37 @@ class Recorder(Guarded):
     def before_clip(self, call: ClipCall) -> ClipNote | None:
         if "clipping" in self._faults:
             return None
-        with self.unharmed("clipping"):
-            return self._clips.before(call, self.step_number, self.recording)
-        return None
+        return self.within("clipping", self._clips.before, call, self.step_number, self.recording)
 
     def after_clip(self, call: ClipCall, before: ClipNote | None, total_norm: Tensor | None) -> None:
-        with self.unharmed("clipping"):
-            if before is not None:
-                self._clips.after(call, before, total_norm)
-                if self._clips.many:
-                    self._write_rows(ended_only=True, wait=self.recording)
+        if before is not None:
+            self.within("clipping", self._take_clip, call, before, total_norm)
+
+    def _take_clip(self, call: ClipCall, before: ClipNote, total_norm: Tensor | None) -> None:
+        self._clips.after(call, before, total_norm)
+        if self._clips.many:
+            self._write_rows(ended_only=True, wait=self.recording)
 
     def scaled(self, scaler: torch.amp.GradScaler, outputs: Any) -> None:
-        if "loss scale" in self._faults:
-            return
-        with self.unharmed("loss scale"):
-            self._account.scaled(scaler, outputs)
+        if "loss scale" not in self._faults:
+            self.within("loss scale", self._account.scaled, scaler, outputs)
 
     def unscaled(self, scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> None:
-        if "loss scale" in self._faults:
-            return
-        with self.unharmed("loss scale"):
-            self._account.unscaled(scaler, optimizer)
+        if "loss scale" not in self._faults:
+            self.within("loss scale", self._account.unscaled, scaler, optimizer)
 
     def scaler_stepped(self, optimizer: torch.optim.Optimizer) -> None:
-        with self.unharmed("step"):
-            self._account.scaler_stepped(optimizer)
+        self.within("step", self._account.scaler_stepped, optimizer)
 
     # -- never in the way ------------------------------------------------------------------------------------
 
     def _store(self, write: Callable[[], object]) -> None:
-        with self.unharmed("writing the run"):
-            write()
-            if (error := self._writer.trouble) is not None:
-                raise error
+        self.within("writing the run", self._written, write)
+
+    def _written(self, write: Callable[[], object]) -> None:
+        write()
+        if (error := self._writer.trouble) is not None:
+            raise error
 
 
 def _accumulated(reached: set[int], sites: set[str], before: list[tuple[int, set[int], set[str]]]) -> int:
@@ -605,9 +697,13 @@ def _accumulated(reached: set[int], sites: set[str], before: list[tuple[int, set
     return max((n + 1 for n, held, known in before if held & reached or known & sites), default=0)
 
 
+def _nothing() -> None:
+    """Nothing was to be clipped."""
+
+
 def _leave_to_parent() -> None:
     """In a forked child: the run is the parent's, and another thread of the parent's may have been inside."""
-    for recorder in list(_open):
+    for recorder in _open:
         recorder._lock, recorder._depth = threading.RLock(), 0
         recorder._closed = recorder._disowned = True
         atexit.unregister(recorder._at_exit)

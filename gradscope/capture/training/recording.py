@@ -101,22 +101,22 @@ def record(
     >>> recorder.records_written
     2
     """
-    settings, targets = Settings.checked(
-        model,
-        run_dir=run_dir,
-        optimizer=optimizer,
-        every=every,
-        budget=budget,
-        samples=samples,
-        quantities=quantities,
-        sites=sites,
-        tensors=tensors,
-        durability=durability,
-        restart=restart,
-        first_step=first_step,
-        labels=labels,
-    )
     try:
+        settings, targets = Settings.checked(
+            model,
+            run_dir=run_dir,
+            optimizer=optimizer,
+            every=every,
+            budget=budget,
+            samples=samples,
+            quantities=quantities,
+            sites=sites,
+            tensors=tensors,
+            durability=durability,
+            restart=restart,
+            first_step=first_step,
+            labels=labels,
+        )
         return Recorder(model, settings, targets)
     except GradscopeError:
         raise

@@ -10,6 +10,10 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from gradscope.capture.calls.home import Home
+from gradscope.capture.guard import entry
+from gradscope.capture.torch_private import remove_global_hook
+
 
 class Rounds:
     """Join the steps of several optimizers to steps of the training.
@@ -23,10 +27,20 @@ class Rounds:
         Called with whether every optimizer skipped the step (a loss scale that was too large).
     entered : callable
         Called with module and arguments of the forward pass that ended a step; returns what a forward pre-hook does.
+    home : Home
+        Forward passes of other threads end nothing.
+    harmed : callable
+        Told of what fails in such a forward pass.
     """
 
-    def __init__(self, end: Callable[[bool], None], entered: Callable[[nn.Module, tuple[Any, ...]], Any]) -> None:
-        self._end, self._entered = end, entered
+    def __init__(
+        self,
+        end: Callable[[bool], None],
+        entered: Callable[[nn.Module, tuple[Any, ...]], Any],
+        home: Home,
+        harmed: Callable[[str, Exception], None],
+    ) -> None:
+        self._end, self._entered, self._home, self.harmed = end, entered, home, harmed
         # Weak: an optimizer that the script replaced by a new one is waited for no more.
         self._members: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._stepped: dict[int, bool] = {}
@@ -62,7 +76,7 @@ class Rounds:
         if all(id(member) in self._stepped for member in self._members):
             self.finish()
         elif self._waiting is None:
-            self._waiting = register_module_forward_pre_hook(self._forward)
+            self._waiting = register_module_forward_pre_hook(entry(self._forward, "between two steps"))
 
     def finish(self) -> None:
         """End the step if any optimizer has stepped in it."""
@@ -74,11 +88,11 @@ class Rounds:
 
     def _stop_waiting(self) -> None:
         if self._waiting is not None:
-            self._waiting.remove()
+            remove_global_hook(self._waiting)
             self._waiting = None
 
     def _forward(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or not self._home.here:
             return None
         self.finish()
         return self._entered(module, args)

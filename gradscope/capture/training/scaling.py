@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 import weakref
@@ -11,6 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.amp import GradScaler
+
+from gradscope.capture.guard import Observers
 
 #: How far from the root of a pass the scaled loss is looked for: ``(scaler.scale(a) + scaler.scale(b)) / 4``.
 _NODES = 64
@@ -31,57 +34,65 @@ class ScaleObserver(Protocol):
         """``scaler.step`` has returned, whether or not it ran the optimizer."""
         ...
 
+    def harmed(self, doing: str, error: Exception) -> None:
+        """Take an error of gradscope's own."""
+        ...
 
-_observers: list[ScaleObserver] = []
-_installed: dict[str, Callable[..., Any]] = {}
-_lock = threading.Lock()
+
+_installed: list[tuple[str, Callable[..., Any]]] = []
 #: Whether a call is being told of already: a tool that wraps ours keeps it alive under the next recorder's.
 _telling = threading.local()
 
 
 def observe_scaling(observer: ScaleObserver) -> None:
     """Begin to tell ``observer`` of every GradScaler."""
-    with _lock:
-        _observers.append(observer)  # first: where installing fails, leaving undoes what was installed
-        if len(_observers) == 1:
-            _install("scale", lambda observer, scaler, result, *args: observer.scaled(scaler, result))
-            _install("unscale_", lambda observer, scaler, result, optimizer: observer.unscaled(scaler, optimizer))
-            _install("step", lambda observer, scaler, result, optimizer, *args: observer.scaler_stepped(optimizer))
+    _observers.add(observer)
 
 
 def ignore_scaling(observer: ScaleObserver) -> None:
     """Stop telling ``observer``; with the last one GradScaler is as it was."""
-    with _lock:
-        if observer in _observers:
-            _observers.remove(observer)
-            if not _observers:
-                _uninstall()
+    _observers.discard(observer)
+
+
+def _install() -> None:
+    if not _installed:
+        _wrap("scale", lambda observer, scaler, result, *args: observer.scaled(scaler, result))
+        _wrap("unscale_", lambda observer, scaler, result, optimizer: observer.unscaled(scaler, optimizer))
+        _wrap("step", lambda observer, scaler, result, optimizer, *args: observer.scaler_stepped(optimizer))
 
 
 def _uninstall() -> None:
-    for name, wrapped in _installed.items():
+    while _installed:
+        name, wrapped = _installed[-1]
         if getattr(GradScaler, name) is wrapped:  # else another tool's is in place, which may call ours
             setattr(GradScaler, name, wrapped.__wrapped__)
-    _installed.clear()
+        _installed.pop()
 
 
-def _install(name: str, tell: Callable[..., None]) -> None:
+_observers: Observers[ScaleObserver] = Observers(_install, _uninstall)
+
+
+def _wrap(name: str, tell: Callable[..., None]) -> None:
     original = getattr(GradScaler, name)
 
     @functools.wraps(original)
     def wrapped(scaler: GradScaler, *args: Any, **kwargs: Any) -> Any:
-        if getattr(_telling, name, False):
+        if not _observers.held or getattr(_telling, name, False):
             return original(scaler, *args, **kwargs)
         setattr(_telling, name, True)
         try:
             result = original(scaler, *args, **kwargs)
         finally:
             setattr(_telling, name, False)
-        for observer in tuple(_observers):
-            tell(observer, scaler, result, *args, *kwargs.values())
+        try:
+            for observer in _observers:
+                tell(observer, scaler, result, *args, *kwargs.values())
+        except Exception as error:
+            with contextlib.suppress(Exception):
+                _observers.harmed("loss scale", error)
         return result
 
-    _installed[name] = wrapped
+    _installed.append((name, wrapped))
     setattr(GradScaler, name, wrapped)
 
 

@@ -7,14 +7,18 @@ that the update uses exists only once the closure has been evaluated: the optimi
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from threading import get_ident
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from gradscope.capture.guard import Observers, entry
+from gradscope.capture.torch_private import watch_optimizers
 
 
 class UpdateObserver(Protocol):
@@ -40,35 +44,56 @@ class UpdateObserver(Protocol):
         """An update is complete."""
         ...
 
+    def harmed(self, doing: str, error: Exception) -> None:
+        """An error of gradscope's own."""
+        ...
+
 
 class Updates:
-    """Tell ``observer`` of updates; nothing it does reaches the optimizer."""
+    """Tell ``observer`` of updates; nothing it does reaches the optimizer.
 
-    def __init__(self, observer: UpdateObserver, guard: Callable[[str], Any]) -> None:
-        self._observer, self._guard = observer, guard
-        self._under_way: list[torch.optim.Optimizer] = []
+    Parameters
+    ----------
+    observer : UpdateObserver
+    within : callable
+        As ``Guarded.within``.
+    """
+
+    def __init__(self, observer: UpdateObserver, within: Callable[..., Any]) -> None:
+        self._observer, self._within = observer, within
+        # By thread: others may update models of their own.
+        self._stacks: dict[int, list[torch.optim.Optimizer]] = {}
         self._evaluations, self._evaluating = 0, False
-        self._handles = [
-            register_optimizer_step_pre_hook(self._before),
-            register_optimizer_step_post_hook(self._after),
-        ]
+
+    def open(self) -> None:
+        """Begin to see updates."""
+        _watching.add(self)
 
     def close(self) -> None:
-        """Remove the hooks."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._under_way.clear()
+        """See no more of them."""
+        _watching.discard(self)
+        self._stacks.clear()
 
     @property
     def running(self) -> bool:
-        """Whether an update of interest is under way."""
-        return bool(self._under_way)
+        """Whether an update of interest is under way, in whichever thread."""
+        return any(self._stacks.values())
 
-    def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
-        with self._guard("an optimizer's step"):
-            return self._begin(optimizer, args, kwargs)
-        return None
+    @property
+    def _under_way(self) -> list[torch.optim.Optimizer]:
+        return self._stacks.setdefault(get_ident(), [])
+
+    def before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        """Take the beginning of a step; return arguments to put in place of its own, or None."""
+        return self._within(_STEP, self._begin, optimizer, args, kwargs)
+
+    def after(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take the end of a step."""
+        self._within(_STEP, self._complete, optimizer)
+
+    def harmed(self, doing: str, error: Exception) -> None:
+        """Take an error of gradscope's own."""
+        self._observer.harmed(doing, error)
 
     def _begin(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         if self._under_way and not _belongs(optimizer, self._under_way[-1]):
@@ -89,39 +114,87 @@ class Updates:
 
     def _seen(self, optimizer: torch.optim.Optimizer, closure: Callable[..., Any]) -> Callable[..., Any]:
         # Holds nothing once the step is over: some optimizers keep their closure.
-        held = weakref.ref(optimizer)
+        held, own = weakref.ref(optimizer), weakref.ref(self)
+        begins, ready, fails = (entry(one, "a closure") for one in (self._evaluation, self._ready, self._failed))
 
         @functools.wraps(closure)
         def evaluated(*args: Any, **kwargs: Any) -> Any:
-            outer = self._evaluating
-            if not outer:
-                self._evaluations += 1
-                with self._guard("a closure"):
-                    self._observer.evaluation_begins(self._evaluations)
-            self._evaluating = True
+            updates = own()
+            if updates is None or updates._evaluating:
+                return closure(*args, **kwargs)
+            updates._evaluations += 1
+            begins()
+            updates._evaluating = True
             try:
                 result = closure(*args, **kwargs)
             except BaseException:
-                self._under_way.clear()  # no hook of torch's tells that the step has ended
+                fails()
                 raise
             finally:
-                self._evaluating = outer
-            if not outer and self._evaluations == 1 and (living := held()) is not None:
-                with self._guard("a closure"):
-                    self._observer.gradient_ready(living, first=True)
+                updates._evaluating = False
+            ready(held())
             return result
 
         return evaluated
 
-    def _after(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        with self._guard("an optimizer's step"):
-            if not any(known is optimizer for known in self._under_way):
-                return
-            outermost = self._under_way[0] is optimizer
-            while self._under_way.pop() is not optimizer:
-                pass
-            if outermost:
-                self._observer.updated(optimizer)
+    def _evaluation(self) -> None:
+        self._within("a closure", self._observer.evaluation_begins, self._evaluations)
+
+    def _ready(self, optimizer: torch.optim.Optimizer | None) -> None:
+        if self._evaluations == 1 and optimizer is not None:
+            self._within("a closure", self._observer.gradient_ready, optimizer, True)
+
+    def _failed(self) -> None:
+        self._under_way.clear()  # no hook of torch's tells that the step has ended
+
+    def _complete(self, optimizer: torch.optim.Optimizer) -> None:
+        under_way = self._under_way
+        if not any(known is optimizer for known in under_way):
+            return
+        outermost = under_way[0] is optimizer
+        while under_way.pop() is not optimizer:
+            pass
+        if outermost:
+            self._observer.updated(optimizer)
+
+
+_STEP = "an optimizer's step"
+_ends: list[Callable[[], None]] = []
+
+
+def _install() -> None:
+    if not _ends:
+        _ends.append(watch_optimizers(_before_any, _after_any))
+
+
+def _uninstall() -> None:
+    while _ends:
+        _ends[-1]()
+        _ends.pop()
+
+
+_watching: Observers[Updates] = Observers(_install, _uninstall)
+
+
+def _before_any(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+    changed = False
+    try:
+        for updates in _watching:
+            if (given := updates.before(optimizer, args, kwargs)) is not None:
+                (args, kwargs), changed = given, True
+    except Exception as error:
+        with contextlib.suppress(Exception):
+            _watching.harmed(_STEP, error)
+    return (args, kwargs) if changed else None
+
+
+def _after_any(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    try:
+        for updates in _watching:
+            updates.after(optimizer)
+    except Exception as error:
+        with contextlib.suppress(Exception):
+            _watching.harmed(_STEP, error)
 
 
 def _belongs(inner: torch.optim.Optimizer, outer: torch.optim.Optimizer) -> bool:

@@ -139,11 +139,10 @@ def test_a_child_forked_while_another_thread_is_in_the_recorder_does_not_hang(tm
     inside, leave = threading.Event(), threading.Event()
 
     def stay() -> None:
-        with recorder.unharmed("staying"):
-            inside.set()
-            leave.wait(60)
+        inside.set()
+        leave.wait(60)
 
-    thread = threading.Thread(target=stay)
+    thread = threading.Thread(target=recorder.within, args=("staying", stay))
     thread.start()
     inside.wait()
     child = os.fork()

@@ -201,7 +201,7 @@ def test_a_full_disk_is_told_once_and_what_it_refused_is_counted(
 
 
 @pytest.mark.parametrize(
-    "place", ["Watcher.start", "Account.__init__", "ClipBook.__init__", "clipping._install", "scaling._install"]
+    "place", ["Watcher.start", "Account.__init__", "ClipBook.__init__", "clipping._seen", "scaling._wrap"]
 )
 def test_a_recording_that_cannot_begin_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
@@ -223,8 +223,8 @@ def test_a_recording_that_cannot_begin_leaves_nothing_behind(
     assert threading.active_count() == threads
     assert before == (torch.nn.utils.clip_grad_norm_, torch.nn.utils.clip_grad_value_, torch.amp.GradScaler.step)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    assert not clipping._observers
-    assert not scaling._observers
+    assert not clipping._observers.held
+    assert not scaling._observers.held
     model, optimizer, recorder = _begin(tmp_path / "run")
     _step(model, optimizer)
     recorder.close()
