@@ -64,7 +64,8 @@ def _lock(path: Path, shared: bool = False) -> DirectoryLock | None:
     """The lock; None where another holds it."""
     if fcntl is None:
         return DirectoryLock(None)
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    lock = DirectoryLock(None)  # before there is anything to be closed
+    lock._descriptor = descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -72,4 +73,4 @@ def _lock(path: Path, shared: bool = False) -> DirectoryLock | None:
         return None
     except OSError:  # no locks on this file system
         pass
-    return DirectoryLock(descriptor)
+    return lock
