@@ -64,6 +64,12 @@ class Search:
         #: Whether tensors of this step may have been saved through somebody's hooks: they are not looked at then.
         self.saving_is_hooked = False
         self._given: dict[tuple[str, ...], str] = {}
+        #: Names of recurrences that fail every time; empty for the search itself.
+        self._left_out: set[str] = set()
+
+    def leave_out(self, target: Target) -> None:
+        """Open the recurrence of this name no more, or search no more where it stands for the model."""
+        self._left_out.add("" if target is self._saying.model else target.path)
 
     def close(self) -> None:
         """Drop every tensor."""
@@ -107,6 +113,8 @@ class Search:
 
     def begin(self, begun: Pass, called: Counter[int]) -> None:
         """Walk the graph of a pass and set hooks on the states of its recurrences."""
+        if "" in self._left_out:
+            return
         hooked = _Hooked()
         self._under_way.append((begun, hooked))
         self._set_up(begun, hooked, called)
@@ -204,8 +212,8 @@ class Search:
         target = self._saying.target(info)
         if self._listener.wanted is not None and found.anchors and not matches(info, self._listener.wanted):
             return None
-        if found.anchors and not weights:
-            return None  # weights of another model
+        if (found.anchors and not weights) or target.path in self._left_out:
+            return None  # weights of another model, or what fails every time
         sequence = open_found(graph, found, found.level, info, use, self._listener.samples)
         if isinstance(sequence, str):
             self._listener.missed(target, sequence)

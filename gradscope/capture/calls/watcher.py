@@ -182,6 +182,8 @@ class Watcher:
         """Watch a layer no more."""
         self._targets.pop(id(target.module), None)
         self._fused = [other for other in self._fused if other.module is not target.module]
+        if target.kind == "found":
+            self._search.leave_out(target)
 
     def close(self) -> None:
         """Remove every hook and drop every tensor."""

@@ -123,6 +123,47 @@ def test_a_part_that_fails_every_time_is_switched_off_in_one_sentence(
     assert run.lost == {"clipping: RuntimeError: fault 1": IN_A_ROW}
 
 
+class Loop(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(4, 4), nn.Linear(2, 4)
+        self.lstm = nn.LSTM(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h, states = torch.zeros(3, 4), []
+        for x_t in x:
+            h = torch.tanh(self.outer(x_t) + self.inner(h))
+            states.append(h)
+        return self.lstm(torch.stack(states))[0].sum()
+
+
+@pytest.mark.parametrize(("place", "lost"), [("adjoints", "inner"), ("walk", "model")])
+def test_a_loop_that_is_found_is_switched_off_as_a_layer_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, lost: str
+) -> None:
+    from gradscope.capture.calls import found, searching
+
+    calls = []
+
+    def fail(*_: Any, **__: Any) -> None:
+        calls.append(1)
+        raise RuntimeError(f"fault {len(calls)}")
+
+    monkeypatch.setattr(*((found.FoundSequence, place, fail) if place == "adjoints" else (searching, place, fail)))
+    model = Loop()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with gradscope.record(model, tmp_path / "run", optimizer=optimizer, every=1):
+            for _ in range(2 * IN_A_ROW):
+                _step(model, optimizer)  # type: ignore[arg-type]
+    assert len(calls) == IN_A_ROW
+    assert ["switched off" in str(one.message) for one in told] == [False, True]
+    run = gradscope.open_run(tmp_path / "run")
+    assert run.records("lstm/l0")["step"].tolist() == list(range(2 * IN_A_ROW))
+    assert run.lost == {f"recording {lost}: RuntimeError: fault 1": IN_A_ROW}
+
+
 def test_without_an_account_of_the_steps_recording_ends_and_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
