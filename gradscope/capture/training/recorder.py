@@ -47,7 +47,7 @@ from gradscope.capture.training.ledger import StepLedger
 from gradscope.capture.training.pace import Pace
 from gradscope.capture.training.settings import Settings
 from gradscope.capture.training.uses import Opened, Uses
-from gradscope.errors import SettingError
+from gradscope.errors import GradscopeError, SettingError
 from gradscope.schema import QUANTITIES, Record, SiteInfo, SiteRecord
 from gradscope.store import RunWriter
 
@@ -245,7 +245,7 @@ class Recorder(Guarded):
     def _wait_for(self, write: Callable[[], None]) -> None:
         try:
             write()
-        except Exception as error:
+        except GradscopeError as error:  # the disk refuses; a fault of our own is tried again
             self.harmed("writing the run", error)
 
     def secure(self, seconds: float, *, last: bool) -> None:
