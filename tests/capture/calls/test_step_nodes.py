@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import gradscope
 from gradscope.adjoint import Keep
+from gradscope.capture.calls.home import Home
 from gradscope.capture.calls.watcher import Watcher
 from gradscope.capture.layers.discovery import discover, names_in
 from tests.unrolled import unroll
@@ -211,7 +212,7 @@ def test_the_initial_state_has_its_gradient_too(kind: str, bias: bool, bidirecti
         def loss_scale(self) -> float:
             return 1.0
 
-    watcher = Watcher(discover(module), Listening(), names_in(module))
+    watcher = Watcher(discover(module), Listening(), names_in(module), Home(module.parameters()))
     watcher.start()
     module(x, h0)[0].pow(3).sum().backward()
     watcher.close()
