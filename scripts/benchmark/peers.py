@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import tempfile
 import time
@@ -92,11 +93,12 @@ class Bench:
         return lambda: {"every10": self.timed(ten) / 10}
 
     def _recording(self, samples: int | None, every: int) -> tuple[gradscope.Recorder, Callable[[], None]]:
-        optimizer = self.optimizer(self.model)
+        model = copy.deepcopy(self.model)  # no recorder sees the steps of another variant
+        optimizer = self.optimizer(model)
         path = Path(self.folder.name) / f"{samples}-{every}"
-        recorder = gradscope.record(self.model, path, optimizer=optimizer, every=every, samples=samples)
+        recorder = gradscope.record(model, path, optimizer=optimizer, every=every, samples=samples)
         self.recorders.append(recorder)
-        return recorder, lambda: self.step(self.model, optimizer)
+        return recorder, lambda: self.step(model, optimizer)
 
     def close(self) -> None:
         for recorder in self.recorders:
