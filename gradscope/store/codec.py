@@ -39,7 +39,8 @@ _step, _small = fields.within(0), fields.within(-(2**31), 2**31 - 1)
 _RECORD_CHECKS: dict[str, fields.Check] = {
     "step": _step, "micro": _small, "time": fields.is_number, "loss_scale": fields.is_number,
     "skipped": fields.is_flag, "role": fields.within(0, 127),
-    **dict.fromkeys(("sites", "parameters"), lambda value: isinstance(value, list)),
+    "sites": lambda value: isinstance(value, list) and all(isinstance(site, list) and site for site in value),
+    "parameters": lambda value: isinstance(value, list),
 }  # fmt: skip
 _STEP_CHECKS: dict[str, fields.Check] = {"step": _step, "time": fields.is_number, "scalars": fields.is_object}
 _CLIP_CHECKS: dict[str, fields.Check] = {

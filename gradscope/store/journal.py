@@ -200,7 +200,8 @@ def read_content(connection: sqlite3.Connection, path: Path, budget: Budget, aft
         return JournalContent(header, rows)
     last_id = int(info.get(_LAST, 0))
     first_id = rows[0][0] if rows else last_id + 1
-    if [row[0] for row in rows] != list(range(first_id, last_id + 1)):
+    # Counted first: a last entry far away is no reason to make a list that reaches there.
+    if len(rows) != last_id - first_id + 1 or [row[0] for row in rows] != list(range(first_id, last_id + 1)):
         raise ValueError(f"of the entries up to {last_id} some are missing")
     return JournalContent(header, rows, first_id)
 
