@@ -5,26 +5,14 @@ The adding problem, with the LSTM and the tanh network beside which the paper pu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from gradscope.lab.claims import Asked, Statement
-from gradscope.lab.replications.adding_problem import error, reach
+from gradscope.lab.replications import adding_problem
+from gradscope.lab.replications.adding_problem import Size
 from gradscope.lab.replications.telling import Replication
 
-
-@dataclass(frozen=True)
-class Size:
-    """Lengths that are learnt, lengths looked at before training only, units, optimizer steps and networks."""
-
-    lengths: tuple[int, ...] = (15, 30)
-    looked_at: tuple[int, ...] = (150, 400)
-    units: int = 64
-    steps: int = 2000
-    seeds: int = 4
-
-
+FULL = Size(lengths=(15, 30), looked_at=(150, 400), units=64, steps=2000, seeds=4)
 QUICK = Size(lengths=(6, 8), looked_at=(8, 12), units=8, steps=6, seeds=2)
 #: As the paper compares them: identity, tanh, and an LSTM whose forget gate starts open.
 MODELS = {"IRNN": "irnn", "tanh": "rnn", "LSTM": "lstm-forget1"}
@@ -33,24 +21,18 @@ _RATE = 1e-3
 
 def measure(size: Size) -> dict[str, list[float]]:
     """One value per seed of everything that is asked."""
-    found: dict[str, list[float]] = {}
-    for seed in range(size.seeds):
-        for name, model in MODELS.items():
-            for length in size.looked_at:
-                found.setdefault(f"reach {name} {length}", []).append(reach(model, length, size.units, seed))
-            for length in size.lengths:
-                ended = error(model, length, size.units, seed, steps=size.steps, rate=_RATE)
-                found.setdefault(f"error {name} {length}", []).append(ended)
-    for other in ("tanh", "LSTM"):
-        for length in size.lengths:
-            pairs = zip(found[f"error IRNN {length}"], found[f"error {other} {length}"], strict=True)
-            found[f"over {other} {length}"] = [one / another for one, another in pairs]
-    return found
+    found = adding_problem.measure(MODELS, size, _RATE)
+    ratios = {
+        f"over {other} {length}": adding_problem.over(found, "IRNN", other, length)
+        for other in ("tanh", "LSTM")
+        for length in size.lengths
+    }
+    return found | ratios
 
 
 def replicate(*, quick: bool = False) -> Replication:
     """Measure, and compare with the paper."""
-    size = QUICK if quick else Size()
+    size = QUICK if quick else FULL
     guessing, longest = "{} of the error of guessing", size.looked_at[-1]
     ratio = "{} times its error"
     statements = (

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from gradscope.lab.claims import Asked, Statement
-from gradscope.lab.replications.adding_problem import error, reach
+from gradscope.lab.replications import adding_problem
+from gradscope.lab.replications.adding_problem import Size
 from gradscope.lab.replications.telling import Replication
 
-
-@dataclass(frozen=True)
-class Size:
-    """Lengths of the task, lengths looked at before training only, units, optimizer steps and networks."""
-
-    lengths: tuple[int, ...] = (30, 60)
-    looked_at: tuple[int, ...] = (30, 120, 480)
-    units: int = 64
-    steps: int = 800
-    seeds: int = 5
-
-
+FULL = Size(lengths=(30, 60), looked_at=(30, 120, 480), units=64, steps=800, seeds=5)
 QUICK = Size(lengths=(8, 12), looked_at=(8, 12), units=8, steps=6, seeds=2)
 INITS = {"chrono": "lstm-chrono", "bias 1": "lstm-forget1"}
 _RATE = 3e-3
@@ -29,23 +17,14 @@ _RATE = 3e-3
 
 def measure(size: Size) -> dict[str, list[float]]:
     """One value per seed of everything that is asked."""
-    found: dict[str, list[float]] = {}
-    for seed in range(size.seeds):
-        for init, model in INITS.items():
-            for length in size.looked_at:
-                found.setdefault(f"reach {init} {length}", []).append(reach(model, length, size.units, seed))
-            for length in size.lengths:
-                ended = error(model, length, size.units, seed, steps=size.steps, rate=_RATE)
-                found.setdefault(f"error {init} {length}", []).append(ended)
-    for length in size.lengths:
-        pairs = zip(found[f"error chrono {length}"], found[f"error bias 1 {length}"], strict=True)
-        found[f"ratio {length}"] = [one / other for one, other in pairs]
-    return found
+    found = adding_problem.measure(INITS, size, _RATE)
+    ratios = {f"ratio {length}": adding_problem.over(found, "chrono", "bias 1", length) for length in size.lengths}
+    return found | ratios
 
 
 def replicate(*, quick: bool = False) -> Replication:
     """Measure, and compare with the paper."""
-    size = QUICK if quick else Size()
+    size = QUICK if quick else FULL
     first, last = "∂L/∂c at the first timestep over that at the last, before training", "of the gradient arrives"
     held_out, guessing = "held-out error over that of guessing", "{} of the error of guessing"
     longest = size.looked_at[-1]
