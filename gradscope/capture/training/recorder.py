@@ -182,7 +182,7 @@ class Recorder(Guarded):
         account: Any = self.__dict__.get("_account")
         at_exit: Any = self.__dict__.get("_at_exit")
         _writers.pop(id(self), None)
-        for undo in (
+        self._each(
             lambda: account is None or account.detach(),
             lambda: self._watcher.close(),
             lambda: clipping.ignore_clipping(self),
@@ -190,10 +190,14 @@ class Recorder(Guarded):
             lambda: endings.ignore_endings(self),
             lambda: atexit.unregister(at_exit),
             lambda: _open.discard(self),
-        ):
+        )
+
+    def _each(self, *parts: Callable[[], Any]) -> None:
+        """Do each part of the closing, whatever became of the others; one that fails is tried once more."""
+        for part in parts:
             for _ in range(_TRIES):
                 try:
-                    undo()
+                    part()
                     break
                 except Exception as error:
                     with contextlib.suppress(Exception):
@@ -281,20 +285,13 @@ class Recorder(Guarded):
         if inside:
             self._wait_for(self._writer.flush)
             return
-        for part in (
+        self._each(
             lambda: self.within("close", self._account.close),
             lambda: self.within("close", self._last_step),
             self._detach,
             lambda: self.within("close", self._write_last),
             lambda: self._wait_for(self._seal),
-        ):
-            for _ in range(_TRIES):
-                try:
-                    part()
-                    break
-                except Exception as error:
-                    with contextlib.suppress(Exception):
-                        self.harmed("close", error)
+        )
 
     def _last_step(self) -> None:
         self._account.last_step()  # backward ran, but no optimizer step followed
