@@ -12,6 +12,7 @@ import traceback
 import warnings
 import weakref
 from collections.abc import Callable
+from functools import partial
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import gradscope
+from gradscope.capture.training.recorder import _open as open_recorders
+from gradscope.capture.training.telling import GradscopeWarning
 from tests import remains
+from tests.torture.nursery import end
 from tests.torture.outcome import Outcome
 
 PROMISE = "threads, forks and dropped recorders: every record is there, none is another's"
@@ -110,6 +114,15 @@ def _same_as_alone(number: int, run: Path, left: list[Tensor], scaled: bool = Fa
     assert sorted(set(found.steps()["step"])) == list(range(STEPS))
 
 
+def _recorded(training: Training, run: Path, ended: threading.Event) -> None:
+    """Record a training, and tell other threads when it has ended, whatever became of it."""
+    try:
+        with training.begin(run) as recorder:
+            training.train(recorder)
+    finally:
+        ended.set()
+
+
 def _in_threads(*actions: Callable[[], Any]) -> None:
     """Run these side by side, and raise what one of them raised."""
     failed: list[BaseException] = []
@@ -173,14 +186,10 @@ def opened_and_closed(scratch: Path) -> None:
             with other.begin(scratch / f"{number}-{turn}") as recorder:
                 other.train(recorder)
 
-    def recorded() -> None:
-        try:
-            with training.begin(scratch / "run") as recorder:
-                training.train(recorder)
-        finally:
-            ended.set()
-
-    _in_threads(recorded, *[lambda number=number: comes_and_goes(number) for number in (1, 2, 3)])  # type: ignore[misc]
+    _in_threads(
+        partial(_recorded, training, scratch / "run", ended),
+        *(partial(comes_and_goes, number) for number in (1, 2, 3)),
+    )
     _same_as_alone(0, scratch / "run", training.left())
 
 
@@ -195,14 +204,7 @@ def hooks_of_others(scratch: Path) -> None:
             for handle in handles:
                 handle.remove()
 
-    def recorded() -> None:
-        try:
-            with training.begin(scratch / "run") as recorder:
-                training.train(recorder)
-        finally:
-            ended.set()
-
-    _in_threads(recorded, tool)
+    _in_threads(partial(_recorded, training, scratch / "run", ended), tool)
     _same_as_alone(2, scratch / "run", training.left())
 
 
@@ -301,30 +303,23 @@ def forked(scratch: Path, trains: bool = False) -> None:
     training, ended = Training(0), threading.Event()
     codes: list[int] = []
 
-    def recorded() -> None:
-        try:
-            with training.begin(scratch / "run") as recorder:
-                training.train(recorder)
-        finally:
-            ended.set()
-
     def forks() -> None:
         while not ended.is_set() and len(codes) < 10:
             child = os.fork()
             if child == 0:
                 _in_child(trains)
-            codes.append(_ended(child))
+            codes.append(end(child, _SECONDS))
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python says of any fork beside threads that it may hang
-        _in_threads(recorded, forks)
+        _in_threads(partial(_recorded, training, scratch / "run", ended), forks)
     assert set(codes) <= {0}, codes
     _same_as_alone(0, scratch / "run", training.left())
 
 
 def _in_child(trains: bool) -> None:
     try:
-        for recorder in gradscope.capture.training.recorder._open:
+        for recorder in open_recorders:
             recorder.close()
         gc.collect()
         if trains:
@@ -334,18 +329,6 @@ def _in_child(trains: bool) -> None:
     except BaseException:
         traceback.print_exc()
         os._exit(1)
-
-
-def _ended(child: int) -> int:
-    end = time.monotonic() + _SECONDS
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(child, 9)
-    os.waitpid(child, 0)
-    return -9
 
 
 class _Data(torch.utils.data.Dataset[Tensor]):
@@ -459,7 +442,7 @@ def attempt(case: Callable[[Path], None], scratch: Path) -> None:
     with remains.frozen():
         before = remains.snapshot()
         with warnings.catch_warnings():
-            warnings.simplefilter("error", gradscope.capture.training.telling.GradscopeWarning)
+            warnings.simplefilter("error", GradscopeWarning)
             case(scratch)
         found = remains.settled(before)
         assert not found, found

@@ -83,7 +83,7 @@ def main(module: str) -> None:
     for line in sys.stdin:
         function, first, *arguments = json.loads(line)
         if not function:
-            print(_end(int(first), float(arguments[0])), flush=True)
+            print(end(int(first), float(arguments[0])), flush=True)
             continue
         child = os.fork()
         if child == 0:
@@ -102,7 +102,8 @@ def _leave_the_pipes(said: str) -> None:
 _TO_SAY = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 
 
-def _end(child: int, seconds: float) -> int:
+def end(child: int, seconds: float) -> int:
+    """Wait for a child of this process; returns its exit code, `HANGS` where it had to be killed."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         found, status = os.waitpid(child, os.WNOHANG)
