@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from gradscope.diagnostics import ClipStatistics, DecayFit, ThresholdSuggestion
 
 LAST_STEP = "the last step"
+#: A Lyapunov exponent this small is the rounding of 0: an identity's is 5e-17 per step.
+_LEVEL = 1e-13
 NO_CURVE = "no site has a curve against lag"
 
 
@@ -132,16 +134,21 @@ def spectrum_sentence(
     """
     said = f"{site} ({', '.join(state)}): "
     if len(exponents):
-        top = exponents[0]
+        top = 0.0 if abs(exponents[0]) < _LEVEL else exponents[0]
         of = "of 1 sequence" if sequences == 1 else f"mean over {sequences} sequences"
         left = f" after {warmup} steps of warm-up" if warmup else ""
-        verb = "halve" if top < 0 else "double"
-        every = (
-            "" if not top or math.isinf(top) else f": small changes {verb} every {number(math.log(2) / abs(top))} steps"
-        )
-        said += f"largest Lyapunov exponent {number(top)} per step, {of}{left}{every}; "
+        said += f"largest Lyapunov exponent {number(top)} per step, {of}{left}{_becoming(top)}; "
     lag, largest, median = at
     return f"{said}at lag {lag} the largest singular value is {_power(largest)}, the median {_power(median)}"
+
+
+def _becoming(exponent: float) -> str:
+    """What becomes of small changes."""
+    if math.isinf(exponent):
+        return ""
+    if not exponent:
+        return ": small changes neither grow nor shrink"
+    return f": small changes {'halve' if exponent < 0 else 'double'} every {number(math.log(2) / abs(exponent))} steps"
 
 
 def _power(log10: float) -> str:
@@ -214,7 +221,9 @@ def _steps(shown: str) -> str:
     return f"{shown} step" if shown == "1" else f"{shown} steps"
 
 
-def tried_sentence(where: str, reach: float, of_input: float, best: tuple[str, float] | None, tried: int) -> str:
+def tried_sentence(
+    where: str, reach: float, of_input: float, best: tuple[str, float] | None, tried: int, back: int | None = None
+) -> str:
     """What the tried initialisations let through at a site, in one sentence.
 
     Parameters
@@ -227,6 +236,9 @@ def tried_sentence(where: str, reach: float, of_input: float, best: tuple[str, f
         The initialisation whose gradient at the first step is nearest to where it enters, and its reach; None where
         that is the model as it is.
     tried : int
+    back : int, optional
+        The lag of all these numbers, where sequences differ in length and fewer than half of them have the first step
+        of the longest.
 
     Examples
     --------
@@ -234,7 +246,8 @@ def tried_sentence(where: str, reach: float, of_input: float, best: tuple[str, f
     1e-19); nearest to level of 4 initialisations is chrono(100), with 0.42"
     """
     inputs = "" if math.isnan(of_input) else f" (∂L/∂x_t: {number(of_input)})"
-    said = f"{where}: as it is, the gradient at the first step is {_times(reach)} that where it enters{inputs}"
+    at = "at the first step" if back is None else f"{back} steps back, as far as half of the sequences reach,"
+    said = f"{where}: as it is, the gradient {at} is {_times(reach)} that where it enters{inputs}"
     if best is not None:
         among = "the one initialisation" if tried == 1 else f"{tried} initialisations"
         return f"{said}; nearest to level of {among} is {best[0]}, with {number(best[1])}"

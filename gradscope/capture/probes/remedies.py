@@ -21,6 +21,10 @@ from gradscope.errors import SettingError, UnknownNameError
 #: A closure whose loss differs by more than this from one call to the next draws new data.
 SAME_LOSS = 1e-5
 
+NO_GRADIENT = "no gradient arrived there"
+HAS_IT = "the model has it already"
+NOT_RUN = "the gradient is the same with it: the closure does not run these weights, or for one step only"
+
 
 def remedies(
     model: nn.Module,
@@ -107,10 +111,7 @@ def remedies(
                 continue
             found = _tried(tried[name], site, one)
             if found is None or _unmoved(here[0], found):
-                reason = (
-                    "the gradient is the same with it: the closure does not run these weights, or for one step only"
-                )
-                left_out.append(NotTried(site, name, reason if found is not None else "no gradient arrived there"))
+                left_out.append(NotTried(site, name, NO_GRADIENT if found is None else _why_unmoved(site, parts)))
             else:
                 here.append(found)
         rows += sorted(filter(None, here), key=_distance)
@@ -201,6 +202,18 @@ def _unmoved(before: Tried, after: Tried) -> bool:
         loss == before.losses[0] and np.array_equal(fit.curve.log10, before.fits[0].curve.log10, equal_nan=True)
         for fit, loss in zip(after.fits, after.losses, strict=True)
     )
+
+
+def _why_unmoved(site: str, parts: Sequence[Initialisation]) -> str:
+    """Why an initialisation changes nothing at a site: its parameters are so already, or nothing depends on them."""
+    layer = site.partition("#")[0]
+    new = {
+        parameter: value
+        for one in parts
+        if one.site.partition("#")[0] == layer  # a second use of a layer has the values of the first
+        for parameter, value in one.values(torch.Generator().manual_seed(0)).items()
+    }
+    return HAS_IT if new and all(map(torch.equal, new, new.values())) else NOT_RUN
 
 
 def _shown(before: Snapshot, sites: Sequence[str] | str | None) -> list[str]:

@@ -186,7 +186,7 @@ class Remedies:
         if self._alone(before):
             return f"{where}: no initialisation can be compared here: {before.fits[0].reason}"
         reached = None if best is None else (best.name, best.reach)
-        return tried_sentence(where, before.reach, before.input_reach, reached, len(here) - 1)
+        return tried_sentence(where, before.reach, before.input_reach, reached, len(here) - 1, _short(before.fits[0]))
 
     def _best(self, site: str) -> Tried | None:
         here = [one for one in self.tried if one.site == site]
@@ -222,6 +222,14 @@ def _reach(fit: DecayFit) -> float:
         return 0.0
     beyond = fit.curve.n_nonfinite[fit.curve.last + 1 :]
     return float("inf") if beyond.any() else fit.reach
+
+
+def _short(fit: DecayFit) -> int | None:
+    """The lag that the numbers are of, where most sequences are too short for the first step of the longest."""
+    curve = fit.curve
+    beyond = slice(curve.last + 1, None)
+    ended = not (curve.n_zero + curve.n_below_normal + curve.n_nonfinite)[beyond].any()
+    return fit.last_lag if ended and curve.last + 1 < curve.lags.size else None
 
 
 def _geometric(values: Sequence[float]) -> float:
