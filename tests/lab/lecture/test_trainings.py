@@ -13,16 +13,6 @@ from gradscope.lab.lecture.chapters import tell
 from gradscope.lab.lecture.textbook import TEXTBOOK
 from gradscope.lab.lecture.trainings import RECORDED, SEEDS, experiments, run_lecture
 from gradscope.lab.zoo.models import MODELS
-from gradscope.store import open_run
-
-
-@pytest.fixture(scope="module")
-def held(tmp_path_factory):
-    results, kept = run_lecture(tmp_path_factory.mktemp("lecture") / "out", quick=True, progress=False)
-    runs = [open_run(path) for path in kept]
-    yield results, runs
-    for run in runs:
-        run.close()
 
 
 @pytest.fixture(scope="module")
