@@ -168,12 +168,13 @@ def _difference(difference: float, interval: tuple[float, float]) -> str:
 
 
 def _shown(value: float) -> str:
-    return f"{value:.2f}" if 0.005 <= abs(value) < 100 or value == 0 else number(value)
+    short = 0.005 <= abs(value) < 100 or value == 0
+    return f"{value:.2f}".replace("-", "\N{MINUS SIGN}") if short else number(value)
 
 
 def _signed(value: float) -> str:
-    text = _shown(value)
-    return text.replace("-", "\N{MINUS SIGN}") if text.startswith("-") else f"+{text}"
+    sign = "+" if value >= 0 else "\N{MINUS SIGN}"
+    return f"{sign}{_shown(abs(value))}"
 
 
 def _upper(text: str) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -47,6 +48,11 @@ def test_runs_that_overlap_are_not_told_apart():
     words = " ".join(said({INF: [0.5, 0.7, 0.6], 1.0: [0.52, 0.74, 0.62]}))
     assert "Threshold 1 cannot be told from no clipping with these runs" in words
     assert "+0.03 (" in words
+
+
+def test_a_small_difference_has_one_sign():
+    words = said({INF: [0.100, 0.101], 1.0: [0.099, 0.100]})[-1]
+    assert re.search(r"1: −0\.0010 \(−0\.0\d+ to \+0\.0\d+\)\.", words), words
 
 
 def test_diverged_runs_are_counted_and_left_out_of_the_means():
