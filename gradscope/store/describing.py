@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from gradscope.schema import CLIPS_GROUP, PARAMETERS_GROUP, ROLES, STEPS_GROUP
+from gradscope.store.part import Table
 from gradscope.store.run import Run
 
 
@@ -46,13 +47,18 @@ def describe(run: Run) -> dict[str, Any]:
         "records": run.n_records,
         "apart": dict(Counter(role for _, role in of_passes if role != ROLES[0])),
         "recorded_steps": [min(recorded), max(recorded)] if recorded else None,
-        "steps": sum(map(len, tables[STEPS_GROUP])),
+        "steps": len(set().union(*map(_steps, tables[STEPS_GROUP]))),
         "clips": sum(map(len, tables[CLIPS_GROUP])),
         "scalars": list(dict.fromkeys(name for table in tables[STEPS_GROUP] for name in table.names)),
         "sites": sites,
         "coverage": [entry.to_json() for entry in run.coverage],
         "lost": run.lost,
     }
+
+
+def _steps(table: Table) -> set[tuple[int, ...]]:
+    """Attempt, rank and step of each row: a step that was flushed in its middle has two."""
+    return set(zip(*(table.columns[name].tolist() for name in ("attempt", "rank", "step")), strict=True))
 
 
 def _model(model: dict[str, Any]) -> str:

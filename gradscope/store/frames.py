@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradscope.schema import CLIPS_GROUP, DATASETS, PARAMETERS_GROUP, ROLES, ClipEvent
+from gradscope.schema import CLIPS_GROUP, DATASETS, PARAMETERS_GROUP, ROLES, STEPS_GROUP, ClipEvent
 from gradscope.store.budget import check_padding
 from gradscope.store.part import ALL, RECORD_COLUMNS, TABLES, Part, stretches
 
@@ -143,4 +143,14 @@ def table(parts: Sequence[Part], group: str, path: Path | str = "the run") -> pd
     logged = pd.concat(named, ignore_index=True) if named else pd.DataFrame()
     # A scalar may be called "step" too: the run's own column keeps the name, the logged one says what it is.
     logged.columns = [f"logged {name}" if name in order else name for name in logged.columns]
-    return pd.concat([frame, logged], axis=1)
+    whole = pd.concat([frame, logged], axis=1)
+    return _one_row_a_step(whole) if group == STEPS_GROUP else whole
+
+
+def _one_row_a_step(steps: pd.DataFrame) -> pd.DataFrame:
+    """One row for each step: what is logged after a flush in the middle of a step is written as a row of its own."""
+    whose = ["attempt", "rank", "step"]
+    if not steps.duplicated(whose).any():
+        return steps
+    merged = steps.groupby(whose, sort=False, as_index=False).last()  # of each column the last number there is
+    return merged[steps.columns]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gradscope import open_run
 from gradscope.errors import EmptyRunError, NotRecordedError, RunNotFoundError, UnknownNameError
 from gradscope.schema import Record, RunMeta, SiteInfo, SiteRecord, StepRow
-from gradscope.store import RunWriter, sealing
+from gradscope.store import RunWriter, describe, sealing
 from tests.store.conftest import META, SITES, record, site_record, write_run
 
 LENGTHS = st.lists(st.integers(0, 6), min_size=0, max_size=4)
@@ -50,6 +50,25 @@ def test_every_array_comes_back_at_its_place(tmp_path_factory, run, sealed):
             np.testing.assert_array_equal(gates[row, :count, :, :lags], data.arrays["gates"])
             assert np.isnan(hidden[row, count:]).all()
             assert np.isnan(hidden[row, :, lags:]).all()
+    writer.close()
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_what_is_logged_after_a_flush_in_the_middle_of_a_step_is_of_the_same_row(tmp_path, sealed):
+    writer = RunWriter(tmp_path / "run", META)
+    for row in (StepRow(0, 1.0, {"grad_norm": 3.0}), StepRow(0, 2.0, {"loss": 0.5}), StepRow(1, 3.0, {"loss": 0.25})):
+        writer.add_step(row)
+        writer.flush()
+    if sealed:
+        writer.close()
+    run = open_run(tmp_path / "run")
+    steps = run.steps()
+    assert steps.columns.tolist() == ["step", "attempt", "rank", "time", "grad_norm", "loss"]
+    assert steps[["step", "time", "loss"]].to_numpy().tolist() == [[0, 2.0, 0.5], [1, 3.0, 0.25]]
+    assert steps["step"].dtype == np.int64
+    assert steps["grad_norm"][0] == 3.0
+    assert np.isnan(steps["grad_norm"][1])
+    assert describe(run)["steps"] == 2
     writer.close()
 
 

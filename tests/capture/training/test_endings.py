@@ -108,6 +108,19 @@ def test_flush_and_close_by_a_handler_inside_the_recorder_disturb_nothing(
     assert validate(tmp_path / "run") == []
 
 
+def test_a_step_that_is_flushed_before_it_is_logged_has_one_row(tmp_path: Path) -> None:
+    model, optimizer, recorder = _begin(tmp_path / "run")
+    for step in range(4):
+        _step(model, optimizer)
+        recorder.flush()
+        recorder.log(loss=float(step))
+    recorder.close()
+    steps = gradscope.open_run(tmp_path / "run").steps()
+    assert steps["step"].tolist() == list(range(4))
+    assert steps["loss"].tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert steps["grad_norm"].notna().all()
+
+
 def test_another_thread_may_flush_all_the_time(tmp_path: Path) -> None:
     model, optimizer, recorder = _begin(tmp_path / "run")
     stop = threading.Event()
