@@ -192,7 +192,8 @@ class Run(store.Run):
         return self.sites[0]
 
     def __str__(self) -> str:
-        return "\n".join([repr(self).strip("<>"), *(f"  {legible(line)}" for line in self._said())])
+        said = [f"  {legible(line)}" for line in self._said()]  # first: it reads all in one go
+        return "\n".join([repr(self).strip("<>"), *said])
 
     def _repr_html_(self) -> str:
         items = "".join(f"<li>{escape(legible(line))}</li>" for line in self._said())
@@ -209,10 +210,11 @@ class Run(store.Run):
         from gradscope.words import NO_CURVE, clip_sentence, verdict_first
 
         try:
+            reading = read(self)
             if not self.sites:
                 self.require_records()
             found = self.answers()
-            said = list(remarks(read(self)))  # first what stands in the way of the rest
+            said = list(remarks(reading))  # first what stands in the way of the rest
             said += [verdict_first(one.late.verdict, one.sentence) for one in found] or [NO_CURVE]
             said += [clip_sentence(clip) for clip in self.clipping()]
             return [*said, *self._advice(found)]
@@ -226,6 +228,7 @@ def compare(runs: store.Run | str | Path | Sequence[store.Run | str | Path]) -> 
     Parameters
     ----------
     runs : Run or path, or sequence of them
+        The files of a path are opened once.
 
     Returns
     -------
@@ -243,14 +246,15 @@ def compare(runs: store.Run | str | Path | Sequence[store.Run | str | Path]) -> 
     import pandas as pd
 
     from gradscope.diagnostics import fit_decay
+    from gradscope.reading import read_all
     from gradscope.reading.answers import answers, fit_row
     from gradscope.reading.select import run_names
     from gradscope.words import NO_CURVE
 
     given = [runs] if isinstance(runs, store.Run | str | Path) else list(runs)
-    opened = [one if isinstance(one, store.Run) else open_run(one) for one in given]
+    readings = read_all(given)
     rows = []
-    for name, run in zip(run_names(opened), opened, strict=True):
+    for name, run in zip(run_names(readings), readings, strict=True):
         found = [{"site": said.site, "quantity": said.quantity, **fit_row(said.late)} for said in answers(run)]
         nothing = {"site": "", "quantity": "", **fit_row(fit_decay([], [])), "reason": NO_CURVE}
         rows += [{"run": name, **row} for row in found or [nothing]]

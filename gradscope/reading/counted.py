@@ -48,9 +48,9 @@ def read_run(path: str | Path, choice: Choice | None = None) -> Reading:
         return read(load_run(path, held=held), choice)
 
 
-def read_all(runs: Iterable[Run | Reading]) -> list[Reading]:
-    """:func:`read` for each of several runs."""
-    return [read(run) for run in runs]
+def read_all(runs: Iterable[Run | Reading | str | Path]) -> list[Reading]:
+    """:func:`read` for each of several runs; :func:`read_run` for each path."""
+    return [read_run(run) if isinstance(run, str | Path) else read(run) for run in runs]
 
 
 class Reading:
@@ -66,6 +66,7 @@ class Reading:
         self._kept: dict[str, np.ndarray] = {}
         self._held: dict[tuple[str, ...], Any] = {}
         self._bytes = 0
+        self._forgotten = False
         with run.opened():
             self._load()
 
@@ -89,7 +90,13 @@ class Reading:
             at = self._kept[site] = np.flatnonzero(counting(table, starts, self.choice))
             self._held["records", site] = table if len(at) == len(table) else table.iloc[at].reset_index(drop=True)
             self._held["lengths", site] = self.run.lengths(site)[at]
-        wanted = [(site, name) for site in records for name in self.run.datasets(site) if not name.endswith("_tensor")]
+        self._hold()
+
+    def _hold(self) -> None:
+        """Read every array, if there is room for them."""
+        self._forgotten = False
+        wanted = [(site, name) for site in self._kept for name in self.run.datasets(site)]
+        wanted = [(site, name) for site, name in wanted if not name.endswith("_tensor")]
         size = sum(self.run.nbytes(site, name) for site, name in wanted)
         if size + sum(other._bytes for other in _ALIVE) <= HELD_BYTES:
             self._bytes = size
@@ -180,6 +187,9 @@ class Reading:
 
     def array(self, site: str, dataset: str) -> np.ndarray:
         """:meth:`Run.array <gradscope.store.Run.array>` of the records that count; not to be written to."""
+        if self._forgotten:
+            with self.run.opened():
+                self._hold()
         found = self._held.get(("array", site, dataset))
         return self.run.array(site, dataset)[self._kept[site]] if found is None else found
 
@@ -211,9 +221,10 @@ class Reading:
         return self._held[key]
 
     def forget(self) -> None:
-        """Let go of the arrays: who asks for one again has it read again."""
+        """Let go of the arrays: who asks for one again has them read again, all at once."""
         self._held = {key: value for key, value in self._held.items() if key[0] not in ("array", "once")}
         self._bytes = 0
+        self._forgotten = True
 
     def _get(self, key: tuple[str, ...], unknown: Callable[[], Any]) -> Any:
         # A site without records: the run says what is wrong with the name.

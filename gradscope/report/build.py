@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gradscope.errors import RunExistsError, SettingError
 from gradscope.plots.figures import provenance
 from gradscope.plots.saving import write_csv
+from gradscope.reading import read_all
 from gradscope.reading.facts import RunFacts, gather
 from gradscope.report import figures, page, story, summary
 from gradscope.report.drawing import Drawn, draw
@@ -53,7 +54,7 @@ class ReportPaths:
 
 
 def build_report(
-    runs: Sequence[Run | Reading],
+    runs: Sequence[Run | Reading | str | Path],
     out: str | os.PathLike[str],
     *,
     title: str = "",
@@ -70,8 +71,9 @@ def build_report(
 
     Parameters
     ----------
-    runs : sequence of Run
-        From :func:`gradscope.open_run`, or :func:`gradscope.reading.read` for a choice of their records.
+    runs : sequence of Run or path
+        From :func:`gradscope.open_run`, or :func:`gradscope.reading.read` for a choice of their records. The files of
+        a path are opened once, those of a run that is open already a second time.
     out : path
         Must not exist, or be an empty directory.
     title : str, optional
@@ -107,11 +109,12 @@ def build_report(
         raise SettingError("no run to report: pass at least one.")
     if not replace:
         check_free(out)
-    facts = gather(runs, quantity)
-    made_from = provenance(runs)
+    readings = read_all(runs)
+    facts = gather(readings, quantity)
+    made_from = provenance(readings)
     with _building(out) as folder:
         chapters = [] if told is None else [_drawn(picture, made_from, folder) for picture in told.pictures]
-        pictures, missing = figures.pictures_of(runs, sweep=sweep, shown=shown, quantity=quantity)
+        pictures, missing = figures.pictures_of(readings, sweep=sweep, shown=shown, quantity=quantity)
         for found in facts:
             found.run.forget()  # all is gathered; of a thousand runs this is most of what is held
         pictures.reverse()

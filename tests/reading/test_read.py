@@ -128,22 +128,49 @@ def test_a_choice_reaches_sentence_and_figure(restarted):
     assert plots.load("training").table([until])["step"].max() == 10
 
 
-def test_a_report_opens_every_file_of_a_run_twice(tmp_path, monkeypatch):
-    # Once to see what there is, once to read it.
+@pytest.fixture
+def opened(tmp_path, monkeypatch):
+    """Names of the HDF5 files that were opened; two runs of one file each, ``a`` and ``b``."""
     opened = []
     whole = guard._raw_hdf5
 
     def counting(path):
-        opened.append(Path(path).name)
+        opened.append(Path(path).parents[2].name)
         return whole(path)
 
     monkeypatch.setattr(guard, "_raw_hdf5", counting)
     for name in ("a", "b"):
         make_run(tmp_path / name, [-0.2, -0.1, -0.05], sites=("lstm/l0", "lstm/l1", "lstm/l2"))
     opened.clear()
+    return opened
+
+
+def test_a_report_of_paths_opens_every_file_once(opened, tmp_path):
+    build_report([tmp_path / "a", str(tmp_path / "b")], tmp_path / "report")
+    assert sorted(opened) == ["a", "b"]
+
+
+def test_a_comparison_of_paths_opens_every_file_once(opened, tmp_path):
+    assert gradscope.compare([tmp_path / "a", str(tmp_path / "b")])["run"].unique().tolist() == ["a", "b"]
+    assert sorted(opened) == ["a", "b"]
+
+
+def test_open_runs_are_read_once_for_all_that_is_asked_of_them(opened, tmp_path):
+    # Once to see what there is, once to read it: nothing stays open in between.
     runs = [gradscope.open_run(tmp_path / name) for name in ("a", "b")]
+    assert [str(run) for run in runs]
+    gradscope.compare(runs)
     build_report(runs, tmp_path / "report")
-    assert len(opened) == 4
+    assert sorted(opened) == ["a", "a", "b", "b"]
+
+
+def test_after_a_report_which_lets_go_of_arrays_they_are_read_once_more(opened, tmp_path):
+    run = gradscope.open_run(tmp_path / "a")
+    build_report([run], tmp_path / "report")
+    said = str(run)
+    gradscope.compare(run)
+    assert opened == ["a", "a", "a"]
+    assert said == str(gradscope.open_run(tmp_path / "a"))
 
 
 def test_a_large_run_is_read_array_by_array(tmp_path, monkeypatch):
