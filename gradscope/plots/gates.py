@@ -12,10 +12,11 @@ from matplotlib.figure import Figure
 
 from gradscope.diagnostics import decay_curve
 from gradscope.errors import SettingError
-from gradscope.plots import heatmap, marks, style
+from gradscope.plots import heatmap, marks, style, titles
 from gradscope.plots.naming import line_names
 from gradscope.plots.text import label
 from gradscope.reading import select
+from gradscope.reading.labelled import seeds_together
 from gradscope.words import number
 
 TITLE = "Gate adjoints against lag"
@@ -38,7 +39,7 @@ def table(
     ------
     UnknownNameError, NotRecordedError, EmptyRunError, SettingError
     """
-    frames = []
+    frames, of_seed = [], seeds_together(runs)
     for name, run, at, _ in select.sites_with(runs, "gates", site):
         found = select.block(run, at, "gates", step)
         lags, values = select.laid(found.values, found.after)
@@ -58,7 +59,8 @@ def table(
             norm = np.where(np.isnan(curve.log10) & (curve.n_zero > 0), 0.0, 10.0**curve.log10)
             norm = np.where(np.isnan(norm) & (curve.n_nonfinite > 0), np.inf, norm)
             rows = {"lag": curve.lags.astype(np.int64), "norm": norm, "n_sequences": curve.support}
-            frames.append(pd.DataFrame({"run": name, "site": at, "step": found.step, "gate": gate, **rows}))
+            head = {"run": name, "line": of_seed[name], "site": at, "step": found.step, "gate": gate}
+            frames.append(pd.DataFrame({**head, **rows}))
     data = pd.concat(frames, ignore_index=True)
     data.attrs["left_out"] = select.left_out(runs, set(data["run"]), "no gate adjoints were recorded")
     return data
@@ -106,25 +108,26 @@ def draw(
 
 
 def panels(data: pd.DataFrame, *, style_name: str = "screen", limit: int = MAX_PANELS) -> Figure:
-    """One heatmap per run and site; of more than fit on the page (at most ``limit``) the others are named below."""
-    every = list(data.groupby(["run", "site"], sort=False))
-    names = line_names([key for key, _ in every])
+    """One heatmap per run and site; where not all fit (``limit``) each model has one before a second seed."""
+    data = data if "line" in data else data.assign(line=data["run"])
+    every = list(data.groupby(["line", "run", "site"], sort=False))
+    names = line_names([(run, site) for (_, run, site), _ in every])
     wide = style.preset(style_name).width > 4.5
-    gates = int(max(rows["gate"].nunique() for _, rows in every[:limit]))
+    gates = int(max(rows["gate"].nunique() for _, rows in every))
     columns = 2 if wide and len(every) > 3 else 1
     many = len(every) > 3 * columns
     once = many and data.groupby(["run", "site"])["lag"].max().nunique() == 1  # the lags stand below the last alone
     each = (0.24 if once else 0.42) + 0.13 * gates if many else 0.5 + 0.2 * gates + 0.3 * (len(every) > 1)
-    groups = every[: min(limit, columns * int((style.PAGE - 0.5) / each))]
+    kept = titles.chosen([key for key, _ in every], min(limit, columns * int((style.PAGE - 0.5) / each)))
+    groups = [every[i] for i in kept]
     rows_of_panels = -(-len(groups) // columns)
     aspect = style.fitting(style_name, each * rows_of_panels + 0.35)
     fig, grid = style.figure(style_name, rows=rows_of_panels, columns=columns, aspect=aspect, exact=True)
     flat = list(np.ravel([grid]))
     limits = heatmap.color_limits(pd.concat([rows for _, rows in groups])["norm"].to_numpy())
-    for i, (ax, name, (_, rows)) in enumerate(zip(flat, names, groups, strict=False)):
+    for i, (ax, (_, rows)) in enumerate(zip(flat, groups, strict=False)):
         draw(rows, ax, style_name=style_name, colorbar=False, limits=limits)
         if len(groups) > 1:
-            ax.set_title(label(name, style.title_limit(ax)), loc="left")
             last = i >= len(groups) - columns
             ax.tick_params(labelbottom=last or not once)
             ax.set_xlabel("")
@@ -135,6 +138,8 @@ def panels(data: pd.DataFrame, *, style_name: str = "screen", limit: int = MAX_P
     if len(groups) > 1:  # once: beside each other they would run into their neighbours
         fig.supxlabel(LAG + style.not_drawn(names[len(groups) :]), fontsize=shown[0].xaxis.label.get_fontsize())
     heatmap.bar(shown, shown[0].collections[-1], BAR)
+    if len(groups) > 1:
+        titles.titles(fig, {ax: names[i] for ax, i in zip(shown, kept, strict=True)})
     return fig
 
 
@@ -162,7 +167,9 @@ def caption(data: pd.DataFrame) -> str:
     )
     more = [_strongest(data)] if len(keys) == 1 else []
     if len(keys) > MAX_PANELS:
-        more.append(f"Drawn are at most {MAX_PANELS} of {len(keys)} runs and sites; the data hold all.")
+        more.append(
+            f"Drawn are at most {MAX_PANELS} of {len(keys)} runs and sites, of every model where they have room."
+        )
     return " ".join([said, *more, *select.left_out_words(data)])
 
 

@@ -13,11 +13,11 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from gradscope.errors import SettingError
-from gradscope.plots import decay, lines, marks, style
+from gradscope.plots import decay, lines, marks, style, titles
 from gradscope.plots.naming import line_names
-from gradscope.plots.text import label
 from gradscope.reading import select
 from gradscope.reading.curves import norms
+from gradscope.reading.labelled import seeds_together
 from gradscope.words import number
 
 TITLE = "Decay through training"
@@ -46,12 +46,13 @@ def table(
     select.per_lag(quantity)
     if curves < 1:
         raise SettingError(f"curves must be at least 1, got {curves}.")
-    rows = []
+    rows, of_seed = [], seeds_together(runs)
     for name, run, at, shown in select.sites_with(runs, quantity, site):
         found = norms(run, at, shown)
         steps = found.steps
         for i in np.unique(np.linspace(0, len(steps) - 1, min(curves, len(steps))).round().astype(int)):
             head = {"run": name, "site": at, "quantity": shown, "first_step": steps[i], "step": steps[i]}
+            head["line"] = of_seed[name]
             rows.append(decay.curve_rows(found.curve(found.at(steps[i])), head, coverage))
     data = decay.together(rows)
     data.attrs["left_out"] = select.left_out(runs, set(data["run"]), f"no {quantity or 'curve against lag'} there")
@@ -143,10 +144,12 @@ def _few(steps: list[int]) -> list[int]:
 def panels(data: pd.DataFrame, *, style_name: str = "screen", relative: bool = True, limit: int = MAX_PANELS) -> Figure:
     """One panel per run and site, with common scales, to compare how gradient flow opens.
 
-    Of more than ``limit`` the others are named below.
+    Of more than ``limit`` all lines have one before a second seed or the other sites of one do.
     """
-    every = list(data.groupby(["run", "site"], sort=False))
-    groups = every[:limit]
+    data = data if "line" in data else data.assign(line=data["run"])
+    every = list(data.groupby(["line", "run", "site"], sort=False))
+    kept_at = titles.chosen([key for key, _ in every], limit)
+    groups = [every[i] for i in kept_at]
     wide = style.preset(style_name).width > 4.5
     columns = min(len(groups), (3 if len(groups) != 4 else 2) if wide else (1 if len(groups) < 4 else 2))
     rows = -(-len(groups) // columns)
@@ -155,19 +158,19 @@ def panels(data: pd.DataFrame, *, style_name: str = "screen", relative: bool = T
     flat = list(np.ravel([grid]))
     kept = pd.concat([rows_of for _, rows_of in groups])
     steps = sorted(int(step) for step in set(kept["step"]))
-    names = line_names([key for key, _ in every])
-    for ax, name, (_, rows_of) in zip(flat, names, groups, strict=False):
+    names = line_names([(run, site) for (_, run, site), _ in every])
+    for ax, (_, rows_of) in zip(flat, groups, strict=False):
         draw(
             rows_of, ax, relative=relative, style_name=style_name, colorbar=False, steps=(steps[0], steps[-1]),
             beside=kept,
         )  # fmt: skip
-        ax.set_title(label(name, style.title_limit(ax)), loc="left")
     for ax in flat[len(groups) :]:
         ax.remove()
     if len(steps) > 1:
         _bar(fig, flat[: len(groups)], steps, style.early_to_late(steps[0], steps[-1]), rows)
     if len(groups) > 1:
-        _once_per_grid(fig, flat[: len(groups)], columns, style.not_drawn(names[limit:]))
+        _once_per_grid(fig, flat[: len(groups)], columns, style.not_drawn(names[len(groups) :]))
+    titles.titles(fig, {ax: names[i] for ax, i in zip(flat, kept_at, strict=False)})
     return fig
 
 
@@ -196,7 +199,7 @@ def caption(data: pd.DataFrame) -> str:
     )
     more = [_left_at_the_end(data)] if len(keys) <= 3 else []
     if len(keys) > MAX_PANELS:
-        more.append(f"Drawn are {MAX_PANELS} of {len(keys)} runs and sites; the data hold all.")
+        more.append(f"Drawn are {MAX_PANELS} of {len(keys)} runs and sites, of every model where they have room.")
     return " ".join([said, *more, *select.left_out_words(data)])
 
 

@@ -1,0 +1,73 @@
+"""Names above panels that fit them, and which panels stand for the others where not all have room."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
+
+from gradscope.plots.text import label, visible
+
+
+def titles(fig: Figure, names: Mapping[Axes, str]) -> None:
+    """Names above panels, none wider than its own: on two lines, or without their middle, where they need to be.
+
+    Call it when everything else stands in its place: the width that is left to a panel is that of the layout.
+    """
+    for ax in names:
+        ax.set_title("M", loc="left")
+    layout = fig.get_layout_engine()
+    if layout is not None:
+        layout.execute(fig)
+    size = FontProperties(size=matplotlib.rcParams["axes.titlesize"])
+    for ax, name in names.items():
+        room = ax.get_position().width * fig.bbox.width / fig.dpi * 72
+        ax.set_title(_broken(name, room + 4, size), loc="left", linespacing=1.0)
+
+
+def _broken(name: str, room: float, size: FontProperties) -> str:
+    """A name within some points of width, on two lines at most."""
+
+    def fits(text: str) -> bool:
+        return TextPath((0, 0), text, prop=size).get_extents().width <= room
+
+    whole = label(name, 60)
+    if fits(whole):
+        return whole
+    plain = visible(name)
+    breaks = [i + 1 for i, c in enumerate(plain[:-1]) if c in " :,_-/."]
+    for at in sorted(breaks, key=lambda at: abs(at - len(plain) / 2)):
+        parts = [label(part.strip(), 60) for part in (plain[:at], plain[at:])]
+        if all(map(fits, parts)):
+            return "\n".join(parts)
+    most = len(plain)
+    while most > 8 and not fits(label(plain, most)):
+        most -= 1
+    return label(plain, most)
+
+
+def chosen(keys: Sequence[tuple[str, str, str]], limit: int) -> list[int]:
+    """Positions of at most ``limit`` of the panels (line, run, site) that show all lines before the rest of one.
+
+    Of a line of several seeds its first run stands for it; of more sites than have room those at even distances.
+    """
+    if len(keys) <= limit:
+        return list(range(len(keys)))
+    of_line: dict[str, list[int]] = {}
+    for i, (line, run, _) in enumerate(keys):
+        if keys[of_line.setdefault(line, [i])[0]][1] == run and i not in of_line[line]:
+            of_line[line].append(i)
+    lines = [list(of_line.values())[at] for at in _even(len(of_line), limit)]
+    share, more = divmod(limit, len(lines))
+    kept = [at[i] for n, at in enumerate(lines) for i in _even(len(at), share + (n < more))]
+    return sorted(kept)
+
+
+def _even(n: int, most: int) -> list[int]:
+    """At most so many of ``range(n)``, first and last included."""
+    return sorted({round(i) for i in np.linspace(0, n - 1, min(n, most)).tolist()}) if most > 1 else [0][:n]
