@@ -85,9 +85,12 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
     marks.whole_x(ax, data["source"])
     if len(targets) > MAX_TARGETS:
         grid = data.pivot(index="target", columns="source", values="share").loc[targets].to_numpy()
+        grid = np.where(grid > 0, grid, np.nan)  # white as nothing: a loss looks at no later step
         mesh = heatmap.draw(ax, grid, left=0, top=0)
         ax.set_ylim(len(targets) - 0.5, -0.5)
-        ax.set_yticks(range(len(targets)), [str(t) for t in targets])
+        room = int(style.size_of(ax)[1] * 72 * 0.7 / (1.3 * style.small()))
+        rows = range(0, len(targets), -(-len(targets) // room))
+        ax.set_yticks(rows, [str(targets[row]) for row in rows])
         ax.set_ylabel("target step")
         heatmap.bar([ax], mesh, "share")
     else:
@@ -104,6 +107,7 @@ def _curves(ax: Axes, data: pd.DataFrame, targets: list[int], own: bool) -> None
         named = data.assign(name=[f"loss at {t}" for t in data["target"]])
         looks = style.looks(list(dict.fromkeys(named["name"])))
         lines.draw(ax, named, looks, x="source", y="share", line="name", log=False)
+        ax.set_ylim(bottom=0)  # before the names, which stand at the ends of the lines
         lines.name(ax, looks, named.groupby("name")["share"].last().to_dict(), beside=own)
     ax.set_ylim(bottom=0)
     if not (data["share"] > 0).any():

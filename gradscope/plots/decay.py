@@ -21,6 +21,9 @@ from gradscope.words import number
 TITLE = "Decay of the gradient with lag"
 NEEDS = "an adjoint of the state, which is recorded by default (quantities=['hidden', 'cell'])"
 
+#: Columns of the band over the sequences: of norms, and of relative ones.
+_BANDS = {False: ("low", "high"), True: ("relative_low", "relative_high")}
+
 
 def table(
     runs: Sequence[Any],
@@ -184,13 +187,15 @@ def draw(
     marks.whole_x(ax, data["lag"])
     start = 1.0 if relative else _start(data)
     floor = lines.FLOOR if lowest is None else lowest
-    lines.limits(ax, [rows["shown"] for _, rows in data.groupby("name", sort=False)], start=start, floor=floor)
+    banded = len(looks) <= style.MAX_BANDS
+    curves = [rows["shown"] for _, rows in data.groupby(["name", "run"], sort=False)]
+    lines.limits(ax, curves, start=start, floor=floor, bands=_band_edges(data, relative) if banded else ())
     lines.draw(ax, data, looks, x="lag", y="shown", line="name", band="runs" if _seeds(data) > 1 else False)
-    if len(looks) <= style.MAX_BANDS:
+    if banded:
         _bands(ax, data, looks, relative)
-    row = 0
+    above = lines.Rows()
     for _, rows in data.groupby(["name", "run"], sort=False):
-        row = edges(ax, rows, looks[rows["name"].iloc[0]]["color"], row)
+        above = edges(ax, rows, looks[rows["name"].iloc[0]]["color"], above)
     if horizon is not None:
         _mark_horizon(ax, data, looks, horizon, relative)
     ax.set_xlabel("lag (recurrent steps back from the last)")
@@ -214,23 +219,34 @@ def _start(data: pd.DataFrame) -> float:
 
 
 def _bands(ax: Axes, data: pd.DataFrame, looks: dict[str, dict[str, Any]], relative: bool) -> None:
-    """Over the sequences, where a line is one run: a band of one sequence says nothing."""
-    low, high = ("relative_low", "relative_high") if relative else ("low", "high")
+    low, high = _BANDS[relative]
     for name, rows in data.groupby("name", sort=False):
-        if rows["run"].nunique() == 1 and rows["n_sequences"].max() > 1:
+        if _has_band(rows):
             marks.band(ax, rows["lag"], rows[low], rows[high], looks[str(name)]["color"], str(name))
 
 
-def edges(ax: Axes, rows: pd.DataFrame, color: Any, row: int = 0) -> int:
-    """Marks at the lags that the axis cannot show, lifted above those of ``row`` curves; returns the next row."""
+def _band_edges(data: pd.DataFrame, relative: bool) -> list[np.ndarray]:
+    return [rows[list(_BANDS[relative])].to_numpy() for _, rows in data.groupby("name", sort=False) if _has_band(rows)]
+
+
+def _has_band(rows: pd.DataFrame) -> bool:
+    """Over the sequences, where a line is one run: a band of one sequence says nothing."""
+    return bool(rows["run"].nunique() == 1 and rows["n_sequences"].max() > 1)
+
+
+def edges(ax: Axes, rows: pd.DataFrame, color: Any, above: lines.Rows | None = None) -> lines.Rows:
+    """Marks at the lags that the axis cannot show, beyond those of the curves before; returns the next rows."""
+    above = above or lines.Rows()
     lost = rows["n_zero"] + rows["n_below_normal"] > rows["n_sequences"]
     bad = rows["n_nonfinite"] > 0
-    marks.at_edge(ax, rows["lag"][lost], top=False, color=color, label="zero or below normal", row=row)
-    marks.at_edge(ax, rows["lag"][bad], top=True, color=color, label="not finite", row=row)
+    marks.at_edge(ax, rows["lag"][lost], top=False, color=color, label="zero or below normal", row=above.low)
+    marks.at_edge(ax, rows["lag"][bad], top=True, color=color, label="not finite", row=above.high)
+    marked = lines.Rows(above.low + bool(lost.any()), above.high + bool(bad.any()))
     if "shown" not in rows:
-        return row + bool(lost.any() or bad.any())
+        return marked
     usable = rows["shown"].where(~lost & ~bad)
-    return max(row + bool(lost.any() or bad.any()), lines.leaving(ax, rows["lag"], usable, color, row=row))
+    left = lines.leaving(ax, rows["lag"], usable, color, rows=above)
+    return lines.Rows(max(marked.low, left.low), max(marked.high, left.high))
 
 
 def _mark_horizon(

@@ -23,7 +23,15 @@ def is_map(named: pd.DataFrame) -> bool:
     return named["site"].nunique() > MAX_SITES or named["name"].nunique() > MAX_LINES
 
 
-def draw(data: pd.DataFrame, ax: Axes | None, style_name: str, shown_as: str) -> Axes:
+def draw(
+    data: pd.DataFrame,
+    ax: Axes | None,
+    style_name: str,
+    shown_as: str,
+    *,
+    across: str = "lag (recurrent steps back from the last)",
+    arrives: str = "last",
+) -> Axes:
     """A row per line, lag to the right, logarithmic colour; too many rows are sorted by what arrives, and not named.
 
     Parameters
@@ -33,13 +41,18 @@ def draw(data: pd.DataFrame, ax: Axes | None, style_name: str, shown_as: str) ->
     ax : Axes, optional
     style_name, shown_as : str
         ``shown_as`` stands beside the colours.
+    across : str
+        What the column ``lag`` is called.
+    arrives : {"last", "first"}
+        At which of them the gradient has come furthest.
     """
     grid = data.groupby(["name", "lag"], sort=False)["shown"].median().unstack("lag")
     lost = (data["n_zero"] + data["n_below_normal"] > data["n_sequences"]).groupby([data["name"], data["lag"]]).any()
     grid = grid.where(grid.notna() | ~lost.unstack("lag").reindex_like(grid).fillna(False).astype(bool), 0.0)
     named = len(grid) <= MAX_ROWS
     if not named:
-        grid = grid.loc[grid.ffill(axis=1).iloc[:, -1].sort_values(ascending=False, kind="stable").index]
+        end = grid.ffill(axis=1).iloc[:, -1] if arrives == "last" else grid.bfill(axis=1).iloc[:, 0]
+        grid = grid.loc[end.sort_values(ascending=False, kind="stable").index]
     ax = style.axes(
         ax, style=style_name, aspect=style.fitting(style_name, 0.9 + (0.17 * len(grid) if named else UNNAMED))
     )
@@ -53,8 +66,8 @@ def draw(data: pd.DataFrame, ax: Axes | None, style_name: str, shown_as: str) ->
         ax.set_yticks(range(len(grid)), names)
         if max(map(len, names)) > 24:  # which leave little room to the map
             ax.xaxis.set_major_locator(MaxNLocator(nbins=2, integer=True, min_n_ticks=1))
-    ax.set_ylabel("" if named else f"{len(grid)} lines, by what arrives at the last lag")
-    ax.set_xlabel("lag (recurrent steps back from the last)")
+    ax.set_ylabel("" if named else f"{len(grid)} lines, by what arrives at the {arrives} {across.split()[0]}")
+    ax.set_xlabel(across)
     heatmap.bar([ax], mesh, shown_as)
     return ax
 

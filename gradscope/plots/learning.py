@@ -80,7 +80,7 @@ def _of_runs(runs: Sequence[Any]) -> pd.DataFrame:
 
 
 def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "screen", guess: float | None = None) -> Axes:
-    """Mean over seeds; strong: held out, with a band from the lowest to the highest seed; thin and pale: training.
+    """Geometric mean over seeds; strong: held out, with a band from the lowest to the highest; thin and pale: training.
 
     Parameters
     ----------
@@ -94,6 +94,7 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
     looks = style.looks(list(dict.fromkeys(data["model"].astype(str))))
     data = data.assign(model=data["model"].astype(str))
     marks.log_y(ax, [data["value"], np.array([] if guess is None else [guess])], decades=0.3)
+    data = _aside(data)
     held, batches = (data[data["kind"] == kind] for kind in ("held out", "training"))
     # Of very many models one line each is enough: the training batches of those alone that have nothing held out.
     shown = batches if len(looks) <= style.MAX_LEGEND else batches[~batches["model"].isin(held["model"])]
@@ -103,6 +104,7 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
     if guess is not None:
         ax.axhline(guess, color=style.GREY, linewidth=0.9, linestyle=(0, (1, 2)))
     marks.whole_x(ax, data["step"])
+    _gone(ax, data, looks)
     ax.set_xlabel("training step")
     ax.set_ylabel("loss")
     named = lines.handles(looks, {name: label(name, style.name_limit(ax)) for name in looks})
@@ -110,6 +112,22 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
         named.append(Line2D([], [], color=style.GREY, linewidth=0.8, alpha=_PALE, label="thin: training"))
     style.legend(ax, named)
     return ax
+
+
+def _aside(data: pd.DataFrame) -> pd.DataFrame:
+    """With ``diverged``, from where a training has no loss any more, and ``aside``: it is in no mean of others."""
+    data = data.assign(run=data["model"] + "\0" + data["seed"].astype(str))
+    batches = data[data["kind"] == "training"]
+    last = batches[np.isfinite(batches["value"])].groupby("run")["step"].max()
+    behind = (data["kind"] == "training") & (data["step"] > data["run"].map(last).fillna(-1))
+    return lines.set_aside(data.assign(diverged=behind), "model")
+
+
+def _gone(ax: Axes, data: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> None:
+    """A cross on the upper edge where each training diverged."""
+    at = data[data["diverged"]].groupby(["model", "run"], sort=False)["step"].min()
+    for (model, _), step in at.items():
+        marks.at_edge(ax, [step], top=True, color=looks[str(model)]["color"], label="diverged")
 
 
 def _thin(ax: Axes, batches: pd.DataFrame, looks: dict[str, dict[str, Any]], *, strong: bool) -> None:
@@ -124,14 +142,20 @@ def _thin(ax: Axes, batches: pd.DataFrame, looks: dict[str, dict[str, Any]], *, 
 
 def caption(data: pd.DataFrame) -> str:
     """What the figure shows, in words."""
-    held = data[(data["kind"] == "held out") & data["value"].notna()].sort_values("step", kind="stable")
-    ends = held.groupby(["model", "seed"], sort=False)["value"].last().groupby("model", sort=False).mean()
+    data = _aside(data.assign(model=data["model"].astype(str)))
+    gone, of = data[data["diverged"]]["run"].nunique(), data["run"].nunique()
+    held = data[(data["kind"] == "held out") & data["value"].notna() & ~data["aside"]]
+    held = held.sort_values("step", kind="stable")
+    # On a logarithmic axis the middle is that of the logarithms.
+    ends = np.log(held.groupby(["model", "seed"], sort=False)["value"].last()).groupby("model", sort=False).mean()
+    ends = np.exp(ends)
     each = ", ".join(f"{model} {number(value)}" for model, value in ends.head(8).items())
     last = f" Held out, at the end: {each}." if each else " No held-out loss was logged."
     seeds = int(data.groupby("model")["seed"].nunique().max())
-    over = f"mean over {seeds} seeds" if seeds > 1 else "running median over the training batches"
+    over = f"geometric mean over {seeds} seeds" if seeds > 1 else "running median over the training batches"
     bands = seeds > 1 and data["model"].nunique() <= style.MAX_BANDS
     band = ", band from the lowest to the highest seed" if bands else ""
     strong = f" Strong lines: held out{band}; thin: training batches, running median." if each else ""
-    said = f"Loss against training step, {over}.{strong}{last}"
+    crosses = f" Crosses: {gone} of {of} trainings diverged there; they are in no mean of others." if gone else ""
+    said = f"Loss against training step, {over}.{strong}{last}{crosses}"
     return " ".join([said, *select.left_out_words(data)])

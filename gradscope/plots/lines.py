@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
-from matplotlib.transforms import ScaledTranslation
+from matplotlib.path import Path
+from matplotlib.transforms import Bbox, ScaledTranslation
 
 from gradscope.plots import marks, style
-from gradscope.plots.text import label
+from gradscope.plots.text import label, powers
 
 #: A curve that falls below this fraction of where the curves begin leaves the axis: nothing adds to 1 there in float64.
 FLOOR = 1e-16
@@ -34,6 +35,13 @@ _ZERO = 1e-300
 Looks = Mapping[str, Mapping[str, Any]]
 
 
+class Rows(NamedTuple):
+    """How many curves have marks on the lower and on the upper edge already: those of the next stand beyond them."""
+
+    low: int = 0
+    high: int = 0
+
+
 def draw(
     ax: Axes, data: pd.DataFrame, looks: Looks, *, x: str, y: str, line: str, band: bool | str = False, log: bool = True
 ) -> None:
@@ -51,7 +59,8 @@ def draw(
     band : bool or str
         Several rows at one ``x`` are aggregated: their median with the range; "mean", without, or "mean and range"; or
         "runs": the median with each run (column ``run``) as a thin line, of more than ``MAX_SEEDS`` their middle half.
-        The range of a few runs speaks of the one that went astray; thin lines show that it was one.
+        The range of a few runs speaks of the one that went astray; thin lines show that it was one. Rows that are set
+        ``aside`` (:func:`set_aside`) are shown as thin lines alone.
     log : bool
         Zeros leave the axis downwards; else they are drawn.
     """
@@ -62,15 +71,16 @@ def draw(
     shown = shown.assign(**{y: value.mask(value == 0, _ZERO) if log else value})
     if not shown[y].notna().any():
         return
+    steady = shown[~shown["aside"]] if "aside" in shown else shown
     before, around = len(ax.get_lines()), len(ax.collections)
     labels = {"xlabel": ax.get_xlabel(), "ylabel": ax.get_ylabel()}
-    per_line = max(1, int(shown.groupby(line, sort=False)[x].nunique().max()))
+    per_line = max(1, int(steady.groupby(line, sort=False)[x].nunique().max()))
     middle = "mean" if band in ("mean", "mean and range") else "median"
     runs = _most_runs(shown, line) if band == "runs" else 0
     spread = None if band == "mean" or 0 < runs <= MAX_SEEDS else ("pi", 50 if runs else 100)
     aggregated: dict[str, Any] = {"estimator": middle, "errorbar": spread} if band else {"estimator": None}
     seaborn.lineplot(
-        shown, x=x, y=y, hue=line, style=line, hue_order=list(looks), style_order=list(looks),
+        steady, x=x, y=y, hue=line, style=line, hue_order=list(looks), style_order=list(looks),
         palette={name: look["color"] for name, look in looks.items()},
         dashes={name: _dash(look["linestyle"]) for name, look in looks.items()},
         markers={name: look["marker"] for name, look in looks.items()},
@@ -78,7 +88,7 @@ def draw(
         err_kws={"alpha": 0.13, "linewidth": 0}, **aggregated,
     )  # fmt: skip
     ax.set(**labels)
-    there = dict(iter(shown[shown[y].notna()].groupby(line, sort=False)))
+    there = dict(iter(steady[steady[y].notna()].groupby(line, sort=False)))
     for artist, name in zip(ax.get_lines()[before:], [name for name in looks if name in there], strict=False):
         artist.set_label(name)
         if not band:  # seaborn took the logarithm and back, which costs the last digits
@@ -87,8 +97,23 @@ def draw(
     for area, name in zip(ax.collections[around:], [name for name in looks if name in there], strict=False):
         area.set_label(marks.band_of(name))
     if 1 < runs <= MAX_SEEDS:
-        for name, rows in there.items():
-            _thin(ax, rows, name, looks[name]["color"], x, y)
+        for name, rows in shown[shown[y].notna()].groupby(line, sort=False):
+            _thin(ax, rows, str(name), looks[str(name)]["color"], x, y)
+
+
+def set_aside(data: pd.DataFrame, line: str = "line") -> pd.DataFrame:
+    """With ``aside``: the runs that diverged, of lines of which others did not.
+
+    A median over those that are left would jump where one leaves, although none of them did.
+    """
+    gone = data["diverged"].eq(True).groupby(data["run"]).transform("any")
+    return data.assign(aside=gone & ~gone.groupby(data[line]).transform("all"))
+
+
+def parted(data: pd.DataFrame, line: str = "line") -> dict[str, tuple[int, int]]:
+    """Of each line, how many runs diverged, and how many there are."""
+    gone = data["diverged"].eq(True).groupby([data[line], data["run"]], sort=False).any()
+    return {str(name): (int(of.sum()), len(of)) for name, of in gone.groupby(level=0, sort=False)}
 
 
 def _most_runs(data: pd.DataFrame, line: str) -> int:
@@ -122,48 +147,88 @@ def _dash(linestyle: Any) -> Any:
     return "" if linestyle == "-" else linestyle[1]
 
 
-def limits(ax: Axes, curves: Sequence[Any], *, start: float = 1.0, floor: float = FLOOR) -> None:
+def limits(
+    ax: Axes, curves: Sequence[Any], *, start: float = 1.0, floor: float = FLOOR, bands: Sequence[Any] = ()
+) -> None:
     """A logarithmic y axis that no single curve squeezes.
 
-    What lies below ``floor`` or above ``CEILING`` times ``start`` is out of view, unless every curve goes there.
+    What lies below ``floor`` or above ``CEILING`` times ``start`` is out of view, unless every curve goes there; one
+    that drops out within its first tenth does not make the others flat. ``bands`` are the edges of bands around curves.
     """
-    marks.log_y(ax, [view(curves, start=start, floor=floor)])
+    marks.log_y(ax, [view(curves, start=start, floor=floor, bands=bands)])
 
 
-def view(curves: Sequence[Any], *, start: float = 1.0, floor: float = FLOOR) -> np.ndarray:
+def view(curves: Sequence[Any], *, start: float = 1.0, floor: float = FLOOR, bands: Sequence[Any] = ()) -> np.ndarray:
     """Lowest and highest value in view; empty where no curve has a positive one."""
-    ends = []
+    ends, drops = [], []
     for curve in curves:
-        values = np.asarray(curve, dtype=np.float64).ravel()
-        values = values[np.isfinite(values) & (values > 0)]
+        values, every = _positive(curve), np.size(curve)
         if values.size:
             ends.append((values.min(), values.max()))
+            drops.append(np.count_nonzero(values >= floor * start) <= max(1, every // 10) < every)
     if not ends:
         return np.empty(0)
     lowest, highest = np.array(ends).T
+    if not all(drops):
+        lowest = lowest[~np.array(drops)]
     low = max(lowest.min(), min(floor * start, lowest.max()))
     high = min(highest.max(), max(CEILING * start, highest.min()))
-    return np.array([low, high]) if low < high else np.array([lowest.min(), highest.max()])
+    seen = (low, high) if low < high else (lowest.min(), highest.max())
+    return np.array(_with_bands(*seen, _positive(np.concatenate([[], *map(np.ravel, bands)])), floor * start))
 
 
-def leaving(ax: Axes, x: Any, y: Any, color: Any, *, row: int = 0) -> int:
+def _positive(values: Any) -> np.ndarray:
+    values = np.asarray(values, dtype=np.float64).ravel()
+    return values[np.isfinite(values) & (values > 0)]
+
+
+def _with_bands(low: float, high: float, edges: np.ndarray, floor: float) -> tuple[float, float]:
+    """The view with the bands, which take at most half its height more, or a decade, on either side."""
+    if not edges.size:
+        return low, high
+    more = 10.0 ** max(1.0, 0.5 * (np.log10(high) - np.log10(low)))
+    return min(low, max(edges.min(), low / more, floor)), max(high, min(edges.max(), high * more))
+
+
+def leaving(ax: Axes, x: Any, y: Any, color: Any, *, rows: Rows | None = None) -> Rows:
     """A triangle where a curve first leaves the axis; zeros along the lower edge; crosses where it is not finite.
 
-    ``row`` counts the curves with marks, which stand above each other; returns that of the next.
+    ``rows`` counts the curves with marks, which do not stand on each other; returns those of the next.
     """
+    rows = rows or Rows()
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     low, high = ax.get_ylim()
     below, above = (y > 0) & (y < low), np.isfinite(y) & (y > high)
-    marks.at_edge(ax, x[below][:1], top=False, color=color, label="leaves the axis", row=row)
-    marks.at_edge(ax, x[y == 0], top=False, color=color, label="zero", row=row)
-    marks.at_edge(ax, x[above][:1], top=True, color=color, label="leaves the axis", marker="^", row=row)
-    marks.at_edge(ax, x[np.isinf(y)], top=True, color=color, label="not finite", row=row)
-    return row + bool(below.any() or above.any() or (y == 0).any() or np.isinf(y).any())
+    seen = (y >= low) & (y <= high)
+    leaves = _border(x, y, below, seen, low)
+    marks.at_edge(ax, leaves, top=False, color=color, label="leaves the axis", row=rows.low)
+    marks.at_edge(ax, x[y == 0], top=False, color=color, label="zero", row=rows.low)
+    leaves = _border(x, y, above, seen, high)
+    marks.at_edge(ax, leaves, top=True, color=color, label="leaves the axis", marker="^", row=rows.high)
+    marks.at_edge(ax, x[np.isinf(y)], top=True, color=color, label="not finite", row=rows.high)
+    return Rows(
+        rows.low + bool(below.any() or (y == 0).any()), rows.high + bool(above.any() or np.isinf(y).any())
+    )  # fmt: skip
+
+
+def _border(x: np.ndarray, y: np.ndarray, outside: np.ndarray, seen: np.ndarray, edge: float) -> list[float]:
+    """Where a logarithmic line crosses the edge of the axis at its first stretch outside, out of or into view."""
+    at = np.flatnonzero(outside)
+    if not at.size:
+        return []
+    first = int(at[0])
+    inside = np.flatnonzero(~outside[first:])
+    last = first + int(inside[0]) - 1 if inside.size else len(outside) - 1
+    for out, near in ((first, first - 1), (last, last + 1)):
+        if 0 <= near < len(seen) and seen[near]:
+            way = np.log(edge / y[near]) / np.log(y[out] / y[near])
+            return [float(x[near] + way * (x[out] - x[near]))]
+    return [float(x[first])]
 
 
 def handles(looks: Looks, names: Mapping[str, str] | None = None) -> list[Line2D]:
     """Entries of a legend, in the order of the looks."""
-    return [Line2D([], [], label=(names or {}).get(name, name), **look) for name, look in looks.items()]
+    return [Line2D([], [], label=powers((names or {}).get(name, name)), **look) for name, look in looks.items()]
 
 
 def name(ax: Axes, looks: Looks, ends: Mapping[str, float], *, beside: bool, title: str | None = None) -> None:
@@ -197,11 +262,24 @@ def name_ends(ax: Axes, ends: Sequence[tuple[float, str, Mapping[str, Any]]]) ->
     beside = ax.transAxes + ScaledTranslation(12 / 72, 0, ax.figure.dpi_scale_trans)
     for height_of, (y, text, look) in zip(at, wanted, strict=True):
         ax.annotate(
-            text, (1.0, y), xycoords="axes fraction", xytext=(1.0, float(height_of)), textcoords=beside, ha="left",
-            va="center", color=look["color"], fontsize=size, linespacing=1.0, annotation_clip=False,
+            powers(text), (1.0, y), xycoords="axes fraction", xytext=(1.0, float(height_of)), textcoords=beside,
+            ha="left", va="center", color=look["color"], fontsize=size, linespacing=1.0, annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": look["color"], "linestyle": look["linestyle"], "linewidth": 1.0,
                         "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)},
         )  # fmt: skip
+
+
+def crosses(ax: Axes, x: float, y: float, width: float, height: float) -> bool:
+    """Whether a line or the outline of a band runs through a box, all in fractions of the axes."""
+    to, box = ax.transScale + ax.transLimits, Bbox.from_bounds(x, y, width, height).padded(0.01)
+    drawn = [line.get_xydata() for line in ax.get_lines() if line.get_transform() == ax.transData]
+    drawn += [path.vertices for area in ax.collections for path in area.get_paths()]
+    for found in drawn:
+        points = np.asarray(found, dtype=float)
+        points = points[np.isfinite(points).all(axis=1) & (points[:, 1] > 0)]
+        if len(points) and Path(to.transform(points)).intersects_bbox(box, filled=False):
+            return True
+    return False
 
 
 def _fraction(ax: Axes, y: float) -> float:

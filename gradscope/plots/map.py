@@ -13,7 +13,7 @@ from matplotlib.colors import LogNorm
 from gradscope.errors import NotRecordedError, SettingError, UnknownNameError
 from gradscope.plots import heatmap, style
 from gradscope.plots.sweep_metric import around, student
-from gradscope.plots.text import label, metric_words
+from gradscope.plots.text import label, metric_words, powers
 from gradscope.reading import select, story
 from gradscope.reading.labelled import Labelled, differing, init_words, labelled
 from gradscope.reading.sweeps import final_value, name_of
@@ -180,8 +180,11 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
                 ax.text(x + 0.5, y + 0.5, text.loc[row, column], ha="center", va="center", color=style.ALERT,
                         fontsize=style.small(), **_SAID)  # fmt: skip
     ax.grid(False)
-    ax.set_xticks(np.arange(len(across)) + 0.5, [_tick(value, data["columns"].iloc[0]) for value in across], rotation=0)
-    ax.set_yticks(np.arange(len(down)) + 0.5, [_tick(value, data["rows"].iloc[0]) for value in down], rotation=0)
+    names = {
+        of: [powers(_tick(value, data[of].iloc[0])) for value in at] for of, at in (("columns", across), ("rows", down))
+    }
+    ax.set_xticks(np.arange(len(across)) + 0.5, names["columns"], rotation=0)
+    ax.set_yticks(np.arange(len(down)) + 0.5, names["rows"], rotation=0)
     ax.set_xlabel(_setting(str(data["columns"].iloc[0])))
     ax.set_ylabel(_setting(str(data["rows"].iloc[0])))
     return ax
@@ -209,7 +212,7 @@ def _fitting(words: str, ax: Axes, columns: int) -> str:
             said.append(line)
         else:
             said += line.replace("–", "–\n").replace(" div", "\ndiv").split("\n")
-    return "\n".join(said)
+    return powers("\n".join(said))
 
 
 def _tick(value: Any, setting: str) -> str:

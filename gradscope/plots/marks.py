@@ -14,6 +14,8 @@ from gradscope.plots import style
 
 # Beyond these a tick would be 0 or inf in float64.
 _LOWEST, _HIGHEST = -307.5, 307.5
+#: Marks on an edge stand at least so far apart, points: closer ones run into a bar.
+_APART = 7.0
 
 
 def log_y(ax: Axes, values: Iterable[ArrayLike], *, decades: float = 1.0) -> None:
@@ -137,14 +139,16 @@ def whole_x(ax: Axes, values: ArrayLike) -> None:
 def at_edge(ax: Axes, x: ArrayLike, *, top: bool, color: Any, label: str, marker: str = "", row: int = 0) -> None:
     """Marks on the lower (exact zero, underflow) or upper (not finite) edge, where a log axis has no place for them.
 
-    Neighbouring positions are thinned to what can be told apart; ``row`` lifts them off the edge, above others.
+    Neighbouring positions are thinned to what can be told apart at the width of the panel; ``row`` lifts them off the
+    edge, above others.
     """
     x = np.asarray(x, dtype=np.float64)
     if not x.size:
         return
     low, high = ax.get_xlim()
     lift = 0.025 * (row % 8)
-    slots = np.unique(np.round((x - low) / max(high - low, 1e-12) * 48), return_index=True)[1]
+    places = np.clip(style.width_of(ax) * 72 / _APART, 4, 48)
+    slots = np.unique(np.floor((x - x.min()) / max(high - low, 1e-12) * places + 1e-9), return_index=True)[1]
     ax.plot(
         x[slots],
         np.full(slots.size, 0.985 - lift if top else 0.015 + lift),

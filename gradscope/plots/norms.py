@@ -119,7 +119,9 @@ def _traces(ax: Axes, data: pd.DataFrame, column: str, looks: dict[str, dict[str
             colour = looks[rows["line"].iloc[0]]["color"]
             ax.plot(rows["step"], rows[column], color=colour, linewidth=0.5, alpha=0.35, label="_raw")
     several = bool(data.groupby("line")["run"].nunique().max() > 1)
-    lines.draw(ax, strong, looks, x="step", y=column, line="line", band=several, log=ax.get_yscale() == "log")
+    # Bands of many lines would hide each other, and the lines.
+    band = ("runs" if len(looks) > style.MAX_BANDS else True) if several else False
+    lines.draw(ax, strong, looks, x="step", y=column, line="line", band=band, log=ax.get_yscale() == "log")
 
 
 def smoothed(data: pd.DataFrame, column: str) -> pd.DataFrame:

@@ -25,6 +25,7 @@ NEEDS = "the gradient of the input, which is recorded by default (quantities=['i
 PANELS = ("initial", "through", "loss")
 #: From this share on a gradient is said to arrive.
 ARRIVES = 0.01
+_SHADED = "> 1 % arrives"
 #: More lines are not listed in the caption, nor are longer names of a family.
 MAX_LISTED, MAX_FAMILY = 8, 40
 
@@ -69,13 +70,14 @@ def _initial(ax: Axes, rows: pd.DataFrame) -> None:
     """What arrives at each input before training, a line per cell and initialisation, seeds as its band."""
     looks = looks_of_models(rows)
     marks.whole_x(ax, rows["x"])
-    lines.limits(ax, [of_line["value"] for _, of_line in rows.groupby("line")])
-    _arriving(ax, named=True)
+    lines.limits(ax, [of_run["value"] for _, of_run in rows.groupby(["line", "run"])])
+    _arriving(ax)
     lines.draw(ax, rows, looks, x="x", y="value", line="line", band=True)
+    _name_arriving(ax)
     first = middle_at(rows, "first")
     _edges(ax, rows, looks)
     order = sorted(looks, key=lambda name: -first.get(name, -1.0))
-    named = {name: f"{label(name, 34)}  {number(first.get(name, np.nan), 1)}" for name in order}
+    named = {name: f"{label(name, 34)}  {_arrives(first.get(name, np.nan))}" for name in order}
     width, height = style.size_of(ax)
     # The curves cross the panel: their names stand beside it, or below it where the page is narrow; as many as fit.
     narrow = width < 4.5
@@ -91,12 +93,16 @@ def _initial(ax: Axes, rows: pd.DataFrame) -> None:
     ax.set_ylabel(_ratio(rows, "t"))
 
 
+def _arrives(value: float) -> str:
+    return "not finite" if np.isinf(value) else number(value, 1)
+
+
 def _edges(ax: Axes, rows: pd.DataFrame, looks: dict[str, Any]) -> None:
     """Marks where the median of a line leaves the axis, a row for each line."""
-    row = 0
+    above = lines.Rows()
     for name, look in looks.items():
         of_line = rows[rows["line"] == name].groupby("x")["value"].median()
-        row = lines.leaving(ax, of_line.index, of_line, look["color"], row=row)
+        above = lines.leaving(ax, of_line.index, of_line, look["color"], rows=above)
 
 
 def _more(hidden: int) -> str:
@@ -106,12 +112,13 @@ def _more(hidden: int) -> str:
 def _through(ax: Axes, rows: pd.DataFrame) -> None:
     """What arrives at the first input through training, a line per threshold."""
     looks = looks_of_thresholds(rows)
+    rows = _steady(rows)
     marks.whole_x(ax, rows["x"])
-    lines.limits(ax, [of_line["value"] for _, of_line in rows.groupby("line")])
+    lines.limits(ax, [of_run["value"] for _, of_run in rows.groupby(["line", "run"])])
     _arriving(ax)
     lines.draw(ax, rows, looks, x="x", y="value", line="line", band="runs")
     _edges(ax, rows, looks)
-    ends = middle_at(rows, "last")
+    ends = middle_at(rows[~rows["aside"]], "last")
     _ends(ax, looks, {name: (ends.get(name, np.nan), name) for name in looks})
     ax.set_xlabel("training step")
     ax.set_ylabel(_ratio(rows, "1"))
@@ -120,7 +127,7 @@ def _through(ax: Axes, rows: pd.DataFrame) -> None:
 def _loss(ax: Axes, rows: pd.DataFrame) -> None:
     """The loss of the same runs, with what was reached on held-out data at the ends."""
     looks = looks_of_thresholds(rows)
-    smooth = pd.concat([_smooth(of_run) for _, of_run in rows.groupby("run", sort=False)])
+    smooth = lines.set_aside(pd.concat([_smooth(of_run) for _, of_run in rows.groupby("run", sort=False)]))
     chance = rows["chance"].dropna()
     marks.whole_x(ax, rows["x"])
     top = loss_limits(ax, [of_line["value"] for _, of_line in smooth.groupby("run")], chance)
@@ -132,14 +139,32 @@ def _loss(ax: Axes, rows: pd.DataFrame) -> None:
         over = of_run["x"][of_run["value"] > top]
         marks.at_edge(ax, over[:1], top=True, color=colour, label="leaves the axis", marker="^")
         marks.at_edge(ax, of_run["x"][of_run["diverged"]][:1], top=True, color=colour, label="diverged")
-    ends, reached = middle_at(smooth, "last"), rows.groupby("line")["accuracy"].median()
+    ends, parted = middle_at(smooth[~smooth["aside"]], "last"), lines.parted(rows)
+    reached = _reached(rows)
     named = {}
     for name in looks:
-        said = "" if np.isnan(reached.get(name, np.nan)) else f"\n{_metric(float(reached[name]), rows)}"
-        named[name] = (ends.get(name, np.inf), f"{name}{said}")
+        gone = parted[name][0] == parted[name][1]
+        said = f"\n{reached[name]}" if reached[name] else ""
+        named[name] = (np.inf if gone else ends.get(name, np.inf), f"{name}{said}")
     _ends(ax, looks, named)
     ax.set_xlabel("training step")
     ax.set_ylabel("loss")
+
+
+def _steady(rows: pd.DataFrame) -> pd.DataFrame:
+    """Those whose gradient is not finite at the end, set aside where others of their line go on."""
+    at_end = rows["x"] == rows.groupby("run")["x"].transform("max")
+    return lines.set_aside(rows.assign(diverged=at_end & np.isinf(rows["value"])))
+
+
+def _reached(rows: pd.DataFrame) -> dict[str, str]:
+    """What each line reached on held-out data, in words: the median of the runs that its line stands for."""
+    middle = lines.set_aside(rows).query("not aside").groupby("line")["accuracy"].median()
+    found = {}
+    for name, (gone, of) in lines.parted(rows).items():
+        unknown = "diverged" if gone == of else ""
+        found[name] = unknown if np.isnan(middle[name]) else _metric(float(middle[name]), rows)
+    return found
 
 
 def _smooth(rows: pd.DataFrame) -> pd.DataFrame:
@@ -180,20 +205,30 @@ def _ends(ax: Axes, looks: dict[str, Any], named: dict[str, tuple[float, str]]) 
     lines.name_ends(ax, ends)
 
 
-def _arriving(ax: Axes, *, named: bool = False) -> None:
-    """Where more than a hundredth arrives; said once, where the curves leave room for it."""
+def _arriving(ax: Axes) -> None:
+    """Where more than a hundredth arrives."""
     low, high = ax.get_ylim()
     if low < ARRIVES < high:
         ax.axhspan(ARRIVES, high, color=style.PALETTE[3], alpha=0.07, linewidth=0, zorder=0)
-        if not named:
+
+
+def _name_arriving(ax: Axes) -> None:
+    """Says what the shade is, once, where the curves leave room for it; the caption says it as well."""
+    low, high = ax.get_ylim()
+    if not low < ARRIVES < high:
+        return
+    edge = float(ax.transLimits.transform(ax.transScale.transform((1.0, ARRIVES)))[1])
+    tall = style.size_of(ax)[1] * ax.get_position(original=True).height * 72
+    height = 1.5 * style.least() / tall
+    width = len(_SHADED) * style.character() * style.least() / (72 * style.width_of(ax)) + 0.02
+    corners = [(x, y) for y in (1.0 - height, edge) for x in np.linspace(0.0, 1.0 - width, 9)]
+    for x, y in corners:
+        if y >= edge and not lines.crosses(ax, x, y, width, height):
+            ax.text(
+                x + 0.01, y + height / 2, _SHADED, transform=ax.transAxes, va="center", fontsize=style.least(),
+                color=style.GREY, zorder=1,
+            )  # fmt: skip
             return
-        # Above the curves where they fall towards the first input, below them where one grows.
-        grows = high > 1e3
-        ax.annotate(
-            "> 1 % arrives", (0.0, ARRIVES if grows else high), xycoords=("axes fraction", "data"),
-            xytext=(3, 2 if grows else -2), textcoords="offset points", va="bottom" if grows else "top",
-            fontsize=style.least(), color=style.GREY, zorder=1,
-        )  # fmt: skip
 
 
 def _ratio(rows: pd.DataFrame, at: str) -> str:
@@ -236,11 +271,18 @@ def looks_of_thresholds(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
 
 
 def middle_at(rows: pd.DataFrame, end: str) -> dict[str, float]:
-    """Median over the runs of each line at its first or last position with a value: where the line is drawn to end."""
+    """Median over the runs of each line at its first or last position with a value: where the line is drawn to end.
+
+    That of a gradient is of its logarithms, as the axis is: of two runs it lies in the middle of the decades.
+    """
     known = rows[rows["value"].notna()]
     ends = known.groupby("line", sort=False)["x"].transform("min" if end == "first" else "max")
-    at: dict[str, float] = known[known["x"] == ends].groupby("line", sort=False)["value"].median().to_dict()
-    return at
+    at = known[known["x"] == ends].groupby("line", sort=False)["value"]
+    if "panel" not in rows or (rows["panel"] == "loss").any():
+        return {str(name): float(value) for name, value in at.median().items()}
+    with np.errstate(divide="ignore"):
+        middle = {str(name): float(np.median(np.log10(values))) for name, values in at}
+    return {name: 0.0 if np.isnan(value) else 10.0**value for name, value in middle.items()}
 
 
 def panels(data: pd.DataFrame, *, style_name: str = "screen") -> Figure:
@@ -290,20 +332,24 @@ def caption(data: pd.DataFrame) -> str:
         band = f"median over up to {n} seeds, band from the lowest to the highest" if n > 1 else "one run each"
         said.append(
             f"Norm of {quantity} at each input before the first update, over that at the last input: {band}. "
-            f"At the first input: {_listed(middle_at(initial, 'first'))}."
+            f"At the first input: {_listed(middle_at(initial, 'first'))}. Shaded: more than 1 % arrives."
         )
     else:
         said.append(f"Before training: {_NOTHING['initial']}.")
     for rows, what in ((through, "through"), (loss, "loss")):
         said.append(_course(rows, what) if rows["value"].notna().any() else f"{_NOTHING[what].capitalize()}.")
     seeds = int(through.groupby("line")["run"].nunique().max()) if len(through) else 1
-    said += [f"Through training: median; {lines.around_words(seeds)}."] if seeds > 1 else []
+    over = "median over the runs that did not diverge" if loss["diverged"].eq(True).any() else "median"
+    said += [f"Through training: {over}; {lines.around_words(seeds)}."] if seeds > 1 else []
     return " ".join([*said, *select.left_out_words(data)])
 
 
 def _listed(ends: dict[str, float]) -> str:
     """What lines come to, the most first; of very many those at both ends."""
-    ordered = [f"{name}: {number(value)}" for name, value in sorted(ends.items(), key=lambda one: -one[1])]
+    ordered = [
+        f"{name}: {'not finite' if np.isinf(value) else number(value)}"
+        for name, value in sorted(ends.items(), key=lambda one: -one[1])
+    ]
     if len(ordered) <= MAX_LISTED:
         return ", ".join(ordered)
     half = MAX_LISTED // 2
@@ -311,15 +357,17 @@ def _listed(ends: dict[str, float]) -> str:
 
 
 def _course(rows: pd.DataFrame, what: str) -> str:
-    ends, family = middle_at(rows, "last"), str(rows["family"].iloc[0])
+    rows = _steady(rows) if what == "through" else lines.set_aside(rows)
+    ends, family = middle_at(rows[~rows["aside"]], "last"), str(rows["family"].iloc[0])
     whose = f"the {rows['run'].nunique()} runs" + ("" if len(family) > MAX_FAMILY else f" of {family}")
     if what == "through":
         return f"At the first input through training, {whose}: at the end {_listed(ends)}."
-    reached = rows.groupby("line", sort=False)["accuracy"].median()
+    reached, parted = _reached(rows), lines.parted(rows)
     each = ", ".join(
-        f"{name}: {number(value)}" + ("" if np.isnan(reached[name]) else f" ({_metric(float(reached[name]), rows)})")
+        f"{name}: {'diverged' if parted[name][0] == parted[name][1] else number(value)}"
+        + (f" ({reached[name]})" if reached[name] not in ("", "diverged") else "")
         for name, value in ends.items()
-    )
+    )  # fmt: skip
     metric = metric_words(str(rows["metric"].iloc[0]))
     dotted = " Dotted: chance." if rows["chance"].notna().any() else ""
     return f"Loss of the same runs, at the end (with {metric or 'nothing held out'}): {each}.{dotted}"

@@ -238,7 +238,8 @@ def legend(ax: Axes, handles: list[Any] | None = None, *, title: str | None = No
     if not handles:
         return
     shown = min(MAX_LEGEND, MAX_ROWS * _columns(ax, [str(h.get_label()) for h in handles]))
-    if len(handles) > shown:
+    # Lines that are told apart by their look all have a name, and what their kinds mean stands behind them.
+    if len(handles) > max(shown, MAX_LEGEND + 2):
         kept = np.unique(np.linspace(0, len(handles) - 1, min(shown, MAX_SHADES)).round().astype(int))
         more = Line2D([], [], color="none", label=f"{len(handles) - len(kept)} between: see CSV")
         handles = [*(handles[i] for i in kept), more]
@@ -308,12 +309,6 @@ def size_of(ax: Axes) -> tuple[float, float]:
 def name_limit(ax: Axes, most: int = 60) -> int:
     """Longest name (characters) that fits into a legend or title as wide as the axes."""
     return int(min(most, max(12, _room(ax) / small() / character() - 4.5 / character())))
-
-
-def title_limit(ax: Axes) -> int:
-    """Longest title (characters) that fits above the axes."""
-    size = FontProperties(size=matplotlib.rcParams["axes.titlesize"]).get_size_in_points()
-    return int(max(12, _room(ax) / float(size) / character()))
 
 
 def not_drawn(names: list[str]) -> str:

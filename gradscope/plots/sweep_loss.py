@@ -39,12 +39,13 @@ def table(
 def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "screen", legend: bool = True) -> Axes:
     """Median over the runs of a threshold (running median along the steps), each run as a thin line.
 
-    Of many runs the middle half is a band. A run that diverged leaves the median; a cross marks its last finite value.
+    Of many runs the middle half is a band. A run that diverged is in no median, unless all of its threshold did; a
+    cross marks its last finite value.
     """
     own, ax = ax is None, style.axes(ax, style=style_name)
     data = data.assign(line=[sweeps.line_of(t) for t in data["threshold"]])
     kept = data.assign(value=data["value"].where(~data["diverged"]))
-    smooth = smoothed(kept, "value")
+    smooth = lines.set_aside(smoothed(kept, "value"))
     looks = looks_of_thresholds(data)
     marks.whole_x(ax, data["step"])
     if not np.isfinite(smooth["value"]).any():
@@ -58,8 +59,8 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
         ax.axhline(chance, color=style.GREY, linestyle=":", linewidth=0.9, zorder=1, label="_chance")
     _strayed(ax, smooth, looks, top)
     if legend:
-        ends = middle_at(smooth.assign(x=smooth["step"]), "last")
-        named = {name: f"{name}{_gone(data[data['line'] == name])}" for name in looks}
+        ends = middle_at(smooth[~smooth["aside"]].assign(x=smooth["step"]), "last")
+        named = {name: f"{name}{_gone(*lines.parted(data)[name])}" for name in looks}
         renamed = {named[name]: look for name, look in looks.items()}
         lines.name(ax, renamed, {named[n]: ends.get(n, np.inf) for n in looks}, beside=own)
     return _labelled(ax, data)
@@ -75,9 +76,8 @@ def _chance(data: pd.DataFrame) -> list[float]:
     return list(dict.fromkeys(data["chance"].dropna()))[:1] if "chance" in data else []
 
 
-def _gone(rows: pd.DataFrame) -> str:
+def _gone(gone: int, n: int) -> str:
     """How many runs of a threshold diverged."""
-    n, gone = rows["run"].nunique(), rows[rows["diverged"]]["run"].nunique()
     return f" ({gone} of {n} diverged)" if gone else ""
 
 
@@ -106,12 +106,17 @@ def caption(data: pd.DataFrame) -> str:
     over = (
         "a running median of each run"
         if per.max() == 1
-        else f"{_span(per)} runs each: median over runs of a running median; {lines.around_words(int(per.max()))}"
+        else f"{_span(per)} runs each: median over the runs that did not diverge, of a running median; "
+        f"{lines.around_words(int(per.max()))}"
     )
     crosses = f"Crosses: {gone} of {per.sum()} runs diverged there." if gone else "No run diverged."
-    at_end = data[~data["diverged"] & np.isfinite(data["value"])].sort_values("step").groupby(["threshold", "run"])
-    ends = at_end["value"].apply(lambda values: values.iloc[-max(1, len(values) // 20) :].mean()).groupby("threshold")
-    each = ", ".join(f"{sweeps.name_of(float(t))} {number(v)}" for t, v in ends.median().items())
+    strayed = set(data["run"][data["diverged"]])
+    at_end = data[~data["run"].isin(strayed) & np.isfinite(data["value"])].sort_values("step")
+    at_end = at_end.groupby(["threshold", "run"])["value"]
+    ends = at_end.apply(lambda values: values.iloc[-max(1, len(values) // 20) :].mean()).groupby("threshold").median()
+    each = ", ".join(
+        f"{sweeps.name_of(float(t))} {number(ends[t]) if t in ends else 'diverged'}" for t in per.index
+    )  # fmt: skip
     said = (
         f"{_upper(str(data['metric'].iloc[0]))} against training step for {len(per)} thresholds of norm clipping "
         f"(none: no clipping), {over}. {f'At the end: {each}. ' if each else ''}{crosses} The axis ends a third beyond "

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from scipy import stats
 
 from gradscope.plots import marks, style
-from gradscope.plots.text import metric_words
+from gradscope.plots.text import metric_words, powers
 from gradscope.reading import select, sweeps
 from gradscope.words import within
 
@@ -71,6 +71,7 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
         ax.set_yticks([])  # a scale without a single value would be made up
         ax.set_xticks(range(len(names)), names)
     ax.set_xlim(-0.6, len(names) - 0.4)
+    ax.set_xticks(range(len(names)), [powers(name) for name in names])
     chance = list(dict.fromkeys(data["chance"].dropna()))[:1] if "chance" in data else []
     for value in chance:
         ax.axhline(value, color=style.GREY, linestyle=":", linewidth=0.9, zorder=1, label="_chance")
@@ -130,7 +131,9 @@ def _diverged(ax: Axes, data: pd.DataFrame, names: Sequence[str]) -> None:
             )  # fmt: skip
             ax.annotate(
                 f"{gone} of {len(rows)}\ndiverged", (x, 0.93), xycoords=ax.get_xaxis_transform(), ha="center",
-                va="top", color=style.ALERT, fontsize="small",
+                va="top", color=style.ALERT, fontsize="small", zorder=5,
+                # The interval runs through here where it is wide.
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
             )  # fmt: skip
     if data["diverged"].any():
         low, high = ax.get_ylim()

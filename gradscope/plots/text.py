@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from functools import lru_cache
 from pathlib import Path
@@ -49,6 +50,24 @@ def label(name: str, limit: int = MAX_NAME) -> str:
     """``name`` as text that matplotlib draws literally: ``$`` is not mathematics, a leading ``_`` hides no legend."""
     text = shorten(visible(name), limit).replace("$", r"\$")
     return f"\u200a{text}" if text.startswith("_") else text
+
+
+#: A number of its own in the notation of a program: 1e-05, 2.5e+06.
+_PROGRAM = re.compile(r"(?<![^\s(=–])(\d+(?:\.\d+)?)e([-+]?\d+)(?=[\s,)–]|$)")
+
+
+def powers(words: str) -> str:
+    """Numbers as a program writes them, ``1e-05``, as a paper does; within a name they stay.
+
+    >>> powers("c = 1e-05")
+    'c = $10^{-5}$'
+    """
+    return _PROGRAM.sub(lambda found: _power(found[1], int(found[2])), words)
+
+
+def _power(mantissa: str, exponent: int) -> str:
+    times = "" if float(mantissa) == 1 else rf"{mantissa}\cdot"
+    return f"${times}10^{{{exponent}}}$"
 
 
 def metric_words(name: str) -> str:

@@ -9,13 +9,17 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from gradscope.plots import lines, marks, style
+from gradscope.plots import decay_map, lines, marks, style
 from gradscope.plots.naming import with_lines
 from gradscope.reading import select
+from gradscope.reading.labelled import seeds_together
 from gradscope.words import number
 
 TITLE = "Contribution of each timestep to the recurrent weight gradient"
 NEEDS = "the per-timestep weight contribution: quantities=[..., 'weight']"
+
+ACROSS = "timestep of the sequence"
+SYMBOL = r"$\Vert \Sigma_b\, \delta_{t,b} \otimes h_{t-1,b} \Vert_F$"
 
 
 def table(
@@ -26,14 +30,15 @@ def table(
     Returns
     -------
     DataFrame
-        run, site, step, time; ``norm``: Frobenius norm of the timestep's contribution to ∂L/∂W_hh, summed over the
-        sampled sequences (several records of the step: their root mean square); ``share`` of the largest.
+        run, ``line`` (of which the runs are the seeds), site, step, time; ``norm``: Frobenius norm of the timestep's
+        contribution to ∂L/∂W_hh, summed over the sampled sequences (several records of the step: their root mean
+        square); ``share`` of the largest.
 
     Raises
     ------
     UnknownNameError, NotRecordedError, EmptyRunError, SettingError
     """
-    frames = []
+    frames, of_seed = [], seeds_together(runs)
     for name, run, at, _ in select.sites_with(runs, "weight", site):
         found = select.block(run, at, "weight", step)
         times, values = select.laid(found.values, found.carried)
@@ -47,36 +52,46 @@ def table(
         finite = norm[np.isfinite(norm)]
         top = finite.max() if finite.size and finite.max() > 0 else 1.0
         rows = {"time": times[there].astype(np.int64), "norm": norm, "share": norm / top}
-        frames.append(pd.DataFrame({"run": name, "site": at, "step": found.step, **rows}))
+        frames.append(pd.DataFrame({"run": name, "line": of_seed[name], "site": at, "step": found.step, **rows}))
     data = pd.concat(frames, ignore_index=True)
     data.attrs["left_out"] = select.left_out(runs, set(data["run"]), "no weight contributions were recorded")
     return data
 
 
 def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "screen", legend: bool = True) -> Axes:
-    """Bars over time for one run and site, lines for several, on a logarithmic axis; zeros marked on the lower edge."""
-    own, ax = ax is None, style.axes(ax, style=style_name, aspect=0.45)
+    """Bars over time for one run and site, lines for several, on a logarithmic axis; zeros marked on the lower edge.
+
+    Of very many, a map: a row each.
+    """
     data = with_lines(data)
+    if decay_map.is_map(data):
+        zero = {"n_zero": (data["norm"] == 0).astype(int), "n_below_normal": 0, "n_sequences": 0}
+        named = data.assign(lag=data["time"], shown=data["norm"].mask(data["norm"] == 0), **zero)
+        return decay_map.draw(named, ax, style_name, SYMBOL, across=ACROSS, arrives="first")
+    own, ax = ax is None, style.axes(ax, style=style_name, aspect=0.45)
     looks = style.looks(list(dict.fromkeys(data["name"])))
     marks.whole_x(ax, data["time"])
     single = len(looks) == 1 and len(data) <= 400  # more bars than pixels are a filled area at best
     usual = float(data[np.isfinite(data["norm"])].groupby("name")["norm"].max().median())
-    lines.limits(ax, [rows["norm"] for _, rows in data.groupby("name")], start=usual if usual > 0 else 1.0)
+    lines.limits(ax, [rows["norm"] for _, rows in data.groupby(["name", "run"])], start=usual if usual > 0 else 1.0)
     if single:
         floor = ax.get_ylim()[0]
         height = (data["norm"] - floor).where(np.isfinite(data["norm"])).clip(lower=0)
         ax.bar(data["time"], height, bottom=floor, color=style.PALETTE[0], width=0.8, linewidth=0)
         ax.set_xlim(data["time"].min() - 0.6, data["time"].max() + 0.6)
     else:
-        lines.draw(ax, data, looks, x="time", y="norm", line="name")
-    row = 0
-    for name, rows in data.groupby("name", sort=False):
+        several = bool(data.groupby("name")["run"].nunique().max() > 1)
+        lines.draw(ax, data, looks, x="time", y="norm", line="name", band="runs" if several else False)
+    above = lines.Rows()
+    for (name, _), rows in data.groupby(["name", "run"], sort=False):
         finite = rows["norm"].where(~rows["norm"].isna(), np.inf)
-        row = lines.leaving(ax, rows["time"], finite, looks[str(name)]["color"], row=row)
-    ax.set_xlabel("timestep of the sequence")
-    ax.set_ylabel(r"$\Vert \Sigma_b\, \delta_{t,b} \otimes h_{t-1,b} \Vert_F$")
+        above = lines.leaving(ax, rows["time"], finite, looks[str(name)]["color"], rows=above)
+    ax.set_xlabel(ACROSS)
+    ax.set_ylabel(SYMBOL)
     if legend and len(looks) > 1:
-        ends = data[np.isfinite(data["norm"])].groupby("name")["norm"].last().to_dict()
+        ends = (
+            data[np.isfinite(data["norm"])].groupby(["name", "run"])["norm"].last().groupby("name").median().to_dict()
+        )
         lines.name(ax, looks, ends, beside=own)
     return ax
 

@@ -124,8 +124,11 @@ def _loss(one: Labelled, head: dict[str, Any], metric: str | None) -> Iterator[p
     name = metric or next(
         (c for c in steps if c in METRICS or (c.startswith("held_out_") and c != "held_out_loss")), ""
     )
-    reached = steps[name].dropna().to_numpy(dtype=float) if name in steps else np.empty(0)
-    yield pd.DataFrame({"x": at, "value": value, "diverged": at >= diverged_from(one.run, at, value)}).assign(
+    gone = at >= diverged_from(one.run, at, value)
+    # What was measured before a training diverged is not what it reached.
+    final = steps[gone] if gone.any() else steps
+    reached = final[name].dropna().to_numpy(dtype=float) if name in steps else np.empty(0)
+    yield pd.DataFrame({"x": at, "value": value, "diverged": gone}).assign(
         panel="loss", **head, metric=name, chance=_number(one.labels.get("chance_loss")),
         accuracy=float(reached[-1]) if reached.size else np.nan,
     )  # fmt: skip

@@ -126,8 +126,10 @@ def test_an_unknown_panel_is_refused(runs):
 
 def test_one_collapsed_curve_does_not_squeeze_the_others():
     kept = [np.array([1.0, 1e-3]), np.array([1.0, 1e-5]), np.array([1.0, 1e-280])]
-    assert lines.view(kept).tolist() == [1e-16, 1.0]
+    assert lines.view(kept).tolist() == [1e-5, 1.0]
     assert lines.view(kept[2:]).tolist() == [1e-280, 1.0]
+    falls = 10.0 ** -np.arange(40.0)
+    assert lines.view([*kept[:2], falls]).tolist() == [1e-16, 1.0]
 
 
 def test_one_loss_that_went_astray_does_not_squeeze_the_others():
