@@ -1,11 +1,12 @@
 """Which versions gradscope works with: environments with the lowest or the newest of everything, and tests in each.
 
-    scripts/test --lowest [--python 3.10] [--without-torch | --with-torch] [--record] [TEST...]
+    scripts/test --lowest [--python 3.10] [--without-torch | --with-torch | --whole] [--record] [TEST...]
     scripts/test --newest ...
 
 Every interpreter from 3.10 to 3.13 that is found gets two environments, which are kept: .venv-lowest-3.10-reading has
 no torch, and the tests run in it that need none; .venv-lowest-3.10-recording has it. A line for each is printed, and
-with --record written into docs/compatibility.md in place of an earlier one. TEST... replaces the tests that are run.
+with --record written into docs/compatibility.md in place of an earlier one. --whole runs the whole suite, with torch,
+and its lines have a block there of their own. TEST... replaces the tests that are run.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ PAGE = ROOT / "docs" / "compatibility.md"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 SHOWN = ("torch", "numpy", "h5py", "scipy", "pandas", "matplotlib", "seaborn", "click", "jinja2")
 #: Without torch: what a reader calls. With it: adjoints known in closed form, golden values of every fused layer and
-#: the launcher, which touches most private names. The rest of the suite is for who names it.
+#: the launcher, which touches most private names.
 TESTS = {
     "reading": (
         *(f"tests/store/test_{name}.py" for name in ("layout", "run", "sealed", "packing", "exporting", "validation")),
@@ -38,7 +39,10 @@ TESTS = {
         "tests/test_package.py",
     ),
     "recording": tuple(f"tests/capture/test_{name}.py" for name in ("exact_cases", "golden", "launcher")),
+    "whole": ("tests",),
 }
+#: The environment that each runs in.
+ROOMS = {"reading": "reading", "recording": "recording", "whole": "recording"}
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[([\w,]+)\])?(?:>=([\w.]+))?$")
 
 
@@ -132,12 +136,12 @@ def key(row: str) -> tuple[list[int], bool]:
     return [int(part) for part in python.split(".")[:2]], torch != "-"
 
 
-def record(bounds: str, row: str) -> None:
-    """Put a line into the page, in place of an earlier one of the same Python."""
+def record(options: str, row: str) -> None:
+    """Put a line into the page's block of these options, in place of an earlier one of the same Python."""
     text = PAGE.read_text(encoding="utf-8")
-    block = re.compile(rf"(scripts/test --{bounds}\n)(.*?)(```)", re.DOTALL)
+    block = re.compile(rf"(scripts/test {options}\n)(.*?)(```)", re.DOTALL)
     match = block.search(text)
-    assert match is not None, f"{PAGE}: no block that begins with scripts/test --{bounds}"
+    assert match is not None, f"{PAGE}: no block that begins with scripts/test {options}"
     rows = [kept for kept in match[2].splitlines()[1:] if kept and key(kept) != key(row)]
     body = "\n".join([line(HEAD), *sorted([*rows, row], key=key)])
     PAGE.write_text(text[: match.start(2)] + body + "\n" + text[match.start(3) :], encoding="utf-8")
@@ -150,8 +154,10 @@ def main() -> None:
     which.add_argument("--newest", dest="bounds", action="store_const", const="newest")
     parser.add_argument("--python", action="append", choices=PYTHONS, help="default: 3.10 for --lowest, else all found")
     torch = parser.add_mutually_exclusive_group()
-    torch.add_argument("--without-torch", dest="parts", action="store_const", const=("reading",), default=tuple(TESTS))
+    torch.add_argument("--without-torch", dest="parts", action="store_const", const=("reading",))
     torch.add_argument("--with-torch", dest="parts", action="store_const", const=("recording",))
+    torch.add_argument("--whole", dest="parts", action="store_const", const=("whole",), help="with torch, all tests")
+    parser.set_defaults(parts=("reading", "recording"))
     parser.add_argument("--record", action="store_true", help="write the lines into docs/compatibility.md")
     parser.add_argument("tests", nargs="*")
     asked = parser.parse_args()
@@ -161,16 +167,16 @@ def main() -> None:
     print(line(HEAD), flush=True)
     for version, interpreter in interpreters(wanted):
         for part in asked.parts:
-            environment = ROOT / f".venv-{asked.bounds}-{version}-{part}"
+            environment = ROOT / f".venv-{asked.bounds}-{version}-{ROOMS[part]}"
             python = environment / "bin" / "python"
             if not python.exists():
                 subprocess.run([interpreter, "-m", "venv", str(environment)], check=True)
-            install(python, asked.bounds, torch=part == "recording")
+            install(python, asked.bounds, torch=part != "reading")
             found, passed = tried(python, asked.tests or TESTS[part])
             row = line([*versions(python).values(), *found])
             print(row, flush=True)
             if asked.record:
-                record(asked.bounds, row)
+                record(f"--{asked.bounds}" + " --whole" * (part == "whole"), row)
             well &= passed
     sys.exit(not well)
 

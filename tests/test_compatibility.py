@@ -43,7 +43,7 @@ def test_a_measured_line_replaces_the_one_of_the_same_python(tmp_path, monkeypat
     lines = [compatibility.line([python, torch, *["1.0"] * (len(compatibility.HEAD) - 2)])
              for python, torch in (("3.12.1", "2.13.0"), ("3.9.1", "-"), ("3.12.1", "-"), ("3.12.2", "-"))]  # fmt: skip
     for line in lines:
-        compatibility.record("newest", line)
+        compatibility.record("--newest", line)
     kept = [lines[1], lines[3], lines[0]]
     block = "\n".join(["scripts/test --newest", compatibility.line(compatibility.HEAD), *kept])
     assert page.read_text() == f"before\n```text\n{block}\n```\nafter\n"
