@@ -91,8 +91,8 @@ class Spectrum:
     def __str__(self) -> str:
         at = int(np.argmax(self.lags))
         known = self.log_singular_values[at] / np.log(10)
-        with np.errstate(invalid="ignore"):
-            largest, median = np.nanmean(known[:, 0]), np.nanmean(np.nanmedian(known, axis=1))
+        known = known[~np.isnan(known[:, 0])]  # sequences that are that long
+        largest, median = known[:, 0].mean(), np.median(known, axis=1).mean()
         exponents, sequences = self.exponents.tolist(), len(self.lengths)
         end = (int(self.lags[at]), float(largest), float(median))
         return spectrum_sentence(self.info.site, self.state, exponents, sequences, self.warmup, end)

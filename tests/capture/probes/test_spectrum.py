@@ -133,6 +133,8 @@ def test_packed_sequences_end_where_they_end() -> None:
     assert found.lengths.tolist() == [5, 9]
     np.testing.assert_allclose(found.log_singular_values[:5, 0], alone.log_singular_values[:, 0], atol=1e-9)
     assert np.isnan(found.log_singular_values[5:, 0]).all()
+    largest, median, _ = found.singular_values[8, 1]
+    assert f"the largest singular value is {number(largest)}, the median {number(median)}" in str(found)
 
 
 def test_model_and_generator_are_as_before_and_no_graph_is_needed() -> None:
