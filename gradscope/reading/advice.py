@@ -135,7 +135,7 @@ def _undetermined(fit: DecayFit, info: SiteInfo) -> str:
         end = "the output at the first timestep" if info.reverse else "its last output"
         return f"for this site to see the whole sequence the loss has to read {end} (or its final state)"
     if fit.cause == reasons.ENTERS:
-        return "gradscope.source_target(model, closure) takes the losses apart: what of ∂L_t reaches step s"
+        return _losses_parted(info)
     if fit.cause == reasons.ENTRY_UNKNOWN:
         return "record what enters: quantities=[..., 'direct']"
     if fit.cause == reasons.FEW_LAGS:
@@ -145,6 +145,15 @@ def _undetermined(fit: DecayFit, info: SiteInfo) -> str:
     if fit.cause == reasons.NO_GRADIENT:
         return "see whether the state is detached, or the loss reads something else"
     return ""
+
+
+def _losses_parted(info: SiteInfo) -> str:
+    """How to see the recurrence where losses of many steps lie over it."""
+    last = "gradscope.snapshot of the last step's loss alone shows what the recurrence carries"
+    if info.how:
+        return last
+    matrix = "gradscope.source_target(model, losses), of one loss a step, shows what of ∂L_t reaches step s"
+    return f"{last}; for nn.RNN, nn.LSTM and nn.GRU {matrix}"
 
 
 def _more(fit: DecayFit) -> str:

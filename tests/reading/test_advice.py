@@ -109,6 +109,16 @@ def test_what_could_not_be_decided_says_what_would_decide_it():
         assert part in said
 
 
+def test_a_loss_at_every_step_is_answered_by_what_the_site_can_have():
+    """source_target refuses a loop of the user's own, so nobody with one is sent there."""
+    fit = falling(-0.001, entry=Entry(0.0, True, 0.5, (0.0, 60.0)))
+    (torchs,), (own,) = what_now(site("gru"), fit, fit, 60), what_now(site("Mine", how="by data flow"), fit, fit, 60)
+    assert "gradscope.snapshot of the last step's loss alone" in own
+    assert torchs.startswith(own)
+    assert "source_target" in torchs
+    assert "source_target" not in own
+
+
 # --- clipping --------------------------------------------------------------------------------------------------------
 
 
