@@ -62,6 +62,8 @@ def demo(out: Path, seed: int, quick: bool, jobs: int | None, as_json: bool) -> 
         return
     said = "\n\n".join(textwrap.fill(words, _WIDTH) for words in told.opening)
     click.echo(f"{TITLE}\n\n{said}\n\n{_table(lines, seed)}")
+    if quick:
+        click.echo("\n--quick stops after a few steps: what was learnt, and at which threshold, says nothing yet.")
     click.echo(f"\nThe page:  {paths.index}\nFigures:   {paths.directory / 'figures'}\nNumbers:   {paths.summary}")
 
 

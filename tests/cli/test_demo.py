@@ -21,6 +21,7 @@ def test_the_demo_ends_with_a_report_and_says_where(tmp_path):
     said = " ".join(result.stdout.split())
     for told in ("Vanishing: in RNN, LSTM and GRU alike", "Preserved, to within a factor of", "The threshold decides"):
         assert told in said
+    assert "what was learnt, and at which threshold, says nothing yet" in said
     names = [plan.name for plan in trainings.plans()]
     for name in names:
         with open_run(out / "runs" / name) as run:
