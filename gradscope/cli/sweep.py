@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 class CommaList(click.ParamType):
     """``a,b,c``, each converted alone."""
 
-    def __init__(self, name: str, convert_one: Callable[[str], Any]) -> None:
-        self.name, self._convert_one = name, convert_one
+    def __init__(self, one: str, convert_one: Callable[[str], Any], said: str = "") -> None:
+        self.name, self._convert_one = f"{one},...", convert_one  # what --help shows, in capitals
+        self._said = said or f"a {one}"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
@@ -35,7 +36,7 @@ class CommaList(click.ParamType):
             try:
                 items.append(self._convert_one(part))
             except ValueError:
-                self.fail(f"{part!r} is not {self.name}", param, ctx)
+                self.fail(f"{part!r} is not {self._said}", param, ctx)
         if len(set(items)) < len(items):
             self.fail(f"{value!r} names something twice", param, ctx)
         return tuple(items)
@@ -50,10 +51,10 @@ def _threshold(text: str) -> float | None:
     return value
 
 
-NAMES = CommaList("a name", str)
-LENGTHS = CommaList("a length", int)
-SEEDS = CommaList("a seed", int)
-THRESHOLDS = CommaList("a positive threshold or 'none'", _threshold)
+NAMES = CommaList("name", str)
+LENGTHS = CommaList("length", int)
+SEEDS = CommaList("seed", int)
+THRESHOLDS = CommaList("threshold", _threshold, said="a positive threshold or 'none'")
 
 
 @click.group(invoke_without_command=True)
