@@ -2,15 +2,22 @@
 
 import importlib.util
 import re
+import shlex
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import xarray
+from click.testing import CliRunner
 from torch import nn, randn
 
 import gradscope
+from gradscope.cli import main
+from gradscope.lab import engines
+from gradscope.lab.sweep import trials
 from gradscope.store.packing import pack
 from tests import pages
+from tests.made_runs import make_run
 
 #: Pages whose code is run by a test of its own, here or in test_gallery.
 CHECKED_APART = {"science.md", "format.md", "gallery/README.md"}
@@ -81,6 +88,37 @@ def test_the_code_of_the_format_page_opens_a_packed_run(tmp_path, monkeypatch):
     (block,) = [block for block in pages.blocks("format.md") if block.language == "python"]
     with eval(block.code, {"xarray": xarray}) as site:
         assert site["cell"].shape == (1, 2, 7)
+
+
+def test_the_commands_for_more_machines_ask_for_what_the_page_says(tmp_path, monkeypatch):
+    """Without the machines: that a cluster trains what it is given is for tests/lab/test_engines.py."""
+    monkeypatch.chdir(tmp_path)
+    make_run("runs/ddp")
+    asked = []
+    for name, place in (("engine_of", engines), ("run_sweep", trials), ("run_cell", trials)):
+        monkeypatch.setattr(
+            place, name, lambda *given, name=name, **_: asked.append((name, *given[1:])) or nullcontext()
+        )
+    monkeypatch.setattr("gradscope.cli.sweep._told", lambda *_: None)
+    monkeypatch.setattr(trials, "done_table", lambda *_: asked.append(("done_table",)) or [])
+    text = pages.text("machines.md").replace("\\\n", "")
+    commands = re.findall(r"^\$ gradscope (.*?)(?: +#.*)?$", text, re.MULTILINE)
+    printed = []
+    for command in commands:
+        done = CliRunner().invoke(main, shlex.split(command), catch_exceptions=False)
+        assert done.exit_code == 0, f"{command}: {done.output}"
+        printed.append(done.stdout)
+    out = Path("clip-digits")
+    assert asked == [
+        ("engine_of", "tcp://10.0.0.5:8786", False, (), None),
+        ("run_sweep", out),
+        ("engine_of", None, True, ("slurm_partition=short", "timeout_min=30"), 20),
+        ("run_sweep", out),
+        ("run_cell", out, 7),
+        ("done_table",),
+    ]
+    assert "lists 25 cells" in text
+    assert len(printed[2].splitlines()) == 25
 
 
 def test_every_link_inside_leads_to_a_file():
