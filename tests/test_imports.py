@@ -21,7 +21,7 @@ ALLOWED = {
     "adjoint": {"torch", "numpy"},
     "capture": {"torch", "numpy", "pandas"},
     "cli": {"click", "pandas"},
-    "diagnostics": {"numpy", "scipy", "pandas"},
+    "diagnostics": {"numpy", "scipy"},
     "errors": set(),
     "face": {"pandas", "xarray"},
     "integrations": {

@@ -12,11 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from gradscope.diagnostics import ThresholdEffect, threshold_table
-from gradscope.diagnostics.clip_calls import of_steps
 from gradscope.errors import NotRecordedError, SettingError
 from gradscope.plots import lines, marks, style
 from gradscope.plots.text import label
 from gradscope.reading import select
+from gradscope.reading.clip_calls import of_steps
 from gradscope.reading.counted import read
 from gradscope.reading.norms import raw_norms
 from gradscope.words import percent

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 
 from gradscope import schema
-from gradscope.diagnostics.clip_calls import acting, parts
 from gradscope.diagnostics.clipping import ClipStatistics, clip_statistics
 from gradscope.diagnostics.decay import DecayFit, fit_decay
 from gradscope.diagnostics.thresholds import ThresholdSuggestion, suggest_threshold, threshold_table
 from gradscope.errors import NotRecordedError, SettingError, UnknownNameError
 from gradscope.reading import advice, select
+from gradscope.reading.clip_calls import acting, parts
 from gradscope.reading.counted import Reading, read
 from gradscope.reading.curves import has_layer_above, norms
 from gradscope.reading.norms import raw_norms

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gradscope.diagnostics.clip_calls import norms_before, of_steps, parts
+from gradscope.reading.clip_calls import norms_before, of_steps, parts
 from gradscope.reading.counted import Reading, read
 from gradscope.store import Run
 

@@ -1,7 +1,7 @@
 """What a reader must know of a run before any number: clipping calls without effect, gradients that are not finite.
 
 The only place where such remarks are phrased. What clipping did to the updates is in
-:mod:`gradscope.diagnostics.clip_calls`, as tables.
+:mod:`gradscope.reading.clip_calls`, as tables.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gradscope.diagnostics.clip_calls import acting
+from gradscope.reading.clip_calls import acting
 from gradscope.reading.norms import parameter_columns
 from gradscope.words import number
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gradscope.diagnostics.clip_calls import of_steps
 from gradscope.errors import NotRecordedError, SettingError
 from gradscope.reading import select
+from gradscope.reading.clip_calls import of_steps
 from gradscope.reading.counted import Reading, read
 from gradscope.store import Run
 
