@@ -82,6 +82,13 @@ def test_the_chinese_readme_begins_with_the_same_commands_and_shows_the_same_lin
     assert [line for _, code in CHINESE for line in statements(code) if line not in shown] == []
 
 
+def test_the_chinese_readme_names_the_same_commands_in_the_same_order():
+    tables = [(ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "README.zh.md")]
+    english, chinese = (re.findall(r"^\| (`gradscope [^|]*`) \|", table, re.MULTILINE) for table in tables)
+    assert len(english) > 8
+    assert [row.replace("、", ", ") for row in chinese] == english
+
+
 def test_the_python_of_the_chinese_readme_runs_from_top_to_bottom(names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for language, code in CHINESE:
