@@ -74,7 +74,8 @@ def record(
     Returns
     -------
     Recorder
-        A context manager; leaving it seals the run.
+        A context manager; leaving it seals the run. Without ``with``, keep it for as long as the training lasts and
+        call its ``close()``: a recorder that nothing holds any more is closed at once, and says so.
 
     Raises
     ------
