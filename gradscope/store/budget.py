@@ -6,6 +6,7 @@ each byte on disk, so that a large run may take what it needs and a small file c
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterable
@@ -94,7 +95,7 @@ class Budget:
         if self._taken[kind] > (limit := self.limit(kind)):
             raise UnsafeFileError(
                 f"{str(path)!r} brings the run to {self._taken[kind]:,.0f} {LIMITS[kind].what}; {self.size:,} bytes on "
-                f"disk may hold {limit:,.0f}. {_remedy(self.factor)}"
+                f"disk may hold {math.floor(limit):,}. {_remedy(self.factor)}"
             )
 
     @property

@@ -153,7 +153,9 @@ class _Walk:
         links: list[tuple[bytes, int]] = []
         group.links.iterate(lambda link, info: links.append((link, info.type)), info=True)
         arrays: dict[str, Stored] = {}
-        self.groups[name] = Group(arrays, h5py.h5a.exists(group, b"site"))
+        is_site = h5py.h5a.exists(group, b"site")
+        self.budget.take("sites", is_site, self.path)
+        self.groups[name] = Group(arrays, is_site)
         for link, kind in links:
             if len(link) > MAX_NAME_BYTES:
                 raise UnsafeFileError("a name is unreasonably long.")

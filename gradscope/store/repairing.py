@@ -22,7 +22,7 @@ from gradscope.store.paths import check_file, open_file, present
 from gradscope.store.sealed import SealedPart
 from gradscope.store.sealing import seal_rows
 from gradscope.store.segment import build, checksum_path, sync_directory, write_segment
-from gradscope.store.validation import checksum_problems, segment_problems
+from gradscope.store.validation import checksum_problems, problems_within, segment_problems
 
 _DAMAGED = ".damaged"
 
@@ -128,30 +128,23 @@ def _repair_rank(rank: RankDirectory, budget: Budget, report: RepairReport) -> N
 
 def _check_segment(segment: Path, budget: Budget, report: RepairReport) -> Header | None:
     """Header of a segment that can be read; one that cannot is set aside."""
-    problems, part = segment_problems(segment, budget)
+    try:
+        part = SealedPart(segment, budget)
+        problems = problems_within(part)
+    except RunDamagedError as error:
+        problems = [str(error)]
+    except RunError as error:  # newer or unsafe is not damaged: it stays where it is
+        raise RunDamagedError(f"{error} Nothing was changed there.") from error
     wrong_sum = checksum_problems(segment, required=True)
-    if part is None and not _is_damaged(segment):
-        # Newer or unsafe is not damaged: it stays where it is.
-        raise RunDamagedError(f"{problems[0]} Nothing was changed there.")
-    if part is None or problems:
+    if problems:
         _set_aside(segment, report)
-        report.lost.append(f"the records of {str(segment)!r}: {(problems or wrong_sum)[0]}")
+        report.lost.append(f"the records of {str(segment)!r}: {problems[0]}")
         return None
     if wrong_sum:
         with open_file(segment) as file:
             write_segment(segment, file.read())
         report.actions.append(f"wrote a new checksum for {str(segment)!r}; its content reads without error.")
     return part.header
-
-
-def _is_damaged(segment: Path) -> bool:
-    try:
-        SealedPart(segment)
-    except RunDamagedError:
-        return True
-    except RunError:
-        return False
-    return False
 
 
 def _set_aside(path: Path, report: RepairReport) -> None:

@@ -84,7 +84,6 @@ class SealedPart:
             self.header = _read_header(file, budget, path, self._n_records, self._summed)
             self._groups = _site_groups(groups)
             self._arrays = {name: frozenset(group.arrays) for name, group in groups.items()}
-            budget.take("sites", len(self._groups), path)
             self._sites = {
                 site: _describe(file, name, groups[name], self._summed) for site, name in self._groups.items()
             }

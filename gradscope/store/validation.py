@@ -101,24 +101,28 @@ def segment_problems(path: Path, budget: Budget) -> tuple[list[str], SealedPart 
     """Problems of one HDF5 file, and the file as a part if it can be opened."""
     try:
         part = SealedPart(path, budget)
-        with part.opened():
-            return _problems_within(part, path), part
     except RunError as error:
         return [str(error)], None
+    return problems_within(part), part
 
 
-def _problems_within(part: SealedPart, path: Path) -> list[str]:
+def problems_within(part: SealedPart) -> list[str]:
+    """Problems of an HDF5 file that was opened, everything in it read once."""
     problems = []
-    for site in part.sites():
-        try:
-            problems += [f"{str(path)!r}: site {site!r}: {what}" for what in _site_problems(part, site)]
-        except RunError as error:
-            problems.append(f"{error} (site {site!r})")
-    for group in TABLES:
-        try:
-            part.table(group)
-        except RunError as error:
-            problems.append(f"{error} (group {group!r})")
+    try:
+        with part.opened():
+            for site in part.sites():
+                try:
+                    problems += [f"{str(part.path)!r}: site {site!r}: {what}" for what in _site_problems(part, site)]
+                except RunError as error:
+                    problems.append(f"{error} (site {site!r})")
+            for group in TABLES:
+                try:
+                    part.table(group)
+                except RunError as error:
+                    problems.append(f"{error} (group {group!r})")
+    except RunError as error:
+        problems.append(str(error))
     return problems
 
 

@@ -214,6 +214,20 @@ def test_a_run_that_costs_too_much_names_the_limit_and_the_remedy(sealed, monkey
     assert open_run(sealed).n_records == 3
 
 
+@pytest.mark.parametrize("command", [validate, repair])
+def test_a_file_is_looked_through_once_and_no_further_than_its_budget(sealed, segment, monkeypatch, command):
+    with h5py.File(segment, "r+") as file:
+        for number in range(30):
+            file.copy("sites/lstm/l0", file["sites"], f"m{number}")
+    monkeypatch.setitem(LIMITS, "sites", Limit("sites", 10.9, 0))
+    looked = []
+    whole = guard._Walk.group
+    monkeypatch.setattr(guard._Walk, "group", lambda walk, *given: looked.append(given[1]) or whole(walk, *given))
+    with pytest.raises(RunError, match=r"brings the run to 11 sites.*may hold 10\. "):
+        raise RunError(*command(sealed))  # what validate says, repair raises
+    assert len(looked) == len(set(looked)) < 20
+
+
 @pytest.mark.parametrize("factor", ["0", "-1", "many", "inf", "nan"])
 def test_a_budget_that_is_no_positive_number_is_refused(sealed, monkeypatch, factor):
     monkeypatch.setenv("GRADSCOPE_BUDGET", factor)
