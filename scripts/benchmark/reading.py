@@ -100,7 +100,12 @@ def long(folder: Path, scale: float) -> list[Path]:
 def heavy(folder: Path, scale: float) -> list[Path]:
     """Write one run with 2 GB of tensors."""
     one = SEQUENCES * 100 * 300 * 4 * 2
-    return [written(folder / "heavy", max(2, round(2e9 * scale / one)), 100, units=300)]
+    return [written(folder / f"heavy-{scale:g}", max(2, round(2e9 * scale / one)), 100, units=300)]
+
+
+def half(folder: Path, scale: float) -> list[Path]:
+    """Write one run with 1 GB of tensors: what is linear takes half as long for it."""
+    return heavy(folder, scale / 2)
 
 
 @dataclass(frozen=True)
@@ -132,14 +137,18 @@ MADE: dict[str, tuple[str, Callable[[Path, float], list[Path]]]] = {
     "many": ("1,000 runs of 20 records", many),
     "long": ("a run of 20,000 records", long),
     "heavy": ("a run with 2 GB of tensors", heavy),
+    "half": ("a run with 1 GB of tensors", half),
 }
 ROWS = (
     Row("report", "many", lambda runs, out: ("report", *runs, "-o", out), 1024, 120, _page),
     Row("report", "long", lambda runs, out: ("report", *runs, "-o", out), 1024, None, _page),
     Row("export", "long", lambda runs, out: ("export", *runs, "-o", out), 300, None, _tables),
     Row("pack", "heavy", lambda runs, out: ("pack", *runs, "-o", out), 1024, None, _file),
+    Row("pack", "half", lambda runs, out: ("pack", *runs, "-o", out), 1024, None, _file),
     Row("validate", "heavy", lambda runs, out: ("validate", *runs), 1024),
+    Row("validate", "half", lambda runs, out: ("validate", *runs), 1024),
     Row("inspect", "heavy", lambda runs, out: ("inspect", *runs), 1024),
+    Row("inspect", "half", lambda runs, out: ("inspect", *runs), 1024),
     Row("export", "heavy", lambda runs, out: ("export", *runs, "-o", out), 1024, None, _tables),
 )
 COLUMNS = ("command", "of", "CPU time", "target", "memory", "target", "result")
@@ -161,5 +170,5 @@ def measure_reading(
 
 def reading_row(row: Row, costs: Costs, result: str) -> str:
     """Write a row of the table."""
-    cells = [f"`gradscope {row.name}`", MADE[row.made][0], f"{costs.cpu:.0f} s", f"{row.cpu:.0f} s" if row.cpu else "–"]
+    cells = [f"`gradscope {row.name}`", MADE[row.made][0], f"{costs.cpu:.1f} s", f"{row.cpu:.0f} s" if row.cpu else "–"]
     return line([*cells, f"{costs.mib:.0f} MiB", f"{row.mib:.0f} MiB", result])

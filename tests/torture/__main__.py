@@ -9,13 +9,17 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tests.torture.outcome import Outcome, table
 
@@ -55,27 +59,48 @@ def attempt(part: str, scratch: Path, count: int | None = None) -> Outcome:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
-    found: list[dict[str, object]] = []
-    outcomes = []
-    with tempfile.TemporaryDirectory(prefix="torture-", dir=options.scratch, ignore_cleanup_errors=True) as scratch:
-        for part in options.only or parts():
-            _say(f"{part} ...")
-            begun = time.monotonic()
-            outcome = attempt(part, Path(scratch) / part, options.count)
-            seconds = time.monotonic() - begun
-            outcomes.append(outcome)
-            found.append({"part": part, **asdict(outcome), "seconds": round(seconds, 1)})
-            _say(f"{part}: {outcome.tries:,} tries in {seconds:.0f} s, {len(outcome.fell_short)} fell short")
-            for sentence in outcome.fell_short[:_SHOWN]:
-                _say(f"  {sentence}")
+    chosen = options.only or parts()
+    if options.jobs == 1:
+        found = [_tried(part, options) for part in chosen]
+    else:
+        with ThreadPoolExecutor(options.jobs) as pool:
+            found = list(pool.map(partial(_tried_elsewhere, options=options), chosen))
+    outcomes = [Outcome(one["promise"], one["tries"], one["fell_short"]) for one in found]
     print(json.dumps(found, indent=2) if options.json else table(outcomes))
     return int(any(outcome.fell_short or not outcome.tries for outcome in outcomes))
+
+
+def _tried(part: str, options: argparse.Namespace) -> dict[str, Any]:
+    _say(f"{part} ...")
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="torture-", dir=options.scratch, ignore_cleanup_errors=True) as scratch:
+        outcome = attempt(part, Path(scratch) / part, options.count)
+    seconds = time.monotonic() - begun
+    _say(f"{part}: {outcome.tries:,} tries in {seconds:.0f} s, {len(outcome.fell_short)} fell short")
+    for sentence in outcome.fell_short[:_SHOWN]:
+        _say(f"  {sentence}")
+    return {"part": part, **asdict(outcome), "seconds": round(seconds, 1)}
+
+
+def _tried_elsewhere(part: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Run one part in a process of its own, which says on stderr how it gets on."""
+    command = [sys.executable, "-m", "tests.torture", "--json", "--only", part]
+    for name in ("count", "scratch"):
+        if (value := getattr(options, name)) is not None:
+            command += [f"--{name}", str(value)]
+    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    try:
+        told: list[dict[str, Any]] = json.loads(ended.stdout)
+    except ValueError:
+        return {"part": part, **asdict(Outcome(part, 0, [f"{part} ended with {ended.returncode} and told nothing"]))}
+    return told[0]
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("scripts/torture", description="Try every promise of docs/reliability.md.")
     parser.add_argument("--only", nargs="+", choices=parts(), metavar="PART", help=f"of {', '.join(parts())}")
     parser.add_argument("--count", type=int, help="tries of each part (default: all)")
+    parser.add_argument("--jobs", type=int, default=1, help="parts tried beside each other, each in a process")
     parser.add_argument("--json", action="store_true", help="everything that fell short, for a program")
     parser.add_argument("--scratch", help="directory to work in (default: the system's for temporary files)")
     return parser.parse_args(arguments)
