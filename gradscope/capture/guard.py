@@ -30,6 +30,15 @@ class Harmed(Protocol):
         ...
 
 
+def tell(observer: Any, doing: str, told: Callable[[Any], object]) -> None:
+    """Tell one observer of something: what fails there is its own. It may go while it is told, and its owner before."""
+    try:
+        told(observer)
+    except Exception as error:
+        with contextlib.suppress(Exception):
+            observer.harmed(doing, error)
+
+
 def entry(method: Callable[..., Any], doing: str) -> Callable[..., Any]:
     """Return what torch may call in place of a bound method; None comes back where that fails, or is no more."""
     held: weakref.ref[Any] = weakref.ref(method.__self__)  # type: ignore[attr-defined]
@@ -154,6 +163,11 @@ class Observers(Generic[T]):
 
     def __iter__(self) -> Iterator[T]:
         return iter([one for held in self.held if (one := held()) is not None])
+
+    def tell(self, doing: str, told: Callable[[T], object]) -> None:
+        """Tell each of something; what fails in one is told to that one alone."""
+        for observer in self:
+            tell(observer, doing, told)
 
     def harmed(self, doing: str, error: Exception) -> None:
         """Tell all of an error in what they are told by."""

@@ -89,6 +89,7 @@ def _uninstall() -> None:
         _replaced.pop()
 
 
+_CALL = "a kernel's call"
 _observers: Observers[KernelObserver] = Observers(_install, _uninstall)
 
 
@@ -100,13 +101,12 @@ def _replace(place: Any, name: str, mode: str) -> None:
         if _observers.held and not kwargs and not torch.compiler.is_compiling():
             try:
                 call = _described(mode, args, result)
-                for observer in _observers:
-                    observer.kernel_called(call)
+                _observers.tell(_CALL, lambda observer: observer.kernel_called(call))
             except (IndexError, TypeError):  # an unusual call; it is said where its weights end in no site
                 return result
             except Exception as error:
                 with contextlib.suppress(Exception):
-                    _observers.harmed("a kernel's call", error)
+                    _observers.harmed(_CALL, error)
         return result
 
     kernel.__name__ = name

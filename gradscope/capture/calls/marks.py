@@ -81,16 +81,8 @@ def state(name: str, value: TensorT) -> TensorT:
     if not isinstance(value, Tensor):
         raise SettingError(f"state({name!r}, ...) takes a tensor, not {type(value).__name__}")
     try:
-        for taker in _takers:
-            _hand(taker, name, value)
+        _takers.tell(f"the state {name!r}", lambda taker: taker.mark(name, value))
     except Exception as error:
         with contextlib.suppress(Exception):
             _takers.harmed(f"the state {name!r}", error)
     return value
-
-
-def _hand(taker: MarkTaker, name: str, value: Tensor) -> None:
-    try:
-        taker.mark(name, value)
-    except Exception as error:
-        taker.harmed(f"the state {name!r}", error)

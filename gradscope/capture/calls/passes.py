@@ -173,8 +173,7 @@ def _begin(begun: Pass, stack: list[Pass]) -> None:
             begun.outer.task = task
     stack.append(begun)
     _everywhere.append(begun)
-    for observer in _observers:
-        _tell(observer, observer.pass_begins, begun)
+    _observers.tell(_PASS, lambda observer: observer.pass_begins(begun))
 
 
 def _around(task: int, stack: list[Pass]) -> Pass | None:
@@ -184,16 +183,8 @@ def _around(task: int, stack: list[Pass]) -> Pass | None:
 
 
 def _end(ended: Pass) -> None:
-    for observer in _observers:
-        _tell(observer, observer.pass_ends, ended)
+    _observers.tell(_PASS, lambda observer: observer.pass_ends(ended))
     ended.notes.clear()
-
-
-def _tell(observer: PassObserver, told: Callable[[Pass], None], about: Pass) -> None:
-    try:
-        told(about)
-    except Exception as error:
-        observer.harmed(_PASS, error)
 
 
 def _of_engine(

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import utils
 from torch.nn.utils import clip_grad
 
-from gradscope.capture.guard import Observers
+from gradscope.capture.guard import Observers, tell
 from gradscope.capture.host import brought, widest
 
 
@@ -192,13 +192,19 @@ def _before(
         call, norm = describe([parameters] if isinstance(parameters, Tensor) else parameters, *args, **kwargs)
     except (TypeError, ValueError):  # torch refuses it
         return None
-    return _Noted(call, norm, [(observer, observer.before_clip(call)) for observer in _observers])
+    noted = _Noted(call, norm, [])
+    _observers.tell(_CLIPPING, lambda observer: noted.by.append((observer, observer.before_clip(call))))
+    return noted
 
 
 def _after(noted: _Noted, result: Any) -> None:
     measured = noted.norm if noted.norm is not None else result
     for observer, before in noted.by:
-        observer.after_clip(noted.call, before, measured)
+        tell(observer, _CLIPPING, functools.partial(_tell_after, noted.call, before, measured))
+
+
+def _tell_after(call: ClipCall, before: Any, measured: Any, observer: ClipObserver) -> None:
+    observer.after_clip(call, before, measured)
 
 
 def _norm_given(

@@ -39,6 +39,7 @@ class ScaleObserver(Protocol):
         ...
 
 
+_SCALE = "loss scale"
 _installed: list[tuple[str, Callable[..., Any]]] = []
 #: Whether a call is being told of already: a tool that wraps ours keeps it alive under the next recorder's.
 _telling = threading.local()
@@ -85,11 +86,10 @@ def _wrap(name: str, tell: Callable[..., None]) -> None:
         finally:
             setattr(_telling, name, False)
         try:
-            for observer in _observers:
-                tell(observer, scaler, result, *args, *kwargs.values())
+            _observers.tell(_SCALE, lambda observer: tell(observer, scaler, result, *args, *kwargs.values()))
         except Exception as error:
             with contextlib.suppress(Exception):
-                _observers.harmed("loss scale", error)
+                _observers.harmed(_SCALE, error)
         return result
 
     _installed.append((name, wrapped))

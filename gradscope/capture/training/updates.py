@@ -178,10 +178,14 @@ _watching: Observers[Updates] = Observers(_install, _uninstall)
 
 def _before_any(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
     changed = False
+
+    def told(updates: Updates) -> None:
+        nonlocal args, kwargs, changed
+        if (given := updates.before(optimizer, args, kwargs)) is not None:
+            (args, kwargs), changed = given, True
+
     try:
-        for updates in _watching:
-            if (given := updates.before(optimizer, args, kwargs)) is not None:
-                (args, kwargs), changed = given, True
+        _watching.tell(_STEP, told)
     except Exception as error:
         with contextlib.suppress(Exception):
             _watching.harmed(_STEP, error)
@@ -190,8 +194,7 @@ def _before_any(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any
 
 def _after_any(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     try:
-        for updates in _watching:
-            updates.after(optimizer)
+        _watching.tell(_STEP, lambda updates: updates.after(optimizer))
     except Exception as error:
         with contextlib.suppress(Exception):
             _watching.harmed(_STEP, error)

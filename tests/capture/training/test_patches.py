@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from torch.amp import GradScaler
 from torch.nn.utils import clip_grad
 
 import gradscope
+from gradscope.capture.calls import passes
+from gradscope.capture.training import updates
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +38,24 @@ def _wrap(owner: Any, name: str) -> Any:
 
     setattr(owner, name, tool)
     return tool
+
+
+def test_a_recorder_that_goes_while_it_is_told_of_a_step_harms_no_other(tmp_path: Path) -> None:
+    gone = gradscope.record(nn.LSTM(2, 4), tmp_path / "gone", every=1)
+    account = gone._account
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it was dropped before it has seen anything
+        del gone
+    # As another thread has them in its hands.
+    updates._watching.add(account._updates)
+    passes.observe(account)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert _clipped(tmp_path / "kept") == 1
+    updates._watching.discard(account._updates)
+    passes.ignore(account)
+    run = gradscope.open_run(tmp_path / "kept")
+    assert (run.n_records, run.lost) == (1, {})
 
 
 def _clipped(run: Path, between: Any = None) -> int:
