@@ -20,7 +20,14 @@ from gradscope.store.segment import sync_directory
 #: A process that fails this often is not started again: the journal grows, and is sealed at the end.
 MAX_FAILURES = 2
 
-_CODE = "import sys; sys.path[:] = sys.argv[6:]; from gradscope.store.sealing import main; main(*sys.argv[1:6])"
+# It gives way to the training. Here and not in `main`, whose caller would keep the lower priority.
+_CODE = """
+import os, sys
+os.nice(10)
+sys.path[:] = sys.argv[6:]
+from gradscope.store.sealing import main
+main(*sys.argv[1:6])
+"""
 
 
 class Sealer:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sqlite3
 import sys
 from collections.abc import Iterator, Sequence
@@ -92,8 +90,6 @@ def _stretches(connection: sqlite3.Connection, after: int, upto: int | None) -> 
 
 def main(rank_directory: str, attempt: str, rank: str, after: str, upto: str) -> None:
     """Seal beside a training, in a process of its own; tells on stdout which row was the last."""
-    with contextlib.suppress(OSError, AttributeError):
-        os.nice(10)
     directory = RankDirectory(int(attempt), int(rank), Path(rank_directory))
     with closing(guard.connect(directory.journal)) as connection:
         header = read_header(connection, directory.journal, Budget.of([directory.journal]))

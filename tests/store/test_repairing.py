@@ -1,3 +1,4 @@
+import os
 import shutil
 import sqlite3
 from contextlib import closing
@@ -139,12 +140,13 @@ def test_a_single_damaged_file_cannot_be_repaired(sealed, tmp_path):
 
 def test_a_segment_that_was_sealed_by_a_killed_process_is_not_sealed_again(dead):
     directory = RankDirectory(1, 0, dead / "attempt-1/rank-0")
-    before = open_run(dead).records("lstm/l0")["step"].tolist()
+    before, priority = open_run(dead).records("lstm/l0")["step"].tolist(), os.nice(0)
     sealing.main(str(directory.path), "1", "0", "0", "1000")
     count = len(directory.segments())
     sealing.main(str(directory.path), "1", "0", "0", "1000")  # as if the first had been killed before it told
     assert len(directory.segments()) == count
     assert open_run(dead).records("lstm/l0")["step"].tolist() == before
+    assert os.nice(0) == priority
 
 
 def test_a_segment_that_repeats_another_is_refused_and_set_aside(dead):
