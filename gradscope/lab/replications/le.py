@@ -71,8 +71,12 @@ def replicate(*, quick: bool = False) -> Replication:
         differs=(
             f"lengths {size.lengths[0]} and {size.lengths[-1]}, in the paper 150 to 400, which are looked at before "
             f"training only; {size.steps:,} steps, in the paper far more",
-            f"{size.units} units (the paper: 100), {size.seeds} networks, batches of 32; Adam at .001, clipping at 1 "
-            "for all (the paper: stochastic gradient descent, rate and threshold chosen for each)",
+            f"{size.units} units (the paper: 100), {size.seeds} networks, batches of 32 (16); Adam at .001, clipping "
+            "at 1 for all (the paper: stochastic gradient descent, rate and threshold chosen for each)",
+            "a mark in each half of a sequence, as in Arjovsky et al. 2016 (the paper: at any two timesteps); fresh "
+            "sequences throughout, 512 held out (the paper: 100,000 to learn from, 10,000 held out)",
+            "as in the paper: the identity, input weights of standard deviation .001, no bias; the paper's numbers are "
+            "those of a reproduction of the same year, the adding example of Knet; its lengths were not checked",
         ),
     )
 

@@ -116,7 +116,7 @@ def digits(length: int | None = None) -> Task:
 
 
 def adding(length: int | None = None) -> Task:
-    """Add the two marked numbers of a sequence (Hochreiter & Schmidhuber 1997, in the form of Le et al. 2015).
+    """Add the two marked numbers of a sequence (Hochreiter & Schmidhuber 1997, in the form of Arjovsky et al. 2016).
 
     Each timestep shows a number of U[0, 1] and a mark; one mark falls in each half. Guessing 1 has the variance of
     the sum as its error: 2/12.
