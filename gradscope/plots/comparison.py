@@ -190,6 +190,9 @@ def _first(data: pd.DataFrame, rows: int) -> pd.DataFrame:
     return data[data["row"].isin(list(dict.fromkeys(data["row"]))[:rows])]
 
 
+_INTERVAL = ", with its 95 % interval over recorded steps, or over the sequences of a single one"
+
+
 def caption(data: pd.DataFrame) -> str:
     """What the figure shows, in words."""
     known = data[np.isfinite(data["half_life"])].sort_values("half_life", ascending=False)
@@ -202,9 +205,8 @@ def caption(data: pd.DataFrame) -> str:
     known_of = {"parameters": data["parameters"].iloc[0], f"final {metric}": data["metric"].iloc[0]} if alone else {}
     of_run = [f"{name}: {number(value)}" for name, value in known_of.items() if np.isfinite(value)]
     said = (
-        f"{what} of the gradient at the end of training{'' if dots else ', with its 95 % interval over sequences'}; "
-        "no half-life is quoted where the decay is not a straight line (R² below .95) or the gradient does not fall."
-        f"{dots}"
+        f"{what} of the gradient at the end of training{'' if dots else _INTERVAL}; no half-life is quoted where the "
+        f"decay is not a straight line or the gradient does not fall.{dots}"
     )
     longest = [f"Longest half-lives: {each}."] if each else ["No half-life can be quoted."]
     beside = [f"{', '.join(of_run)}."] if of_run else []
