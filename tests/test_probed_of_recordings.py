@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -224,6 +225,42 @@ def test_why_an_initialisation_is_not_listed_holds(bench: Bench) -> None:
                 told["other"] += 1
                 assert "the gradient is the same with it" not in one.reason
     assert set(told) == {"has it", "other"}, told
+
+
+# --- snapshots -------------------------------------------------------------------------------------------------------
+
+
+def test_a_snapshot_says_of_every_site_what_autograd_gives(bench: Bench) -> None:
+    told: Counter[str] = Counter()
+    for name, (model, x, _, under) in bench.items():
+        (laid,) = under["as it is"]
+        shot = gradscope.snapshot(model, functools.partial(closure, model, x))
+        lines = {line.split()[1]: line for line in str(shot).splitlines()[1:]}
+        for site, said in lines.items():
+            quantity = re.search(r" \((\w+)\): ", said)[1]
+            own, after = raw(laid[site][quantity]), AFTER.get(site, 0)
+            found = re.search(
+                r"reaching (\d+) steps? back is (?:as large as|([\d.e+-]+) (?:times|of)) that at "
+                r"(?:the last step|lag (\d+))", said,
+            )  # fmt: skip
+            if found:
+                told["reach"] += 1
+                last, begin = int(found[1]) - after, int(found[3] or after) - after
+                ratio = number(10 ** (own.value(last) - own.value(begin)))
+                assert (found[2] or "1.0") == ratio, (name, said)
+                assert last == furthest(laid[site][quantity]) or "from lag" in said
+            if half := re.search(r"half-life ([\d.e]+) steps?(?: \(|, R²)", said):
+                told["half-life"] += 1
+                low, high = (lag - after for lag in shot.decay(site).lag_range)
+                assert float(half[1]) == pytest.approx(-np.log10(2) / own.slope(low, high).slope, rel=0.06)
+            if not found:
+                told["no reach"] += 1
+                assert said.split()[0] in ("UNDETERMINED", "VANISHING"), said
+    assert {"reach", "half-life"} <= set(told), told
+
+
+def closure(model: nn.Module, x: Tensor) -> Tensor:
+    return loss_of(model(x), x)
 
 
 # --- spectra ---------------------------------------------------------------------------------------------------------
