@@ -41,7 +41,8 @@ def _broken(name: str, room: float, size: FontProperties) -> str:
         return whole
     plain = visible(name)
     breaks = [i + 1 for i, c in enumerate(plain[:-1]) if c in " :,_-/."]
-    for at in sorted(breaks, key=lambda at: abs(at - len(plain) / 2)):
+    # Between run and site first, else near the middle.
+    for at in sorted(breaks, key=lambda at: (plain[at - 1 : at + 1] != ": ", abs(at - len(plain) / 2))):
         parts = [label(part.strip(), 60) for part in (plain[:at], plain[at:])]
         if all(map(fits, parts)):
             return "\n".join(parts)

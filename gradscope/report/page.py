@@ -151,6 +151,7 @@ def _environment() -> Environment:
         finalize=_shown,
     )
     made.filters["prose"] = prose
+    made.filters["breakable"] = breakable
     return made
 
 
@@ -164,6 +165,11 @@ def _shown(value: Any) -> Any:
     if isinstance(value, str) and not isinstance(value, Markup):
         return "\n".join(map(visible, value.split("\n")))
     return value
+
+
+def breakable(name: str) -> Markup:
+    """A name that breaks between its parts, where it has to."""
+    return Markup(re.sub(r"([_/.:])(?=\w)", r"\1<wbr>", str(escape(visible(name)))))
 
 
 def prose(words: str) -> Markup:

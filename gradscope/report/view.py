@@ -14,6 +14,7 @@ import pandas as pd
 from gradscope.diagnostics import DecayFit
 from gradscope.reading.answers import SiteAnswer, advice_of
 from gradscope.reading.facts import RunFacts
+from gradscope.report import groups
 from gradscope.report.tables import Cell, Column, Table
 from gradscope.words import clip_sentence, correlation, number, percent, sentence, suggestion_sentence, within
 
@@ -33,7 +34,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Box:
-    """What is said of one run."""
+    """What is said of one run; of very many sites ``groups`` say what they have in common, and ``said`` is folded."""
 
     id: str
     name: str
@@ -41,6 +42,7 @@ class Box:
     said: tuple[Said, ...]
     remarks: tuple[str, ...] = ()
     now: tuple[str, ...] = field(default=())
+    groups: tuple[Said, ...] = ()
 
 
 def upper(words: str) -> str:
@@ -101,7 +103,9 @@ def _box(position: int, found: RunFacts) -> Box | None:
         return None
     verdicts = found.verdicts
     strongest = next((v for v in ("exploding", "vanishing", "preserved") if v in verdicts), "undetermined")
-    return Box(f"run-{position}", found.name, strongest, said, tuple(map(upper, found.remarks)), now)
+    many = groups.grouped(found.answers) if len(found.answers) > groups.MANY else []
+    together = tuple(Said("", words, "", more) for words, more in many)
+    return Box(f"run-{position}", found.name, strongest, said, tuple(map(upper, found.remarks)), now, together)
 
 
 def _said(answer: SiteAnswer) -> Said:

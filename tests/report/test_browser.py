@@ -150,3 +150,15 @@ def test_printing_opens_what_is_folded(page):
     assert page.locator("details:not([open])").count() == 0
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert page.locator("details:not([open])").count() > 0
+
+
+def test_a_printed_page_opens_everything_and_cuts_nothing_off(page):
+    page.emulate_media(media="print", color_scheme="dark")
+    page.set_viewport_size({"width": 680, "height": 1000})  # A4 between its margins
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    cut = "(e) => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX !== 'visible'"
+    assert page.evaluate(f"[...document.querySelectorAll('pre, .scroll, figure')].filter({cut}).length") == 0
+    assert page.evaluate("[...document.querySelectorAll('pre')].every((e) => e.scrollWidth <= e.clientWidth + 1)")
+    assert page.evaluate("[...document.querySelectorAll('details > :not(summary)')].every((e) => e.checkVisibility())")
+    arrows = "getComputedStyle(document.querySelector('th button'), '::after').content"
+    assert page.evaluate(arrows) == "none"
