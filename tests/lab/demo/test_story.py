@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -177,6 +178,41 @@ def test_the_tables_hold_what_arrives_at_the_first_input_over_seeds(told):
 
 def test_saturation_is_said_from_the_recorded_share(told):
     assert "Saturated in the end: 25% at threshold 0.05, 25% at threshold 0.5" in told[2].chapters[2].text[-2]
+
+
+def arrives(run, record):
+    """What of ‖∂L/∂x‖ at the last input arrives at the first, from the stored norms alone; 0 below a normal number."""
+    norms = run.array(run.sites[0], "input")[record]
+    if (norms[:, -1] < run.records(run.sites[0])["smallest_normal"].iloc[record]).mean() > 0.5:
+        return 0.0
+    return float(10 ** np.mean(np.log10(norms[:, -1]) - np.log10(norms[:, 0])))
+
+
+def test_every_number_of_the_sentences_is_that_of_the_stored_norms(told):
+    lines, runs, story = told
+
+    def medians(record, **of):
+        found = {}
+        for line in lines:
+            if all(getattr(line, name) == value for name, value in of.items()):
+                key = line.threshold if record else line.model
+                found.setdefault(key, {}).setdefault(line.result.settings.seed, arrives(runs[line.name], record))
+        return {key: number(float(np.median(list(by_seed.values()))), 1) for key, by_seed in found.items()}
+
+    first, last = medians(0), medians(-1, group="clipping")
+    default, opened = [first[name] for name in ("RNN", "LSTM", "GRU")], [first[f"{c}, chrono"] for c in ("LSTM", "GRU")]
+    lead, vanishing, preserved = story.lead, *story.opening[:2]
+    assert list(re.search(r"\((\S+), (\S+) and (\S+) of it arrive\)", lead).groups()) == default
+    assert list(re.search(r"near 1 \((\S+) and (\S+)\), because", lead).groups()) == opened
+    assert list(re.search(r"of 64 pixels, (\S+), (\S+) and (\S+) arrives", vanishing).groups()) == default
+    found = re.search(
+        r"biases (\S+) arrives in the LSTM and (\S+) in the GRU, with a bias of 1 (\S+) and (\S+)\.", preserved
+    )
+    assert list(found.groups()) == [*opened, first["LSTM, forget bias 1"], first["GRU, update bias 1"]]
+    ends = story.chapters[2].text[-2]
+    for threshold, value in last.items():
+        where = "without clipping" if np.isinf(threshold) else f"at threshold {threshold:g}"
+        assert f"{value} {where}" in ends
 
 
 def test_a_curve_that_ends_in_zeros_reaches_nothing(told):
