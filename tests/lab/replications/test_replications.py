@@ -195,6 +195,8 @@ def test_what_arrives_before_training_is_that_of_autograd():
         ("le", ["agrees", "agrees", "agrees in part", "agrees in part", "undecided"]),
         ("pascanu", ["agrees", "undecided", "does not agree", "agrees in part", "agrees", "agrees"]),
         ("engelken", ["agrees in part", "agrees", "agrees", "agrees", "agrees in part"]),
+        ("saxe", ["agrees", "agrees", "agrees"]),
+        ("tallec", ["agrees", "agrees", "agrees", "agrees in part"]),
     ],
 )
 def test_the_page_of_replications_says_what_is_measured(name, verdicts):
