@@ -17,6 +17,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from gradscope.lab.claims import Answered, Claim
+from gradscope.lab.lecture.chapters import tell
 from gradscope.lab.lecture.measuring import Experiment
 from gradscope.lab.lecture.textbook import TEXTBOOK
 from gradscope.lab.lecture.trainings import experiments
@@ -359,6 +360,48 @@ def test_every_number_of_the_lecture_is_that_of_autograd_and_plain_trainings(cla
     for claim in claims:
         for answer, own in zip(claim.answers, own_values(claim), strict=True):
             np.testing.assert_allclose(answer.values, own, rtol=1e-4, atol=1e-9, err_msg=f"{claim.statement} {answer}")
+
+
+# --- the tables of the zoo -------------------------------------------------------------------------------------------
+
+
+def holds(cell: str, values: list[float], log: bool = False) -> bool:
+    """Whether a cell has the mean of the values, and below it the interval over the seeds."""
+    with np.errstate(divide="ignore"):
+        scaled = np.log10(values) if log else np.array(values)
+    if np.isnan(scaled).any():
+        return cell == "–"
+    back: Callable[[float], float] = (lambda value: 10.0**value) if log else float
+    first, _, around = cell.partition("\n")
+    same = float(first) == pytest.approx(back(scaled.mean()), rel=0.06, abs=1e-12)
+    if not around:
+        return same
+    ends = stats.t.interval(0.95, len(scaled) - 1, scaled.mean(), stats.sem(scaled))
+    return same and [float(end) for end in around.split(" to ")] == pytest.approx(list(map(back, ends)), rel=0.06)
+
+
+def test_the_tables_of_the_zoo_hold_what_each_network_came_to(held) -> None:
+    tables = tell(*held).chapters[0].tables
+    told = 0
+    for title, table in tables:
+        task = task_of(title)
+        for _, row in table.iterrows():
+            own = every(task, row["network"])
+            columns: dict[str, tuple[list[float], bool]] = {
+                "training loss": ([one.train_loss for one in own], False),
+                "held-out loss": ([one.held_out for one in own], False),
+                "gap": ([one.held_out - one.train_loss for one in own], False),
+                "held-out accuracy": ([one.accuracy for one in own], False),
+            }
+            for when, words in (("start", "at initialisation"), ("end", "after training")):
+                columns[f"reach {words}"] = [one.reach(when) for one in own], True
+                if f"rate {words}" in row and np.isfinite([one.curves[when, ""] for one in own]).all():
+                    columns[f"rate {words}"] = [one.rate(when) for one in own], False
+            for column, (values, log) in columns.items():
+                if column in row:
+                    told += 1
+                    assert holds(row[column], values, log), (title, row["network"], column, row[column], values)
+    assert told > 150
 
 
 # --- the sentences ---------------------------------------------------------------------------------------------------
