@@ -24,8 +24,8 @@ NEEDS = "runs that say what tells them apart: record(..., labels={'length': 50, 
 
 #: Settings in the order in which they are laid out where none are named: rows, then columns.
 PREFERRED = ("length", "init", "cell", "threshold")
-#: Look of what a cell says.
-_SAID: dict[str, Any] = {"linespacing": 0.95}
+#: Line spacing of what a cell says, and where powers of ten stand in it.
+_SPACING, _OF_POWERS = 0.95, 1.25
 #: What reaches the first input, over what reaches the last, at the end of training.
 REACH = "reach"
 
@@ -169,16 +169,19 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
     metric = "what arrives at the first input" if reach else metric_words(str(data["metric"].iloc[0]))
     norm = LogNorm(*heatmap.color_limits(shown.to_numpy())) if reach else None
     text = text.map(lambda words: _fitting(words, ax, len(across)))
+    said: dict[str, Any] = {"fontsize": style.small()}
+    said["linespacing"] = _OF_POWERS if "$" in "".join(text.to_numpy().flat) else _SPACING
     seaborn.heatmap(
         shown, annot=text, fmt="", cmap=style.MAGNITUDE, linewidths=1, ax=ax,
-        annot_kws={**_SAID, "fontsize": style.small()}, cbar_kws={"label": metric, "pad": 0.02},
+        annot_kws=said, cbar_kws={"label": metric, "pad": 0.02},
         mask=shown.isna(), norm=norm,
     )  # fmt: skip
     for y, row in enumerate(down):
         for x, column in enumerate(across):
             if np.isnan(shown.loc[row, column]) and text.loc[row, column]:
-                ax.text(x + 0.5, y + 0.5, text.loc[row, column], ha="center", va="center", color=style.ALERT,
-                        fontsize=style.small(), **_SAID)  # fmt: skip
+                ax.text(
+                    x + 0.5, y + 0.5, text.loc[row, column], ha="center", va="center", color=style.ALERT, **said
+                )  # fmt: skip
     ax.grid(False)
     names = {
         of: [powers(_tick(value, data[of].iloc[0])) for value in at] for of, at in (("columns", across), ("rows", down))
