@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gradscope.cli.printing import numbers
+from gradscope.cli.trainings import trainings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,17 +21,7 @@ _WIDTH = 100
 
 
 @click.command()
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("gradscope-demo"),
-    show_default=True,
-    help="Directory for runs and report; must not exist.",
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="First of the seeds of weights and batches.")
-@click.option("--quick", is_flag=True, help="A few steps of each training: to see it work, not to learn from it.")
-@click.option("--jobs", type=int, help="Trainings at once. Default: 2, or 1 on one core or with --quick.")
+@trainings("gradscope-demo")
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON instead of sentences.")
 def demo(out: Path, seed: int, quick: bool, jobs: int | None, as_json: bool) -> None:
     """Train recurrent networks on handwritten digits, recorded, and report.

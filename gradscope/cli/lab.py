@@ -12,6 +12,7 @@ import click
 
 from gradscope.cli.elsewhere import elsewhere
 from gradscope.cli.printing import numbers
+from gradscope.cli.trainings import trainings
 
 if TYPE_CHECKING:
     from gradscope.report import ReportPaths
@@ -27,17 +28,7 @@ def lab() -> None:
 
 
 @lab.command()
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("gradscope-lecture"),
-    show_default=True,
-    help="Directory for runs and report; must not exist.",
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="First of the seeds.")
-@click.option("--quick", is_flag=True, help="A few steps of each training: to see it work, not to learn from it.")
-@click.option("--jobs", type=int, help="Trainings at once. Default: 2, or 1 on one core or with --quick.")
+@trainings("gradscope-lecture")
 @elsewhere
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON instead of sentences.")
 def lecture(
