@@ -140,8 +140,10 @@ def record(options: str, row: str) -> None:
     """Put a line into the page's block of these options, in place of an earlier one of the same Python."""
     text = PAGE.read_text(encoding="utf-8")
     block = re.compile(rf"(scripts/test {options}\n)(.*?)(```)", re.DOTALL)
+    if not block.search(text):
+        text += f"\n```text\nscripts/test {options}\n```\n"
     match = block.search(text)
-    assert match is not None, f"{PAGE}: no block that begins with scripts/test {options}"
+    assert match is not None
     rows = [kept for kept in match[2].splitlines()[1:] if kept and key(kept) != key(row)]
     body = "\n".join([line(HEAD), *sorted([*rows, row], key=key)])
     PAGE.write_text(text[: match.start(2)] + body + "\n" + text[match.start(3) :], encoding="utf-8")

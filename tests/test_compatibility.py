@@ -47,3 +47,6 @@ def test_a_measured_line_replaces_the_one_of_the_same_python(tmp_path, monkeypat
     kept = [lines[1], lines[3], lines[0]]
     block = "\n".join(["scripts/test --newest", compatibility.line(compatibility.HEAD), *kept])
     assert page.read_text() == f"before\n```text\n{block}\n```\nafter\n"
+    compatibility.record("--newest --whole", lines[0])
+    added = "\n".join(["scripts/test --newest --whole", compatibility.line(compatibility.HEAD), lines[0]])
+    assert page.read_text() == f"before\n```text\n{block}\n```\nafter\n\n```text\n{added}\n```\n"
