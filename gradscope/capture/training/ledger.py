@@ -37,7 +37,9 @@ class StepLedger:
         self._ended: tuple[int, dict[str, Any]] | None = None
         # Rows that hold scalars of another device, which nobody has waited for, and when they were complete.
         self._unread: list[tuple[int, float, dict[str, Any]]] = []
-        self._logs_after_step = True
+        # Names that the script logs before its steps. Forward passes are seen in recorded steps only: what is logged
+        # between one and the backward pass looks as if the step before had just ended.
+        self._logged_before: set[str] = set()
 
     def __contains__(self, parameter: Tensor) -> bool:
         return id(parameter) in self._names
@@ -49,8 +51,9 @@ class StepLedger:
     # -- scalars ---------------------------------------------------------------------------------------------
 
     def log(self, scalars: dict[str, Any]) -> None:
-        """Add scalars to the current step, or to the one that just ended when no forward pass has begun since.
+        """Add scalars to the current step; to the one that just ended if no pass has begun since.
 
+        What has once been logged before a step ended belongs to the current one at all times.
         One that is no number keeps no other from being logged; the first of them is raised at the end.
         """
         kept, refused = dict[str, Any](), list[Exception]()
@@ -59,13 +62,14 @@ class StepLedger:
                 kept[name] = _scalar(name, value)
             except Exception as error:
                 refused.append(error)
-        after_step = not self.touched
-        if self._iterations and after_step:
-            self._iterations[-1][0].update(kept)
-        elif self._ended is not None and after_step and self._logs_after_step:
-            self._ended[1].update(kept)
-        else:
-            self._current.update(kept)
+        over = None
+        if not self.touched:
+            over = self._iterations[-1][0] if self._iterations else self._ended[1] if self._ended else None
+        if over is None:
+            self._logged_before.update(kept)
+            over = self._current
+        for name, value in kept.items():
+            (self._current if name in self._logged_before else over)[name] = value
         if refused:
             raise refused[0]
 
@@ -78,7 +82,7 @@ class StepLedger:
     def iterations(self, count: int) -> Iterator[None]:
         """Yield for each of the last ``count`` iterations that were kept, with what belongs to it in place."""
         now = self._current, self._raw, self._at_pass_end, self._latest, self.applied, self.parameter_norms
-        touched, before, logs = self.touched, self._applied_before, self._logs_after_step
+        touched, before = self.touched, self._applied_before
         kept, self._iterations = self._iterations, []
         for row, raw, left in kept[:count]:
             self._current, self._raw, self._at_pass_end, self._latest = row, raw, left, {}
@@ -86,17 +90,13 @@ class StepLedger:
             yield
         if kept:
             self._current, self._raw, self._at_pass_end, self._latest, self.applied, self.parameter_norms = now
-            self.touched, self._applied_before, self._logs_after_step = touched, before, logs
+            self.touched, self._applied_before = touched, before
 
     def end_step(self, step: int, recorded: bool, rate: float | None) -> None:
         """Close the row of ``step``."""
         for row, *_ in self._iterations:  # that were parts of the step after all
             self._current = row | self._current
         self._iterations = []
-        if recorded:
-            # Forward passes are seen in recorded steps only: a loop that logs before its optimizer step there does
-            # so in the others.
-            self._logs_after_step = not (self.touched and self._current.keys() - {"grad_norm", "grad_norm_applied"})
         row = self._current
         if (row or recorded) and rate is not None:
             row["lr"] = rate

@@ -342,6 +342,8 @@ class Recorder(Guarded):
     def log(self, **scalars: Any) -> None:
         """Log scalars with the current step, or after ``optimizer.step()`` with the step that just ended.
 
+        A name that a script has logged before its step is taken to be logged there always.
+
         Parameters
         ----------
         **scalars : float or tensor with one element
