@@ -29,6 +29,7 @@ import torch
 from torch import nn
 
 import gradscope
+from gradscope.capture import guard
 from gradscope.capture.training.telling import GradscopeWarning
 from gradscope.errors import GradscopeError
 from tests import remains
@@ -44,6 +45,8 @@ _WATCHED = tuple(str(_PACKAGE / name) + os.sep for name in ("capture", "adjoint"
 _PARTS = ("<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>")
 #: Frames that stand between a function and who calls it.
 _BETWEEN = (contextlib.__file__, os.path.join(os.path.dirname(torch.__file__), "utils", "_contextlib.py"))
+#: What `entry` returns; where a wrapper of ours calls it, it is that wrapper's guard.
+_GUARD = guard.entry(nn.Identity().forward, "").__code__
 _REPOSITORY = Path(__file__).parents[2]
 #: So many tries in a row may take one process, and so long each at most.
 _IN_A_ROW, _SECONDS = 100, 60.0
@@ -123,7 +126,9 @@ class Probe:
 
 
 def _is_entry(frame: FrameType) -> bool:
-    """Whether a function is called by torch, the script or the interpreter: nothing can stand above it."""
+    """Whether a function is called by torch, the script or the interpreter, or is the guard: nothing is above it."""
+    if frame.f_code is _GUARD:
+        return True
     above = frame.f_back
     while above is not None and above.f_code.co_filename in _BETWEEN:
         above = above.f_back

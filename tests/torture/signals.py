@@ -106,6 +106,7 @@ def train(at: str, name: str, manner: str, when: str) -> int:
     """Train until a signal comes or its steps are over, and note each step by a byte."""
     number, seen = getattr(signal, name), []
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what nohup has started too
 
     def leave(*_: Any) -> None:
         sys.exit(_LEFT)

@@ -40,6 +40,7 @@ class StepLedger:
         # Names that the script logs before its steps. Forward passes are seen in recorded steps only: what is logged
         # between one and the backward pass looks as if the step before had just ended.
         self._logged_before: set[str] = set()
+        self._logged_now: set[str] = set()
 
     def __contains__(self, parameter: Tensor) -> bool:
         return id(parameter) in self._names
@@ -66,7 +67,7 @@ class StepLedger:
         if not self.touched:
             over = self._iterations[-1][0] if self._iterations else self._ended[1] if self._ended else None
         if over is None:
-            self._logged_before.update(kept)
+            self._logged_now.update(kept)  # before a step, if one follows
             over = self._current
         for name, value in kept.items():
             (self._current if name in self._logged_before else over)[name] = value
@@ -77,20 +78,21 @@ class StepLedger:
         """Keep what belongs to an iteration whose gradient was dropped; it may turn out to have been a step."""
         self._iterations.append((self._current, self._raw, self._at_pass_end))
         self._current, self._raw, self._at_pass_end, self._latest = {}, {}, {}, {}
+        self._logged_now = set()
         self.touched = False
 
     def iterations(self, count: int) -> Iterator[None]:
         """Yield for each of the last ``count`` iterations that were kept, with what belongs to it in place."""
         now = self._current, self._raw, self._at_pass_end, self._latest, self.applied, self.parameter_norms
-        touched, before = self.touched, self._applied_before
+        touched, before, logged = self.touched, self._applied_before, self._logged_now
         kept, self._iterations = self._iterations, []
         for row, raw, left in kept[:count]:
             self._current, self._raw, self._at_pass_end, self._latest = row, raw, left, {}
-            self.applied, self.parameter_norms = {}, {}
+            self.applied, self.parameter_norms, self._logged_now = {}, {}, set()
             yield
         if kept:
             self._current, self._raw, self._at_pass_end, self._latest, self.applied, self.parameter_norms = now
-            self.touched, self._applied_before = touched, before
+            self.touched, self._applied_before, self._logged_now = touched, before, logged
 
     def end_step(self, step: int, recorded: bool, rate: float | None) -> None:
         """Close the row of ``step``."""
@@ -101,7 +103,8 @@ class StepLedger:
         if (row or recorded) and rate is not None:
             row["lr"] = rate
         self._ended = (step, row)
-        self._current = {}
+        self._logged_before |= self._logged_now
+        self._current, self._logged_now = {}, set()
         self._raw = {}
         self._at_pass_end, self._latest = {}, {}
         self.parameter_norms = {}

@@ -285,13 +285,20 @@ class Recorder(Guarded):
         if inside:
             self._wait_for(self._writer.flush)
             return
-        self._each(
+        parts = (
             lambda: self.within("close", self._account.close),
             lambda: self.within("close", self._last_step),
             self._detach,
             lambda: self.within("close", self._write_last),
             lambda: self._wait_for(self._seal),
         )
+        for _ in range(_TRIES):  # no part fails here: what may is going through them
+            try:
+                self._each(*parts)
+                break
+            except Exception as error:
+                with contextlib.suppress(Exception):
+                    self.harmed("close", error)
 
     def _last_step(self) -> None:
         self._account.last_step()  # backward ran, but no optimizer step followed
