@@ -169,7 +169,9 @@ def panels(data: pd.DataFrame, *, style_name: str = "screen") -> Figure:
     )
     each = room // len(shown) if narrow else room
     tables = [_first(of_runs, each)] * (len(shown) - 1)
-    tables.append(_first(data, room - sum(rows["row"].nunique() for rows in tables) if narrow else room))
+    # A row for each run leaves room to the sites of few; rows that are the same in every panel end at the same one.
+    left = each if data["shared"].any() else room - sum(rows["row"].nunique() for rows in tables)
+    tables.append(_first(data, left if narrow else room))
     hidden = data["row"].nunique() - tables[-1]["row"].nunique()
     heights = [0.6 + max(0.16, 0.22 - 0.002 * n) * n for n in (rows["row"].nunique() for rows in tables)]
     aspect = style.fitting(style_name, sum(heights) if narrow else heights[0])

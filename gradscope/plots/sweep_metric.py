@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.markers import CARETUPBASE
 from scipy import stats
 
 from gradscope.plots import marks, style
@@ -81,6 +82,7 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
         )  # fmt: skip
     _window(ax, kept["value"], chance)
     _diverged(ax, data, names)
+    _beyond(ax, [around(kept.loc[kept["name"] == name, "value"], metric) for name in names])
     ax.set_xlabel("threshold of norm clipping")
     ax.set_ylabel(f"final {metric_words(metric)}")
     return ax
@@ -117,6 +119,18 @@ def _window(ax: Axes, values: pd.Series, chance: Sequence[float]) -> None:
         low, high = float(seen.min()), float(seen.max())
         pad = 0.35 * (high - low) or 0.1 * abs(high) or 0.1
         ax.set_ylim(max(low - pad, min(low, 0.0)), high + pad)
+
+
+def _beyond(ax: Axes, intervals: Sequence[tuple[float, float]]) -> None:
+    """An arrow where an interval goes on past the edge; the upper one stands above the crosses of what diverged."""
+    bottom, top = ax.get_ylim()
+    for x, (low, high) in enumerate(intervals):
+        for past, edge, arrow in ((low < bottom, 0.0, "v"), (high > top, 1.0, CARETUPBASE)):
+            if past:
+                ax.plot(
+                    x, edge, marker=arrow, linestyle="none", color=style.PALETTE[2], markersize=4.5,
+                    transform=ax.get_xaxis_transform(), clip_on=False, label="_beyond",
+                )  # fmt: skip
 
 
 def _diverged(ax: Axes, data: pd.DataFrame, names: Sequence[str]) -> None:

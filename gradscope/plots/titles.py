@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -12,6 +13,9 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
 from gradscope.plots.text import label, visible
+
+#: Where a name may go on in the next line: not within a number such as 0.1 or 1e-3.
+BREAKS = re.compile(r"[ :_/]|(?<![0-9])[.,]|[.,](?![0-9])|(?<![0-9]e)-")
 
 
 def titles(fig: Figure, names: Mapping[Axes, str]) -> None:
@@ -40,7 +44,7 @@ def _broken(name: str, room: float, size: FontProperties) -> str:
     if fits(whole):
         return whole
     plain = visible(name)
-    breaks = [i + 1 for i, c in enumerate(plain[:-1]) if c in " :,_-/."]
+    breaks = [at.end() for at in BREAKS.finditer(plain) if at.end() < len(plain)]
     # Between run and site first, else near the middle.
     for at in sorted(breaks, key=lambda at: (plain[at - 1 : at + 1] != ": ", abs(at - len(plain) / 2))):
         parts = [label(part.strip(), 60) for part in (plain[:at], plain[at:])]

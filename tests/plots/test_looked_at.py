@@ -6,9 +6,12 @@ from itertools import combinations
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.markers import CARETUPBASE
 from matplotlib.text import Text
 
 from gradscope.plots import (
@@ -22,6 +25,7 @@ from gradscope.plots import (
     story,
     style,
     sweep_loss,
+    sweep_metric,
     text,
     titles,
     training,
@@ -229,3 +233,24 @@ def test_what_the_shade_means_is_not_written_over_a_curve():
     assert lines.crosses(ax, 0.4, 0.25, 0.2, 0.1)
     assert lines.crosses(ax, 0.0, 0.15, 1.0, 0.3)
     assert not lines.crosses(ax, 0.4, 0.5, 0.2, 0.1)
+
+
+def test_a_name_is_not_broken_within_a_number():
+    size = FontProperties(size=9)
+    assert titles._broken("gru_chrono_c0.1_seed0: gru/l0", 80, size) == "gru_chrono_c0.1_\nseed0: gru/l0"
+    assert titles._broken("gru_chrono_c1e-3_seed0: gru/l0", 86, size) == "gru_chrono_c1e-3_\nseed0: gru/l0"
+
+
+def test_the_panels_of_a_narrow_comparison_end_at_the_same_row(tmp_path):
+    one = comparison.table([make_run(tmp_path / "r", (-0.1,), sites=["rnn/l0", "rnn/l1"], cell="gru")])
+    data = pd.concat([one.assign(run=f"r{i}", line=f"r{i}") for i in range(30)])
+    with style.use("icml"):
+        axes = figures.figure_of(comparison, data, "icml").axes
+    assert len({len(ax.get_yticks()) for ax in axes}) == 1
+
+
+def test_an_interval_beyond_the_axis_has_an_arrow_there():
+    names = {"run": ["a", "b"], "threshold": 1.0, "diverged": False, "metric": "loss"}
+    with style.use("icml"):
+        ax = sweep_metric.draw(pd.DataFrame(names | {"value": [0.2, 2.3]}))
+    assert [line.get_marker() for line in ax.lines if line.get_label() == "_beyond"] == ["v", CARETUPBASE]
