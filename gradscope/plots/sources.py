@@ -51,7 +51,10 @@ def _parsed(values: pd.Series) -> pd.Series:
     if len(values[~unknown]) and set(values[~unknown]) <= {"True", "False"}:
         return values == "True"
     numbers = pd.to_numeric(values.mask(unknown), errors="coerce")
-    return values if numbers[~unknown].isna().any() else numbers
+    if numbers[~unknown].isna().any():
+        return values
+    # to_numeric of pandas 2 misses the last digit of fractions.
+    return values.mask(unknown).astype(float) if numbers.dtype.kind == "f" else numbers
 
 
 def table_of(module: ModuleType, paths: Sequence[Path], options: Mapping[str, Any]) -> pd.DataFrame:
