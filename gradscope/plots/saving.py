@@ -7,7 +7,8 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -106,12 +107,28 @@ def render(
 ) -> bytes:
     """The bytes of ``figure`` as pdf, pgf, png or svg. See :func:`save`."""
     metadata = _metadata(suffix, title, provenance)
-    if suffix == "pgf":
-        return _pgf(figure, metadata)
-    buffer = io.BytesIO()
-    # savefig's metadata must not hold keys a format does not know: it warns about each.
-    figure.savefig(buffer, format=suffix, metadata=metadata, dpi=dpi)
-    return buffer.getvalue()
+    with _left_in_place(figure):
+        if suffix == "pgf":
+            return _pgf(figure, metadata)
+        buffer = io.BytesIO()
+        # savefig's metadata must not hold keys a format does not know: it warns about each.
+        figure.savefig(buffer, format=suffix, metadata=metadata, dpi=dpi)
+        return buffer.getvalue()
+
+
+@contextmanager
+def _left_in_place(figure: Figure) -> Iterator[None]:
+    """Put axes back to where they stood: a layout that begins where one ended differs from it in the last digit, which
+    is enough for other ids in SVG.
+    """
+    stood = [(ax, ax.get_position(original=True), ax.get_position(), ax.get_in_layout()) for ax in figure.axes]
+    try:
+        yield
+    finally:
+        for ax, original, active, in_layout in stood:
+            ax.set_position(original, which="original")
+            ax.set_position(active, which="active")
+            ax.set_in_layout(in_layout)  # a position that is set takes axes out of the layout
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -32,6 +32,20 @@ def test_the_same_figure_gives_the_same_bytes(suffix):
     assert first == second == again
 
 
+def test_a_save_leaves_axes_where_they_stood():
+    with style.use("icml"):
+        figure, alone = drawn(), render(drawn(), "svg")
+        stood = placed(figure)
+        for suffix in FORMATS:
+            render(figure, suffix)
+            assert placed(figure) == stood
+        assert render(figure, "svg") == alone
+
+
+def placed(figure):
+    return [(ax.get_position(True).bounds, ax.get_position().bounds, ax.get_in_layout()) for ax in figure.axes]
+
+
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_provenance_is_in_the_file(suffix, tmp_path):
     with style.use("icml"):
