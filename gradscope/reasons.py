@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gradscope.words import correlation, signed
+from gradscope.words import correlation, number, signed
 
 #: Causes of a verdict, in place of its words, for what acts on them.
 FEW_LAGS, NO_GRADIENT, NOT_FINITE, ONE_STEP = "few lags", "no gradient", "not finite", "one step"
@@ -44,7 +44,7 @@ def over(lag_range: tuple[int, int] | None) -> str:
 def changes(factor: float, falls: bool, where: str, agreeing: int, least: float) -> Reason:
     """A curve that falls or grows by a factor; ``agreeing`` recorded steps each do by ``least`` or more."""
     each = f", and by {least:g} or more in each of the {agreeing} recorded steps" if agreeing else ""
-    return Reason(CHANGES, f"{'falls' if falls else 'grows'} by a factor of {factor:.2g} {where}{each}")
+    return Reason(CHANGES, f"{'falls' if falls else 'grows'} by a factor of {number(factor)} {where}{each}")
 
 
 def level(factor: float, where: str) -> Reason:
@@ -179,7 +179,7 @@ def bend(early: float, late: float, lag_range: tuple[int, int], middle: int, hal
     if min(-early, -late) <= 0:
         return f"it falls {first}, not {last}" if early < 0 else f"it falls {last}, not {first}"
     how = "faster" if late < early else "slower"
-    return f"it gets {how} with distance, a half-life of {halves[0]:.2g} steps {first}, {halves[1]:.2g} {last}"
+    return f"it gets {how} with distance, a half-life of {number(halves[0])} steps {first}, {number(halves[1])} {last}"
 
 
 # --- intervals -------------------------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def suggested(low: float, high: float, clipped: tuple[float, float], n: int) -> 
     """What a range of thresholds would have done to recorded norms; ``clipped`` are the shares at its ends."""
     at_low, at_high = (100 * share for share in clipped)
     return (
-        f"Thresholds from {low:.2g} to {high:.2g} would have clipped {at_low:.0f}% down to {at_high:.0f}% of this "
-        f"run's {n} norms. One run gives a place to start, not a setting: with another threshold the "
+        f"Thresholds from {number(low)} to {number(high)} would have clipped {at_low:.0f}% down to {at_high:.0f}% of "
+        f"this run's {n} norms. One run gives a place to start, not a setting: with another threshold the "
         "training, and so these norms, would have gone another way. Compare a few by training."
     )

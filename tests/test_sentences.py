@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from gradscope import reasons
 from gradscope.diagnostics import clip_statistics, fit_decay, suggest_threshold
 from gradscope.words import clip_sentence, correlation, number, sentence, within
 
@@ -149,6 +150,13 @@ def test_what_clipping_did_is_counted_in_the_raw_calls(seed, kind):
     assert f"{(~finite).sum()} calls more saw a norm that is not finite" in said
     if cosine is not None:
         assert f"median cosine with the raw gradient of {correlation(float(np.median(cosine[finite])))}" in said
+
+
+def test_numbers_of_three_digits_are_written_out():
+    assert reasons.suggested(19.0, 132.0, (0.5, 0.01), 141).startswith("Thresholds from 19 to 132 would")
+    assert "a half-life of 112 steps over lags 5–1502, 43 over" in reasons.bend(
+        -0.003, -0.007, (5, 2999), 1502, (112, 43)
+    )
 
 
 @pytest.mark.parametrize("seed", range(20))
