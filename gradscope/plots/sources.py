@@ -39,7 +39,7 @@ def read_table(path: Path) -> pd.DataFrame:
         raw = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (ValueError, OSError) as error:
         raise RunDamagedError(f"{path}: no table that gradscope wrote ({error}).") from None
-    raw = raw.rename(columns=from_cell).map(from_cell)
+    raw = raw.rename(columns=from_cell).apply(lambda column: column.map(from_cell))
     # In a comparison ``metric`` is the number, and its name stands beside it.
     names = set(NAMES) - ({"metric"} if "metric_name" in raw else set())
     return pd.DataFrame({name: values if name in names else _parsed(values) for name, values in raw.items()})
