@@ -93,7 +93,7 @@ def counting(table: pd.DataFrame, starts: Mapping[int, int], choice: Choice = EV
             kept &= ~table[mark].to_numpy(dtype=bool)
     if "effective" in table:
         # A step that was skipped for its norm is told as such; a clip that the update never saw is no clip.
-        kept &= (table["effective"].to_numpy() != 0) | (table["place"].to_numpy() == "skipped")
+        kept &= (table["effective"].to_numpy() != 0) | (table["place"] == "skipped").to_numpy()
     if choice.label is not None and "pass_label" in table:
         kept &= table["pass_label"].to_numpy() == choice.label
     return kept
