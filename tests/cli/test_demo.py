@@ -3,12 +3,12 @@ from __future__ import annotations
 import h5py
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from gradscope.cli import main
 from gradscope.lab.demo import trainings
 from gradscope.store import open_run
 from gradscope.words import number
+from tests.commands import CliRunner
 
 
 @pytest.mark.slow

@@ -2,10 +2,10 @@ import csv
 import io
 
 import pytest
-from click.testing import CliRunner
 
 from gradscope.cli import main
 from tests.cli.runs import write_run
+from tests.commands import CliRunner
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ import sys
 
 import click
 import pytest
-from click.testing import CliRunner
 
 from gradscope.cli import COMMANDS, main
 from gradscope.cli.group import Entry, build_main
 from gradscope.errors import GradscopeError, RunError, UsageError
+from tests.commands import CliRunner
 
 GOOD = """
 import click

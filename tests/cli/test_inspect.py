@@ -2,11 +2,10 @@ import json
 import subprocess
 import sys
 
-from click.testing import CliRunner
-
 from gradscope.cli import main
 from gradscope.store import pack
 from tests.cli.runs import write_run
+from tests.commands import CliRunner
 from tests.store.conftest import record
 from tests.store.conftest import write_run as write_passes
 

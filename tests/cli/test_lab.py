@@ -3,11 +3,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from click.testing import CliRunner
 
 from gradscope.cli import main
 from gradscope.lab.lecture.textbook import TEXTBOOK
 from gradscope.lab.replications import PAPERS
+from tests.commands import CliRunner
 
 
 @pytest.mark.slow

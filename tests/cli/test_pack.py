@@ -1,8 +1,7 @@
-from click.testing import CliRunner
-
 from gradscope import open_run
 from gradscope.cli import main
 from tests.cli.runs import write_run
+from tests.commands import CliRunner
 
 
 def test_a_run_becomes_one_file_beside_it(tmp_path):

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from click.testing import CliRunner
 
 from gradscope import plots
 from gradscope.cli import main
+from tests.commands import CliRunner
 from tests.made_runs import make_run
 
 

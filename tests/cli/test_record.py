@@ -11,10 +11,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 import gradscope
 from gradscope.cli import main
+from tests.commands import CliRunner
 
 pytest.importorskip("torch")  # it trains
 

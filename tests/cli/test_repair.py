@@ -1,10 +1,9 @@
 import json
 
-from click.testing import CliRunner
-
 from gradscope import open_run
 from gradscope.cli import main
 from tests.cli.runs import write_run
+from tests.commands import CliRunner
 from tests.store.conftest import die
 
 

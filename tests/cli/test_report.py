@@ -4,13 +4,13 @@ import json
 from collections import Counter
 
 import pytest
-from click.testing import CliRunner
 
 from gradscope.cli import main
 from gradscope.report.drawing import Drawn
 from gradscope.schema import Record
 from gradscope.store import guard
 from tests.cli.runs import write_run
+from tests.commands import CliRunner
 from tests.made_runs import make_run
 
 

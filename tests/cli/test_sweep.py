@@ -3,9 +3,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from click.testing import CliRunner
 
 from gradscope.cli import main
+from tests.commands import CliRunner
 
 pytest.importorskip("torch")  # it trains
 

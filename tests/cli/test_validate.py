@@ -1,9 +1,8 @@
 import json
 
-from click.testing import CliRunner
-
 from gradscope.cli import main
 from tests.cli.runs import write_run
+from tests.commands import CliRunner
 
 
 def test_a_good_run_is_0_and_a_changed_one_1(tmp_path):

@@ -3,13 +3,12 @@ from __future__ import annotations
 import re
 import threading
 
-from click.testing import CliRunner
-
 from gradscope.cli import main
 from gradscope.cli.watch import _Screen
 from gradscope.reading.watching import News, Watch
 from gradscope.store import growing
 from tests.cli.runs import write_run
+from tests.commands import CliRunner
 from tests.made_runs import make_run
 from tests.store.conftest import die
 
