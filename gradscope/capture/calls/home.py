@@ -16,6 +16,9 @@ from torch import Tensor
 
 from gradscope.capture.calls.passes import Pass
 
+#: So many passes are remembered before those are looked for that are gone.
+_KEPT = 64
+
 
 class Home:
     """The thread in which a model is trained.
@@ -29,7 +32,9 @@ class Home:
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         self._own = {id(parameter) for parameter in parameters}
         self._thread = get_ident()
-        self._taken: weakref.WeakKeyDictionary[Pass, bool] = weakref.WeakKeyDictionary()
+        # By identity. No weak dictionary: Python drops a KeyboardInterrupt that comes while one of those forgets.
+        self._taken: dict[int, tuple[weakref.ref[Pass], bool]] = {}
+        self._most = _KEPT
 
     def add(self, parameters: Iterable[Tensor]) -> None:
         """Take these for the model's too."""
@@ -48,11 +53,16 @@ class Home:
         """Whether a pass is of this model's training, or beside it in the same thread."""
         if begun.outer is not None:  # the engine may run it in a thread of its own
             return self.takes(begun.outermost())
-        if begun not in self._taken:
+        held, taken = self._taken.get(id(begun), (None, False))
+        if held is None or held() is not begun:
             if not self.here and _reaches(begun.roots, self._own):
                 self.move()
-            self._taken[begun] = self.here
-        return self._taken[begun]
+            taken = self.here
+            if len(self._taken) >= self._most:
+                self._taken = {key: known for key, known in self._taken.items() if known[0]() is not None}
+                self._most = max(_KEPT, 2 * len(self._taken))
+            self._taken[id(begun)] = weakref.ref(begun), taken
+        return taken
 
 
 def _reaches(roots: Iterable[Any], own: set[int]) -> bool:

@@ -136,7 +136,7 @@ class Watcher:
         # How far back it is worth while to watch the timesteps of a module: to where its adjoints fade in float32.
         self._reach: dict[str, int] = {}
         # Sequences of this step that a state without a graph may be handed on from.
-        self._latest: weakref.WeakValueDictionary[str, Line] = weakref.WeakValueDictionary()
+        self._latest: dict[str, weakref.ref[Line]] = {}
         self._tapped = {
             id(target.module) for target in targets if target.adapter is not None and target.adapter.step is None
         }
@@ -363,7 +363,7 @@ class Watcher:
 
     def _goes_on(self, target: Target, args: tuple[Any, ...], output: Any) -> bool:
         """Take one more step of a decoder where that is little work; whether it was."""
-        line, listener = self._latest.get(target.path), self._listener
+        line, listener = self._latest_of(target), self._listener
         if not isinstance(line, FusedSequence) or line.calls[-1].steps != 1 or listener.precise or listener.keep.gates:
             return False
         try:
@@ -433,7 +433,7 @@ class Watcher:
         entering = x.data if isinstance(x, PackedSequence) else x
         self._stand(target, sequence, len(sequence.calls) - 1, watched, entering, given, _FUSED_SLOTS)
         self._leave(target, sequence, tupled(output[1]))
-        self._latest[target.path] = sequence
+        self._latest[target.path] = weakref.ref(sequence)
 
     def _observe_cell(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         x, given, after = cells.states_of(args, kwargs, output)
@@ -468,7 +468,7 @@ class Watcher:
                 on_arrival(node, ((0, (position, cells.GATES), None),), sequence)
         self._stand(target, sequence, position, watched, x, given, None)
         self._leave(target, sequence, after)
-        self._latest[target.path] = sequence
+        self._latest[target.path] = weakref.ref(sequence)
 
     def _leave(self, target: Target, line: Line, finals: tuple[Tensor, ...]) -> None:
         behind = -1 if line.carried < 0 else line.carried + line.steps
@@ -500,7 +500,7 @@ class Watcher:
 
         ``slot`` is that of the first state among what a call returns.
         """
-        line = self._latest.get(target.path)
+        line = self._latest_of(target)
         if line is None or not given or not _may_join(target):
             return None
         for place, state in enumerate(given, start=slot):
@@ -509,6 +509,10 @@ class Watcher:
                 return None
         return line, -1 if line.carried < 0 else line.carried + line.steps
 
+    def _latest_of(self, target: Target) -> Line | None:
+        held = self._latest.get(target.path)
+        return None if held is None else held()
+
     def _before(self, target: Target, given: tuple[Tensor, ...]) -> tuple[Line | None, int]:
         """Return the sequence that a call continues or comes after, and how many steps lie behind its state."""
         if not given:
@@ -516,7 +520,7 @@ class Watcher:
         graphed = [state for state in given if state.grad_fn is not None]
         if not graphed:
             carried = self._lineage.steps_before(target.path, given)
-            latest = self._latest.get(target.path)
+            latest = self._latest_of(target)
             fits = carried > 0 and latest is not None and carried == max(latest.carried, 0) + latest.steps
             joins = fits and latest is not None and not latest.delivered and _may_join(target)
             inside = graph_task() != -1

@@ -19,11 +19,14 @@ class Opened:
         Whether its layer was in training mode.
     among : _Group
         The sequences of the layer that were opened between the same two passes.
+    number : int
+        0 before that is settled.
     """
 
     position: int
     training: bool
     among: _Group
+    number: int = 0
 
     def __str__(self) -> str:
         return str(self.position)
@@ -32,7 +35,6 @@ class Opened:
 @dataclass(eq=False)
 class _Group:
     opened: list[weakref.ref[Opened]] = field(default_factory=list)
-    numbers: weakref.WeakKeyDictionary[Opened, int] = field(default_factory=weakref.WeakKeyDictionary)
 
 
 class Uses:
@@ -68,10 +70,11 @@ class Uses:
         """Return which one of its layer a sequence is; settled with the first pass that reaches one of them."""
         if not isinstance(use, Opened):
             return int(use)
-        numbers = use.among.numbers
-        if use not in numbers:
-            living = [one for held in use.among.opened if (one := held()) is not None and one not in numbers]
+        if not use.number:
+            living = [one for held in use.among.opened if (one := held()) is not None]
+            settled = sum(one.number > 0 for one in living)
             # Those of a validation are told from the training's own where both are there.
-            for one in sorted(living, key=lambda one: not one.training):
-                numbers[one] = len(numbers) + 1
-        return numbers[use]
+            new = sorted((one for one in living if not one.number), key=lambda one: not one.training)
+            for number, one in enumerate(new, settled + 1):
+                one.number = number
+        return use.number
