@@ -93,13 +93,12 @@ def lead_words(before: Mapping[str, Sequence[Line]], clipped: Sequence[Line]) ->
         + [f"{accuracy_words(lines)} {at_threshold(t).replace('threshold ', '')}" for t, lines in more]
     )
     default_words = f"{'vanishes' if lost else 'fades'} in {listed(DEFAULTS)} as PyTorch initialises them"
-    opened_words = f"{'is preserved' if kept else 'fades less'} in LSTM and GRU where chrono biases start the gate that"
+    opened_words = f"{'is preserved' if kept else 'fades less'} in LSTM and GRU ({opened}) where chrono biases start"
     return (
-        f"On its way back over {length_of(before)} pixels the gradient of the loss {default_words} ({default} of it "
-        f"arrive), "
-        f"{opened_words} keeps the old state near 1 ({opened}), because each step back multiplies it by that gate; and "
-        f"clipping, which cannot change how a step's gradient fades, decided what an RNN learnt: {learnt}, where "
-        f"guessing names {percent(1 / 10)}."
+        f"On its way back over {length_of(before)} pixels the gradient of the loss {default_words} ({default} of that "
+        f"at the last pixel arrive), and {opened_words} the gate that keeps the old state near 1, because each step "
+        "back multiplies the gradient by that gate; clipping, which cannot change how the gradient of one step fades, "
+        f"decided through the weights what an RNN learnt: {learnt}, where guessing names {percent(1 / 10)}."
     )
 
 
