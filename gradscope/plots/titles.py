@@ -14,6 +14,8 @@ from matplotlib.textpath import TextPath
 
 from gradscope.plots.text import label, visible
 
+#: Characters of a line, however wide a panel is.
+_LONGEST = 60
 #: Where a name may go on in the next line: not within a number such as 0.1 or 1e-3.
 BREAKS = re.compile(r"[ :_/]|(?<![0-9])[.,]|[.,](?![0-9])|(?<![0-9]e)-")
 
@@ -38,19 +40,20 @@ def _broken(name: str, room: float, size: FontProperties) -> str:
     """A name within some points of width, on two lines at most."""
 
     def fits(text: str) -> bool:
-        return TextPath((0, 0), text, prop=size).get_extents().width <= room
+        # A path of nothing cannot be made.
+        return not text.strip() or TextPath((0, 0), text, prop=size).get_extents().width <= room
 
-    whole = label(name, 60)
+    whole = label(name, _LONGEST)
     if fits(whole):
         return whole
     plain = visible(name)
-    breaks = [at.end() for at in BREAKS.finditer(plain) if at.end() < len(plain)]
+    breaks = [at.end() for at in BREAKS.finditer(plain) if at.end() < len(plain) <= 2 * _LONGEST]
     # Between run and site first, else near the middle.
     for at in sorted(breaks, key=lambda at: (plain[at - 1 : at + 1] != ": ", abs(at - len(plain) / 2))):
-        parts = [label(part.strip(), 60) for part in (plain[:at], plain[at:])]
+        parts = [label(part.strip(), _LONGEST) for part in (plain[:at], plain[at:])]
         if all(map(fits, parts)):
             return "\n".join(parts)
-    most = len(plain)
+    most = min(len(plain), _LONGEST)
     while most > 8 and not fits(label(plain, most)):
         most -= 1
     return label(plain, most)

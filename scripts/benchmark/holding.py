@@ -57,7 +57,8 @@ def held(work: Callable[[], None]) -> tuple[float, float]:
     """Milliseconds of a call, and those of them in which it waited for something else than a processor."""
     queued, busy, began = _queued(), time.thread_time(), time.perf_counter()
     work()
-    wall = time.perf_counter() - began - (_queued() - queued)
+    # The kernel's account of the queue may be ahead of the clock by a tick.
+    wall = max(0.0, time.perf_counter() - began - (_queued() - queued))
     return 1e3 * wall, 1e3 * max(0.0, wall - (time.thread_time() - busy))
 
 

@@ -239,6 +239,8 @@ def test_a_name_is_not_broken_within_a_number():
     size = FontProperties(size=9)
     assert titles._broken("gru_chrono_c0.1_seed0: gru/l0", 80, size) == "gru_chrono_c0.1_\nseed0: gru/l0"
     assert titles._broken("gru_chrono_c1e-3_seed0: gru/l0", 86, size) == "gru_chrono_c1e-3_\nseed0: gru/l0"
+    assert titles._broken(" ", 80, size) == titles.label(" ", 60)  # which has no outline to measure
+    assert len(titles._broken("x" * 4000, 80, size)) < 60
 
 
 def test_the_panels_of_a_narrow_comparison_end_at_the_same_row(tmp_path):

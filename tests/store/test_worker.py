@@ -95,7 +95,7 @@ def test_a_sealing_process_that_dies_costs_nothing_and_is_not_tried_for_ever(tmp
 
 
 def test_a_sealing_process_that_dies_before_it_tells_leaves_nothing_twice(tmp_path, monkeypatch):
-    monkeypatch.setattr(sealer, "_CODE", sealer._CODE + "; import os; os._exit(1)")
+    monkeypatch.setattr(sealer, "_CODE", sealer._CODE + "os._exit(1)\n")
     writer = RunWriter(tmp_path / "run", META, seal_bytes=1)
     writer.add_record(record(0))
     writer.flush()
