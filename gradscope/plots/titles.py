@@ -70,12 +70,13 @@ def chosen(keys: Sequence[tuple[str, str, str]], limit: int) -> list[int]:
     for i, (line, run, _) in enumerate(keys):
         if keys[of_line.setdefault(line, [i])[0]][1] == run and i not in of_line[line]:
             of_line[line].append(i)
-    lines = [list(of_line.values())[at] for at in _even(len(of_line), limit)]
+    lines = [list(of_line.values())[at] for at in evenly(len(of_line), limit)]
     share, more = divmod(limit, len(lines))
-    kept = [at[i] for n, at in enumerate(lines) for i in _even(len(at), share + (n < more))]
+    kept = [at[i] for n, at in enumerate(lines) for i in evenly(len(at), share + (n < more))]
     return sorted(kept)
 
 
-def _even(n: int, most: int) -> list[int]:
-    """At most so many of ``range(n)``, first and last included."""
-    return sorted({round(i) for i in np.linspace(0, n - 1, min(n, most)).tolist()}) if most > 1 else [0][:n]
+def evenly(n: int, most: int) -> list[int]:
+    """At most so many of ``range(n)``, at even distances, first and last included."""
+    positions: list[int] = np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int)).tolist()
+    return positions

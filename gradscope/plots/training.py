@@ -50,7 +50,7 @@ def table(
     for name, run, at, shown in select.sites_with(runs, quantity, site):
         found = norms(run, at, shown)
         steps = found.steps
-        for i in np.unique(np.linspace(0, len(steps) - 1, min(curves, len(steps))).round().astype(int)):
+        for i in titles.evenly(len(steps), curves):
             head = {"run": name, "site": at, "quantity": shown, "first_step": steps[i], "step": steps[i]}
             head["line"] = of_seed[name]
             rows.append(decay.curve_rows(found.curve(found.at(steps[i])), head, coverage))
