@@ -305,7 +305,7 @@ def _load_copy(path: Path, cause: Exception, budget: Budget, after: int) -> Jour
 
 @contextmanager
 def copied(path: Path, cause: Exception) -> Iterator[Path]:
-    """A copy of a journal in which the half of a transaction that a crash has left is undone.
+    """A copy of a journal in which the half of a transaction that a crash has left is undone, and which keeps no log.
 
     Raises
     ------
@@ -323,6 +323,7 @@ def copied(path: Path, cause: Exception) -> Iterator[Path]:
             with closing(sqlite3.connect(copy, isolation_level=None)) as connection:
                 connection.execute("PRAGMA trusted_schema=OFF")
                 connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+                connection.execute("PRAGMA journal_mode=DELETE").fetchone()
         except (OSError, sqlite3.Error):
             raise damaged(path, cause) from cause
         yield copy
@@ -352,7 +353,11 @@ def connect(path: Path) -> sqlite3.Connection:
             connection.execute(f"PRAGMA {pragma}")
         if hasattr(connection, "setlimit"):  # Python 3.11
             connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_ROW_BYTES)
+        # Without the right to write SQLite opens no write-ahead log so: it would put its index beside it, and map it.
+        connection.execute("PRAGMA locking_mode=EXCLUSIVE")
         _check_schema(connection, path)
+        connection.execute("PRAGMA locking_mode=NORMAL")
+        connection.execute("SELECT 1 FROM sqlite_master").fetchone()  # only this lets go of the lock
     except BaseException:
         connection.close()
         raise

@@ -1,6 +1,7 @@
 """Files from a stranger: each is refused before anything outside it is opened or anything large is read."""
 
 import os
+import shutil
 import sqlite3
 from contextlib import closing
 from types import SimpleNamespace
@@ -304,6 +305,26 @@ def test_reading_a_strangers_journal_leaves_its_directory_alone(journal):
     before = journal.read_bytes()
     open_run(journal.parent)
     assert journal.read_bytes() == before
+
+
+@pytest.mark.parametrize("left", ["closed", "killed"])
+def test_a_journal_with_a_write_ahead_log_is_read_in_a_copy(journal, tmp_path, left):
+    """As versions before 1.2 left one: SQLite would put the index of the log beside it, and map it into memory."""
+    records = open_run(journal.parent).records(open_run(journal.parent).sites[0])
+    run = tmp_path / "run"
+    run.mkdir()
+    with closing(sqlite3.connect(journal, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("DELETE FROM info WHERE key = 'reserved'")
+        for suffix in ("", "-wal") if left == "killed" else ():
+            shutil.copy(f"{journal}{suffix}", run)
+    if left == "closed":
+        shutil.copy(journal, run)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    assert len(before) == (2 if left == "killed" else 1)
+    found = open_run(run)
+    assert found.records(found.sites[0]).equals(records)
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
 def test_an_entry_cannot_announce_more_than_it_holds():

@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,8 +107,19 @@ class Children:
         whole = self._do({"jobs": jobs, "watched": ""})
         each = [Ended(**{**json.loads(line), "peak": whole.peak}) for line in whole.out.splitlines()]
         if whole.code != 0 or len(each) != len(jobs) or whole.peak > BYTES:
-            return [self._do(job) for job in jobs]
-        return [self._do(job) if one.fault else one for job, one in zip(jobs, each, strict=True)]
+            return [self._anew(job) for job in jobs]
+        return [self._anew(job) if one.fault else one for job, one in zip(jobs, each, strict=True)]
+
+    def _anew(self, job: dict[str, Any]) -> Ended:
+        """Once more, without what the first time has written: nothing that exists is overwritten."""
+        arguments = job.get("command", ())
+        if "-o" in arguments:
+            written = Path(arguments[arguments.index("-o") + 1])
+            if written.is_dir():
+                shutil.rmtree(written)
+            else:
+                written.unlink(missing_ok=True)
+        return self._do(job)
 
     def _do(self, job: dict[str, Any]) -> Ended:
         assert self._server.stdin is not None
