@@ -56,7 +56,8 @@ def table(
                 starts=starts[there],
                 smallest_normal=found.smallest_normal,
             )
-            norm = np.where(np.isnan(curve.log10) & (curve.n_zero > 0), 0.0, 10.0**curve.log10)
+            zero = curve.n_zero + curve.n_unreached > 0  # before a loss in the middle a gate's adjoint is zero as well
+            norm = np.where(np.isnan(curve.log10) & zero, 0.0, 10.0**curve.log10)
             norm = np.where(np.isnan(norm) & (curve.n_nonfinite > 0), np.inf, norm)
             rows = {"lag": curve.lags.astype(np.int64), "norm": norm, "n_sequences": curve.support}
             head = {"run": name, "line": of_seed[name], "site": at, "step": found.step, "gate": gate}
@@ -180,5 +181,6 @@ def _strongest(data: pd.DataFrame) -> str:
         at = data[(data["lag"] == lag) & np.isfinite(data["norm"])]
         if len(at):
             top = at.loc[at["norm"].idxmax()]
-            said.append(f"at lag {lag} {top['gate']} ({number(top['norm'])})")
+            which = f"{top['gate']} ({number(top['norm'])})" if top["norm"] else "all are zero"
+            said.append(f"at lag {lag} {which}")
     return f"Largest: {', '.join(said)}." if said else "No usable norm."
