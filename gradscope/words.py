@@ -20,6 +20,16 @@ def counted(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
+def counted_span(low: int, high: int, what: str) -> str:
+    """``1 run``, ``3 runs``, ``2 to 3 runs``."""
+    return counted(high, what) if low == high else f"{low} to {counted(high, what)}"
+
+
+def few(parts: Sequence[str], most: int = 6) -> str:
+    """The first of some parts, and how many more there are."""
+    return ", ".join(parts[:most]) + (f" and {len(parts) - most} more" if len(parts) > most else "")
+
+
 def signed(value: float) -> str:
     """Two digits with a minus sign, not a hyphen: ``−1.3``."""
     return f"{value:.2g}".replace("-", "−", 1) if value < 0 else f"{value:.2g}"

@@ -16,7 +16,7 @@ from gradscope.plots.norms import running_median, smoothing
 from gradscope.plots.text import label
 from gradscope.reading import read, select
 from gradscope.reading.labelled import seeds_together
-from gradscope.words import number
+from gradscope.words import counted_span, number
 
 TITLE = "Training and held-out loss"
 NEEDS = "a logged loss, and that on held-out data: recorder.log(loss=loss, held_out_loss=...)"
@@ -151,11 +151,16 @@ def caption(data: pd.DataFrame) -> str:
     ends = np.exp(ends)
     each = ", ".join(f"{model} {number(value)}" for model, value in ends.head(8).items())
     last = f" Held out, at the end: {each}." if each else " No held-out loss was logged."
-    seeds = int(data.groupby("model")["seed"].nunique().max())
-    over = f"geometric mean over {seeds} seeds" if seeds > 1 else "running median over the training batches"
+    per = data.groupby("model")["seed"].nunique()
+    seeds = int(per.max())
+    batches = data[(data["kind"] == "training") & np.isfinite(data["value"])].groupby("run").size()
+    median = "running median" if len(batches) and smoothing(int(batches.max())) > 1 else ""
+    of_one = f"{median} over the training batches" if median else "one training each"
+    over = f"geometric mean over {counted_span(int(per.min()), seeds, 'seed')}" if seeds > 1 else of_one
     bands = seeds > 1 and data["model"].nunique() <= style.MAX_BANDS
     band = ", band from the lowest to the highest seed" if bands else ""
-    strong = f" Strong lines: held out{band}; thin: training batches, running median." if each else ""
+    thin = ", ".join(filter(None, ["training batches", median]))
+    strong = f" Strong lines: held out{band}; thin: {thin}." if each else ""
     crosses = f" Crosses: {gone} of {of} trainings diverged there; they are in no mean of others." if gone else ""
     said = f"Loss against training step, {over}.{strong}{last}{crosses}"
     return " ".join([said, *select.left_out_words(data)])

@@ -241,10 +241,12 @@ def caption(data: pd.DataFrame) -> str:
             f"{_tick(row['column'], names[1])})."
             for word, row in (("Highest", top), ("Lowest", low))
         )
-    fewest, most = data["n"].min(), data["n"].max()
+    kept = data["n"] - data["diverged"]
+    fewest, most = kept.min(), kept.max()
     runs = f"{most}" if fewest == most else f"{fewest} to {most}"
+    mean = "geometric mean" if data["metric"].iloc[0] == REACH else "mean"
     said = (
-        f"{metric_words(str(data['metric'].iloc[0]))} over {_setting(names[0])} and {_setting(names[1])}: mean over "
+        f"{metric_words(str(data['metric'].iloc[0]))} over {_setting(names[0])} and {_setting(names[1])}: {mean} over "
         f"the runs that did not diverge ({runs} a cell) and its 95 % interval (Student's t). {ends}"
     )
     return " ".join([said[:1].upper() + said[1:], *select.left_out_words(data)])

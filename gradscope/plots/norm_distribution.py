@@ -14,6 +14,7 @@ from gradscope.plots import lines, marks, style
 from gradscope.plots.story import looks_of_thresholds
 from gradscope.reading import select, sweeps
 from gradscope.reading.norms import raw_norms
+from gradscope.words import counted_span
 
 TITLE = "Distribution of gradient norms before clipping"
 NEEDS = "clipping through recorder.clip_grad_norm_ (or torch's own), or recorded parameter gradient norms"
@@ -87,8 +88,10 @@ def draw(
 def caption(data: pd.DataFrame) -> str:
     """What the figure shows, in words."""
     per = data.groupby("threshold").size()
+    known = counted_span(int(per.min()), int(per.max()), "norm")
+    apart = "" if len(per) == 1 else " Norms under different thresholds come from different trainings."
     said = (
-        f"Share of steps by total gradient norm before clipping, for each threshold ({per.min()} to {per.max()} norms "
-        "each); dotted: the threshold itself. Norms under different thresholds come from different trainings."
+        f"Share of steps by total gradient norm before clipping, for each threshold "
+        f"({known}{' each' if len(per) > 1 else ''}); dotted: the threshold itself.{apart}"
     )
     return " ".join([said, *select.left_out_words(data)])

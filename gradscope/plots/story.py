@@ -34,7 +34,7 @@ table = story.table
 _NOTHING = {
     "initial": "no run was recorded at step 0",
     "through": "no run was recorded at two steps or more",
-    "loss": "no run logged a loss: recorder.log(loss=loss)",
+    "loss": "no run logged a loss at two steps or more: recorder.log(loss=loss)",
 }
 _CELLS = {"RNN": (style.PALETTE[1], "o"), "LSTM": (style.PALETTE[0], "s"), "GRU": (style.PALETTE[3], "^")}
 _OTHERS = (style.PALETTE[2], *style.PALETTE[4:])
@@ -331,13 +331,15 @@ def caption(data: pd.DataFrame) -> str:
         n = int(initial.groupby("line")["run"].nunique().max())
         band = f"median over up to {n} seeds, band from the lowest to the highest" if n > 1 else "one run each"
         said.append(
-            f"Norm of {quantity} at each input before the first update, over that at the last input: {band}. "
+            f"Norm of {quantity} at each input before the first update, over that at the last input{_entry(initial)}: "
+            f"{band}. "
             f"At the first input: {_listed(middle_at(initial, 'first'))}. Shaded: more than 1 % arrives."
         )
     else:
         said.append(f"Before training: {_NOTHING['initial']}.")
     for rows, what in ((through, "through"), (loss, "loss")):
-        said.append(_course(rows, what) if rows["value"].notna().any() else f"{_NOTHING[what].capitalize()}.")
+        same = what == "loss" and set(rows["run"]) == set(through["run"])
+        said.append(_course(rows, what, same) if rows["value"].notna().any() else f"{_NOTHING[what].capitalize()}.")
     seeds = int(through.groupby("line")["run"].nunique().max()) if len(through) else 1
     over = "median over the runs that did not diverge" if loss["diverged"].eq(True).any() else "median"
     said += [f"Through training: {over}; {lines.around_words(seeds)}."] if seeds > 1 else []
@@ -356,10 +358,17 @@ def _listed(ends: dict[str, float]) -> str:
     return f"{', '.join(ordered[:half])} ... {', '.join(ordered[-half:])} ({len(ordered)} in all)"
 
 
-def _course(rows: pd.DataFrame, what: str) -> str:
+def _entry(initial: pd.DataFrame) -> str:
+    """Where some run's gradient enters before its last input, a loss in the middle: there it is compared with that."""
+    last = initial[initial["x"] == initial.groupby("run")["x"].transform("max")]
+    return " that it reaches" if last["value"].isna().any() else ""
+
+
+def _course(rows: pd.DataFrame, what: str, same: bool = False) -> str:
     rows = _steady(rows) if what == "through" else lines.set_aside(rows)
-    ends, family = middle_at(rows[~rows["aside"]], "last"), str(rows["family"].iloc[0])
-    whose = f"the {rows['run'].nunique()} runs" + ("" if len(family) > MAX_FAMILY else f" of {family}")
+    ends, family, n = middle_at(rows[~rows["aside"]], "last"), str(rows["family"].iloc[0]), rows["run"].nunique()
+    of = "" if len(family) > MAX_FAMILY or n == 1 else f" of {family}"
+    whose = "one run" if n == 1 else f"the {'same' if same else n} runs{of * (not same)}"
     if what == "through":
         return f"At the first input through training, {whose}: at the end {_listed(ends)}."
     reached, parted = _reached(rows), lines.parted(rows)
@@ -370,4 +379,4 @@ def _course(rows: pd.DataFrame, what: str) -> str:
     )  # fmt: skip
     metric = metric_words(str(rows["metric"].iloc[0]))
     dotted = " Dotted: chance." if rows["chance"].notna().any() else ""
-    return f"Loss of the same runs, at the end (with {metric or 'nothing held out'}): {each}.{dotted}"
+    return f"Loss of {whose}, at the end (with {metric or 'nothing held out'}): {each}.{dotted}"

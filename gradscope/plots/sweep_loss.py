@@ -10,11 +10,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from gradscope.plots import lines, marks, style
-from gradscope.plots.norms import smoothed
+from gradscope.plots.norms import smoothed, smoothing
 from gradscope.plots.story import looks_of_thresholds, loss_limits, middle_at
 from gradscope.plots.text import metric_words
 from gradscope.reading import select, sweeps
-from gradscope.words import number
+from gradscope.words import counted, counted_span, number
 
 TITLE = "Loss against step for each clipping threshold"
 NEEDS = "a logged loss: recorder.log(loss=loss)"
@@ -103,13 +103,15 @@ def caption(data: pd.DataFrame) -> str:
     """What the figure shows, in words."""
     per = data.groupby("threshold")["run"].nunique()
     gone = data[data["diverged"]]["run"].nunique()
+    steps = data[np.isfinite(data["value"])].groupby("run").size()
+    median = len(steps) and smoothing(int(steps.max())) > 1
     over = (
-        "a running median of each run"
+        ("a running median of each run" if median else "one run each")
         if per.max() == 1
-        else f"{_span(per)} runs each: median over the runs that did not diverge, of a running median; "
-        f"{lines.around_words(int(per.max()))}"
+        else f"{counted_span(per.min(), per.max(), 'run')} each: median over the runs that did not diverge"
+        f"{', of a running median' if median else ''}; {lines.around_words(int(per.max()))}"
     )
-    crosses = f"Crosses: {gone} of {per.sum()} runs diverged there." if gone else "No run diverged."
+    crosses = f"Crosses: {gone} of {counted(per.sum(), 'run')} diverged there." if gone else "No run diverged."
     strayed = set(data["run"][data["diverged"]])
     at_end = data[~data["run"].isin(strayed) & np.isfinite(data["value"])].sort_values("step")
     at_end = at_end.groupby(["threshold", "run"])["value"]
@@ -118,16 +120,12 @@ def caption(data: pd.DataFrame) -> str:
         f"{sweeps.name_of(float(t))} {number(ends[t]) if t in ends else 'diverged'}" for t in per.index
     )  # fmt: skip
     said = (
-        f"{_upper(str(data['metric'].iloc[0]))} against training step for {len(per)} thresholds of norm clipping "
-        f"(none: no clipping), {over}. {f'At the end: {each}. ' if each else ''}{crosses} The axis ends a third beyond "
-        "where training starts; triangles: there a run leaves it."
+        f"{_upper(str(data['metric'].iloc[0]))} against training step for {counted(len(per), 'threshold')} of norm "
+        f"clipping (none: no clipping by norm), {over}. {f'At the end: {each}. ' if each else ''}{crosses} The axis "
+        "ends a third beyond where training starts; triangles: there a run leaves it."
     )
     return " ".join([said, *select.left_out_words(data)])
 
 
 def _upper(text: str) -> str:
     return metric_words(text[:1].upper() + text[1:])
-
-
-def _span(per: pd.Series) -> str:
-    return f"{per.min()}" if per.min() == per.max() else f"{per.min()} to {per.max()}"

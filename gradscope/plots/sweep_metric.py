@@ -15,7 +15,7 @@ from scipy import stats
 from gradscope.plots import marks, style
 from gradscope.plots.text import metric_words, powers
 from gradscope.reading import select, sweeps
-from gradscope.words import within
+from gradscope.words import counted, within
 
 TITLE = "Final metric against clipping threshold"
 NEEDS = "a logged metric: recorder.log(loss=loss), or --metric of another name"
@@ -165,9 +165,9 @@ def caption(data: pd.DataFrame) -> str:
         each.append(f"{sweeps.name_of(float(threshold))} {mean} {interval}".rstrip())
     said = (
         f"{_upper(str(data['metric'].iloc[0]))} at the end of training (mean of the last twentieth of the steps) "
-        f"against the threshold of norm clipping (none: no clipping), one point per run ({len(data)} runs); bar: mean "
-        f"with its 95 % interval over the runs that did not diverge: {', '.join(each) or 'none'}. "
-        f"{f'Crosses: runs that diverged ({gone}).' if gone else 'No run diverged.'}"
+        f"against the threshold of norm clipping (none: no clipping by norm), one point per run "
+        f"({counted(len(data), 'run')}); bar: mean with its 95 % interval over the runs that did not diverge: "
+        f"{', '.join(each) or 'none'}. {f'Crosses: runs that diverged ({gone}).' if gone else 'No run diverged.'}"
     )
     return " ".join([said, *select.left_out_words(data)])
 

@@ -13,11 +13,11 @@ from matplotlib.ticker import MaxNLocator
 from gradscope.diagnostics.gates import timescale_of_log
 from gradscope.errors import NotRecordedError
 from gradscope.plots import lines, marks, style
-from gradscope.plots.naming import with_lines
+from gradscope.plots.naming import line_names, with_lines
 from gradscope.plots.text import label
 from gradscope.reading import select
 from gradscope.reading.labelled import seeds_together
-from gradscope.words import number
+from gradscope.words import few, number, percent
 
 TITLE = "Timescales of the retaining gate"
 NEEDS = "the gate activations: quantities=[..., 'activations'] of an LSTM or GRU"
@@ -147,12 +147,13 @@ def caption(data: pd.DataFrame) -> str:
     """What the figure shows, in words."""
     longer = float(np.mean(data["timescale"] > data["length"]))
     medians = data.groupby(["run", "site"], sort=False)["timescale"].median()
-    each = ", ".join(f"{run} {number(value)}" for (run, _), value in medians.head(6).items())
+    names = line_names(list(medians.index))
+    each = few([f"{name} {number(value)}" for name, value in zip(names, medians, strict=True)])
     many = with_lines(data)["name"].nunique() > MAX_LINES
     what = "Timescales (box: median, middle half and range over the units)" if many else "Number of units by timescale"
     said = (
         f"{what} of the retaining gate (an LSTM's f, a GRU's z): -1 over the mean of ln gate over time and the sampled "
-        f"sequences, step {data['step'].max()}; dotted: the longest sequence. {100 * longer:.0f} % of the units retain "
+        f"sequences, step {data['step'].max()}; dotted: the longest sequence. {percent(longer)} of the units retain "
         f"longer than it. Median timescale: {each}. Infinite timescales are in the last bin."
     )
     return " ".join([said, *select.left_out_words(data)])

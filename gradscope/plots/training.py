@@ -18,7 +18,7 @@ from gradscope.plots.naming import line_names
 from gradscope.reading import select
 from gradscope.reading.curves import norms
 from gradscope.reading.labelled import seeds_together
-from gradscope.words import number
+from gradscope.words import counted, number
 
 TITLE = "Decay through training"
 NEEDS = "records at two or more steps (every=... smaller than the number of training steps)"
@@ -192,10 +192,11 @@ def caption(data: pd.DataFrame) -> str:
     steps = sorted(set(data["step"]))
     quantities = " and ".join(decay.symbol_words(q) for q in dict.fromkeys(data["quantity"]))
     keys = list(data[["run", "site"]].drop_duplicates().itertuples(index=False, name=None))
+    when = f"{len(steps)} recorded steps from {steps[0]} (light) to {steps[-1]} (dark)"
+    when = f"step {steps[0]}" if len(steps) == 1 else when
     said = (
-        f"Norm of the {quantities} against lag, relative to the first usable lag, at {len(steps)} recorded steps from "
-        f"{steps[0]} (light) to {steps[-1]} (dark); geometric mean over up to {int(data['n_sequences'].max())} "
-        f"sequences, lags {data['lag'].min()} to {data['lag'].max()}."
+        f"Norm of the {quantities} against lag, relative to the first usable lag, at {when}; geometric mean over up to "
+        f"{counted(int(data['n_sequences'].max()), 'sequence')}, lags {data['lag'].min()} to {data['lag'].max()}."
     )
     more = [_left_at_the_end(data)] if len(keys) <= 3 else []
     if len(keys) > MAX_PANELS:
@@ -204,14 +205,15 @@ def caption(data: pd.DataFrame) -> str:
 
 
 def _left_at_the_end(data: pd.DataFrame) -> str:
-    """What is left at the last lag, at the first and at the last step."""
-    usable = data[np.isfinite(data["relative"])].sort_values("lag", kind="stable")
+    """What is left at the last lag with a usable norm, which is not the same at every step: at the first and the last.
+
+    A run that diverged has its last such step before.
+    """
+    usable = data[np.isfinite(data["relative"])]
     found = []
-    for key, rows in usable.groupby(["run", "site"], sort=False):
-        ends = rows.groupby("step")[["lag", "relative"]].last()
-        first, last = ends.iloc[0], ends.iloc[-1]
-        found.append(
-            f"{key[0]} {number(first['relative'])} at step {ends.index[0]}, {number(last['relative'])} at step "
-            f"{ends.index[-1]}"
-        )
-    return f"What is left at the last lag: {'; '.join(found)}." if found else "No usable norm."
+    groups = dict(list(usable.groupby(["run", "site"], sort=False)))
+    for name, rows in zip(line_names(list(groups)), groups.values(), strict=True):
+        ends = rows.sort_values("lag", kind="stable").groupby("step")[["lag", "relative"]].last()
+        each = [f"{number(one.relative)} at lag {one.lag:g} (step {one.Index})" for one in ends.itertuples()]
+        found.append(f"{name} {', '.join(dict.fromkeys([each[0], each[-1]]))}")
+    return f"What is left: {'; '.join(found)}." if found else "No usable norm."

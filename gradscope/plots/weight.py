@@ -10,10 +10,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from gradscope.plots import decay_map, lines, marks, style
-from gradscope.plots.naming import with_lines
+from gradscope.plots.naming import line_names, with_lines
 from gradscope.reading import select
 from gradscope.reading.labelled import seeds_together
-from gradscope.words import number
+from gradscope.words import few, number
 
 TITLE = "Contribution of each timestep to the recurrent weight gradient"
 NEEDS = "the per-timestep weight contribution: quantities=[..., 'weight']"
@@ -106,5 +106,9 @@ def caption(data: pd.DataFrame) -> str:
     )
     usable = data[np.isfinite(data["norm"])]
     tops = usable.loc[usable.groupby(["run", "site"], sort=False)["norm"].idxmax()] if len(usable) else usable
-    each = ", ".join(f"{row.run} {number(row.norm)} at {row.time}" for row in tops.head(6).itertuples())
+    names = line_names(list(tops[["run", "site"]].itertuples(index=False, name=None)))
+    each = few([
+        f"{name} {f'{number(row.norm)} at {row.time}' if row.norm else '0 throughout'}"
+        for name, row in zip(names, tops.itertuples(), strict=True)
+    ])  # fmt: skip
     return " ".join([said, *([f"Largest: {each}."] if each else []), *select.left_out_words(data)])

@@ -13,6 +13,7 @@ from gradscope.errors import EmptyRunError, NotRecordedError, SettingError, Unkn
 from gradscope.reading.counted import Reading, read, read_all
 from gradscope.schema import DATASETS, QUANTITIES
 from gradscope.store import Run
+from gradscope.words import few
 
 Floats = NDArray[np.float64]
 Positions = NDArray[np.int64]
@@ -129,11 +130,7 @@ def left_out_words(data: Any) -> list[str]:
     missing: dict[str, list[str]] = {}
     for name, reason in data.attrs.get("left_out", {}).items():
         missing.setdefault(reason, []).append(name)
-    return [f"Left out: {_few(names)} ({reason})." for reason, names in missing.items()]
-
-
-def _few(names: Sequence[str], most: int = 6) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return [f"Left out: {few(names)} ({reason})." for reason, names in missing.items()]
 
 
 @dataclass(frozen=True, eq=False)

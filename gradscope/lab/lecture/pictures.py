@@ -88,8 +88,8 @@ def _losses(results: Results, name: str, task: str, models: Sequence[str], guess
     data = learning.table(
         {model: [(one.losses, {e.step: e.loss for e in one.evaluations}) for one in of] for model, of in found.items()}
     )
-    line = "Dashed line: guessing the mean of training, on training data." if task == "sunspots" else (
-        "Dashed line: guessing."
+    line = "Dotted line: guessing the mean of training, on training data." if task == "sunspots" else (
+        "Dotted line: guessing."
     )  # fmt: skip
     caption = f"{learning.caption(data)} {line}"
     return Picture(name, "learning", f"Training and held-out loss on the {task}", caption, data, {"guess": guess})
