@@ -15,6 +15,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import gradscope
 
 T, B, H = 40, 8, 12
+#: What is recorded by default, and what the figures of gates, weights and timescales are drawn from.
+QUANTITIES = ("hidden", "cell", "input", "direct", "gates", "weight", "activations")
 
 
 class Net(nn.Module):
@@ -114,7 +116,9 @@ def record(path: Path, of: Recording) -> gradscope.Run:
     torch.manual_seed(of.seed)
     model = of.make()
     optimizer = torch.optim.SGD(model.parameters(), lr=of.lr)
-    with gradscope.record(model, path, optimizer=optimizer, every=of.every, samples=of.samples) as recorder:
+    with gradscope.record(
+        model, path, optimizer=optimizer, every=of.every, samples=of.samples, quantities=QUANTITIES
+    ) as recorder:
         for _ in range(of.steps):
             x = torch.randn(T, B, 2)
             loss = (model(x) - x.sum(0)[:, :1]).square().mean()
@@ -146,6 +150,8 @@ class Raw:
     def curve(self) -> np.ndarray:
         """Chained mean: the mean step between neighbouring lags, over the sequences that have both."""
         present = np.isfinite(self.rows).sum(0) > 0
+        if not present.any():
+            return np.full(self.lags.size, np.nan)
         first = int(np.argmax(present))
         differences = np.diff(self.rows[:, first:], axis=1)
         known = np.isfinite(differences)
