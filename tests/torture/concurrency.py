@@ -23,7 +23,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import gradscope
-from gradscope.capture.training.recorder import _open as open_recorders
+from gradscope.capture.training.life import _open as open_recorders
 from gradscope.capture.training.telling import GradscopeWarning
 from tests import remains
 from tests.torture.nursery import end

@@ -247,7 +247,7 @@ def test_a_full_disk_is_told_once_and_what_it_refused_is_counted(
 def test_a_recording_that_cannot_begin_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    from gradscope.capture.training import recorder as module
+    from gradscope.capture.training import life
 
     owner, name = place.split(".")
     before = (torch.nn.utils.clip_grad_norm_, torch.nn.utils.clip_grad_value_, torch.amp.GradScaler.step)
@@ -257,7 +257,7 @@ def test_a_recording_that_cannot_begin_leaves_nothing_behind(
         raise RuntimeError("a bug")
 
     with monkeypatch.context() as patch:
-        patch.setattr(getattr(module, owner), name, fail)
+        patch.setattr(getattr(life, owner), name, fail)
         with pytest.raises(InternalError, match="a bug"):
             _begin(tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
