@@ -16,7 +16,7 @@ from gradscope.plots.norms import running_median, smoothing
 from gradscope.plots.text import label
 from gradscope.reading import read, select
 from gradscope.reading.labelled import seeds_together
-from gradscope.words import counted_span, number
+from gradscope.words import counted_span, few, number
 
 TITLE = "Training and held-out loss"
 NEEDS = "a logged loss, and that on held-out data: recorder.log(loss=loss, held_out_loss=...)"
@@ -148,8 +148,9 @@ def caption(data: pd.DataFrame) -> str:
     held = held.sort_values("step", kind="stable")
     # On a logarithmic axis the middle is that of the logarithms.
     ends = np.log(held.groupby(["model", "seed"], sort=False)["value"].last()).groupby("model", sort=False).mean()
-    ends = np.exp(ends)
-    each = ", ".join(f"{model} {number(value)}" for model, value in ends.head(8).items())
+    parted = lines.parted(data, "model")  # what was held out before all trainings of a line diverged is no end
+    reached = {m: "diverged" if parted[str(m)][0] == parted[str(m)][1] else number(np.exp(v)) for m, v in ends.items()}
+    each = few([f"{model} {value}" for model, value in reached.items()], 8)
     last = f" Held out, at the end: {each}." if each else " No held-out loss was logged."
     per = data.groupby("model")["seed"].nunique()
     seeds = int(per.max())

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from gradscope.errors import SettingError
 from gradscope.plots import lines, marks, style
-from gradscope.words import number
+from gradscope.words import few, number
 
 TITLE = "Lyapunov spectrum"
 NEEDS = "the model itself: gradscope.spectrum(model, x), drawn by gradscope.plots.lyapunov"
@@ -71,7 +71,7 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
 def caption(data: pd.DataFrame) -> str:
     """What the figure shows, in words."""
     top = data[data["index"] == 0]
-    each = ", ".join(f"{row.run} {number(row.exponent)}" for row in top.head(6).itertuples())
+    each = few([f"{row.run} {number(row.exponent)}" for row in top.itertuples()])
     return (
         "Lyapunov exponents of the joint state in order of size, natural logarithm per step; at 0 a direction is "
         f"preserved, above it grows. Largest: {each}. Triangles: directions that are destroyed."

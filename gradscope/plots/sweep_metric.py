@@ -173,4 +173,5 @@ def caption(data: pd.DataFrame) -> str:
 
 
 def _upper(text: str) -> str:
-    return metric_words(text[:1].upper() + text[1:])
+    words = metric_words(text)
+    return words[:1].upper() + words[1:]

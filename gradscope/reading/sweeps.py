@@ -45,7 +45,7 @@ def chance_of(run: Run | Reading, metric: str) -> float:
 def traces(runs: Sequence[Any], metric: str, thresholds: Sequence[float | None] | None = None) -> pd.DataFrame:
     """One row per run and step: ``run, threshold, chance, step, value, diverged``.
 
-    ``diverged`` is true from the step on from which the metric or the gradient norm was never finite again.
+    ``diverged`` is true from the step on from which the metric, the loss or the gradient norm was never finite again.
 
     Raises
     ------
@@ -66,7 +66,9 @@ def traces(runs: Sequence[Any], metric: str, thresholds: Sequence[float | None] 
             at = steps["step"].to_numpy(dtype=np.int64)
             head = {"run": name, "threshold": float("inf") if given is None else float(given)}
             head |= {"chance": chance_of(run, metric)}
-            gone = at >= diverged_from(run, at, value)
+            # A training whose loss diverged has reached nothing, whatever was logged of it then.
+            loss = steps["loss"].to_numpy(dtype=float) if "loss" in steps else value
+            gone = at >= min(diverged_from(run, at, value), diverged_from(run, at, loss))
             frames.append(pd.DataFrame({**head, "step": at, "value": value, "diverged": gone}))
     if not frames:
         there = sorted({c for run in runs for c in read(run).steps().columns} - {"step", "attempt", "rank", "time"})
