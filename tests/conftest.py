@@ -39,6 +39,15 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {name: record(home / str(i), of) for i, (name, of) in enumerate(RECORDINGS.items())}
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, Any]]:
+    """The trainings of ``tests.families`` with their runs, trained once."""
+    from tests.families import TRAININGS, record
+
+    home = tmp_path_factory.mktemp("trainings")
+    return [(of, record(home / f"run-{i}", of)) for i, of in enumerate(TRAININGS)]
+
+
 if torch is None:
 
     @pytest.hookimpl(wrapper=True)
