@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from gradscope.capture.calls.graph import Graph, KnownCall
 from gradscope.capture.calls.lineage import Lineage
+from gradscope.capture.calls.listening import Listener
 from gradscope.capture.calls.prehook import TRANSFORMED
 from gradscope.capture.calls.recurrences.find import of_marks
 from gradscope.capture.calls.recurrences.recurrence import Place, Recurrence
 from gradscope.capture.calls.saying import Saying
 from gradscope.capture.torch_private import is_transformed
 from gradscope.schema import SiteInfo
-
-if TYPE_CHECKING:
-    from gradscope.capture.calls.watcher import Listener
 
 
 @dataclass(eq=False)

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from gradscope.capture.calls.found import FoundSequence
 from gradscope.capture.calls.graph import NODE_LIMIT, Graph, KnownCall
+from gradscope.capture.calls.listening import Listener
 from gradscope.capture.calls.passes import Pass
 from gradscope.capture.calls.prehook import SECOND_ORDER, CannotRecordError
 from gradscope.capture.calls.recurrences.naming import MODEL, anchors_of, owner_of
 from gradscope.capture.calls.recurrences.recurrence import PASSING, RARE, NearMiss, Recurrence
 from gradscope.capture.layers.discovery import Names, Target
 from gradscope.schema import SiteInfo
-
-if TYPE_CHECKING:
-    from gradscope.capture.calls.watcher import Listener
 
 TOO_LARGE = (
     f"the graph of the loss has more than {NODE_LIMIT:,} nodes and was not searched: mark the state in its loop with "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,6 +16,7 @@ from gradscope.capture.calls.found import FoundSequence
 from gradscope.capture.calls.graph import Graph, walk
 from gradscope.capture.calls.home import Home
 from gradscope.capture.calls.lineage import Lineage
+from gradscope.capture.calls.listening import Listener
 from gradscope.capture.calls.marked import MarkedStates
 from gradscope.capture.calls.opening import hook, open_found
 from gradscope.capture.calls.passes import Pass
@@ -27,9 +28,6 @@ from gradscope.capture.calls.sequence import Line
 from gradscope.capture.calls.windows import Windows, follow_on
 from gradscope.capture.host import brought
 from gradscope.capture.layers.discovery import Names, Target, matches
-
-if TYPE_CHECKING:
-    from gradscope.capture.calls.watcher import Listener
 
 
 @dataclass(eq=False)

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import gc
 import sys
-import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.nn.utils.rnn import PackedSequence
 
-from gradscope.adjoint import Adjoints, Keep
 from gradscope.capture import host
 from gradscope.capture.calls import cells, kernels, marks, passes
+from gradscope.capture.calls.continuing import Continuing
 from gradscope.capture.calls.custom import EDITS_INPUT, InputTap, LayerCall, edit_too, open_layer_call, tap_input
 from gradscope.capture.calls.eager import eager, heed, quieten
 from gradscope.capture.calls.fused import FusedCall, open_call, overrides_forward
@@ -30,6 +29,7 @@ from gradscope.capture.calls.graph import KnownCall
 from gradscope.capture.calls.home import Home
 from gradscope.capture.calls.kernels import KernelCall
 from gradscope.capture.calls.lineage import Lineage, edges_of, later, tupled
+from gradscope.capture.calls.listening import Listener
 from gradscope.capture.calls.passes import Pass
 from gradscope.capture.calls.prehook import ALL, TRANSFORMED, CannotRecordError, guarded, on_arrival
 from gradscope.capture.calls.saying import failing
@@ -48,59 +48,6 @@ from gradscope.capture.calls.views import behind_views
 from gradscope.capture.guard import entry
 from gradscope.capture.layers.discovery import Names, Target
 from gradscope.capture.torch_private import graph_task, in_transform, remove_global_hook, saving_is_hooked
-
-
-class Listener(Protocol):
-    """Who is told what was seen: the recorder, or a snapshot."""
-
-    samples: int | None
-    #: Whether adjoints are wanted in float64 throughout.
-    precise: bool
-    #: What is wanted beside the total adjoints of the states.
-    keep: Keep
-    #: Which sites are wanted; None for all.
-    wanted: tuple[str, ...] | None
-
-    def missing(self, target: Target, quantity: str, reason: str) -> None:
-        """Note why a quantity of a site is not recorded."""
-        ...
-
-    def nothing(self, reason: str) -> None:
-        """Note that nothing recurs in the graph of a loss."""
-        ...
-
-    def began(self) -> None:
-        """Note that a forward pass has begun."""
-        ...
-
-    def opened(self, target: Target) -> Any:
-        """Count a sequence with a graph; what is returned is held as long as the graph, and given to ``measured``."""
-        ...
-
-    def measured(
-        self, target: Target, use: Any, site: str, adjoints: Adjoints, rows: Tensor, carried: int, after: int = 0
-    ) -> None:
-        """Take the adjoints of one site, at the end of a backward pass.
-
-        ``use`` says which sequence of the module it is: a number from 1, or what ``opened`` returned.
-        """
-        ...
-
-    def missed(self, target: Target, reason: str) -> None:
-        """Note why a call was not recorded."""
-        ...
-
-    def failed(self, target: Target, error: Exception) -> None:
-        """Note an error of gradscope's own."""
-        ...
-
-    def loss_scale(self) -> float:
-        """Return the factor the loss was multiplied with."""
-        ...
-
-    def harmed(self, doing: str, error: Exception) -> None:
-        """Note an error of gradscope's own that belongs to no site."""
-        ...
 
 
 class Watcher:
@@ -135,8 +82,7 @@ class Watcher:
         self._fused = [target for target in targets if target.kind == "fused"]
         # How far back it is worth while to watch the timesteps of a module: to where its adjoints fade in float32.
         self._reach: dict[str, int] = {}
-        # Sequences of this step that a state without a graph may be handed on from.
-        self._latest: dict[str, weakref.ref[Line]] = {}
+        self._continuing = Continuing(self._lineage)
         self._tapped = {
             id(target.module) for target in targets if target.adapter is not None and target.adapter.step is None
         }
@@ -209,7 +155,7 @@ class Watcher:
         self._pending.clear()
         self._handed.clear()
         self._called.clear()
-        self._latest.clear()
+        self._continuing.clear()
         host.forget()
         self._lineage.forget()
         self._search.forget()
@@ -363,7 +309,7 @@ class Watcher:
 
     def _goes_on(self, target: Target, args: tuple[Any, ...], output: Any) -> bool:
         """Take one more step of a decoder where that is little work; whether it was."""
-        line, listener = self._latest_of(target), self._listener
+        line, listener = self._continuing.latest_of(target), self._listener
         if not isinstance(line, FusedSequence) or line.calls[-1].steps != 1 or listener.precise or listener.keep.gates:
             return False
         try:
@@ -387,7 +333,7 @@ class Watcher:
         self._lineage.made(known)
         line.ends = places
         on_arrival(node, ((ALL, known.position, None),), line, keep_alive=known)
-        self._leave(target, line, output[1])
+        self._continuing.leave(target, line, output[1])
         return True
 
     def _observe_fused(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -396,7 +342,7 @@ class Watcher:
         hx = args[1] if len(args) > 1 else kwargs.get("hx")
         given = tupled(hx)
         x = args[0] if args else kwargs["input"]
-        before, carried = self._handed_on(target, given, 1) or self._before(target, given)
+        before, carried = self._continuing.handed_on(target, given, 1) or self._continuing.before(target, given)
         packed = not isinstance(x, Tensor)
         same = isinstance(before, FusedSequence) and before.target is target
         if same and before is not None and (packed or before.calls[-1].selection.gather is not None):
@@ -432,8 +378,8 @@ class Watcher:
             call.copy(x, given, watched["grad_output"])
         entering = x.data if isinstance(x, PackedSequence) else x
         self._stand(target, sequence, len(sequence.calls) - 1, watched, entering, given, _FUSED_SLOTS)
-        self._leave(target, sequence, tupled(output[1]))
-        self._latest[target.path] = weakref.ref(sequence)
+        self._continuing.leave(target, sequence, tupled(output[1]))
+        self._continuing.takes(target, sequence)
 
     def _observe_cell(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         x, given, after = cells.states_of(args, kwargs, output)
@@ -441,9 +387,9 @@ class Watcher:
             raise CannotRecordError(cells.FROZEN)
         if target.path in self._search.parted:
             return
-        handed_on = self._handed_on(target, given, 0)
-        before, carried = handed_on or self._before(target, given)
-        if handed_on is None and self._parts(target, given):
+        handed_on = self._continuing.handed_on(target, given, 0)
+        before, carried = handed_on or self._continuing.before(target, given)
+        if handed_on is None and self._continuing.given_before(target, given):
             self._leave_to_data_flow(target)
             return
         sequence = before if isinstance(before, cells.CellSequence) and before.target is target else None
@@ -467,23 +413,8 @@ class Watcher:
             else:
                 on_arrival(node, ((0, (position, cells.GATES), None),), sequence)
         self._stand(target, sequence, position, watched, x, given, None)
-        self._leave(target, sequence, after)
-        self._latest[target.path] = weakref.ref(sequence)
-
-    def _leave(self, target: Target, line: Line, finals: tuple[Tensor, ...]) -> None:
-        behind = -1 if line.carried < 0 else line.carried + line.steps
-        self._lineage.left(target.path, finals, behind, again=graph_task() != -1)
-
-    def _parts(self, target: Target, given: tuple[Tensor, ...]) -> bool:
-        """Whether a state is given to a cell that has been given it before: only the graph tells which call goes on.
-
-        A checkpoint gives a state once more when it runs its chunk again, which is no other way.
-        """
-        calls = self._lineage.before([state for state in given if state.grad_fn is not None])
-        own = [call for call in calls if call.owner.target is target]
-        if not own or own[0].owner.again != (graph_task() != -1):
-            return False
-        return max(call.position for call in own) < len(own[0].owner.calls) - 1
+        self._continuing.leave(target, sequence, after)
+        self._continuing.takes(target, sequence)
 
     def _leave_to_data_flow(self, target: Target) -> None:
         """Let the calls of a cell in this step be found like any other recurrence."""
@@ -494,53 +425,6 @@ class Watcher:
                 call.owner.done = None
                 self._lineage.known.forget(call)
         self._lineage.parted()
-
-    def _handed_on(self, target: Target, given: tuple[Tensor, ...], slot: int) -> tuple[Line, int] | None:
-        """Do what :meth:`_before` does for the very states that the call before has left, as nearly always.
-
-        ``slot`` is that of the first state among what a call returns.
-        """
-        line = self._latest_of(target)
-        if line is None or not given or not _may_join(target):
-            return None
-        for place, state in enumerate(given, start=slot):
-            node = state.grad_fn
-            if node is None or line.ends.get((node._sequence_nr(), state.output_nr)) != place:
-                return None
-        return line, -1 if line.carried < 0 else line.carried + line.steps
-
-    def _latest_of(self, target: Target) -> Line | None:
-        held = self._latest.get(target.path)
-        return None if held is None else held()
-
-    def _before(self, target: Target, given: tuple[Tensor, ...]) -> tuple[Line | None, int]:
-        """Return the sequence that a call continues or comes after, and how many steps lie behind its state."""
-        if not given:
-            return None, 0
-        graphed = [state for state in given if state.grad_fn is not None]
-        if not graphed:
-            carried = self._lineage.steps_before(target.path, given)
-            latest = self._latest_of(target)
-            fits = carried > 0 and latest is not None and carried == max(latest.carried, 0) + latest.steps
-            joins = fits and latest is not None and not latest.delivered and _may_join(target)
-            inside = graph_task() != -1
-            return (latest if joins and not inside else None), carried
-        calls = self._lineage.before(graphed)
-        if not calls:  # made of leaves: in a chunk of a checkpoint that is run again, also of states that were left
-            return None, max(self._lineage.steps_before(target.path, given), 0) if graph_task() != -1 else 0
-        if len({id(call.owner) for call in calls}) != 1:
-            return None, -1
-        calls.sort(key=lambda call: -call.position)  # a mask lets the state of some rows pass: h = m·h_new + (1 − m)·h
-        line, position = calls[0].owner, calls[0].position
-        last = len(line.calls) - 1
-        behind = line.steps
-        if position < last:
-            behind = sum(getattr(call, "steps", 1) for call in line.calls[: position + 1])
-        carried = -1 if line.carried < 0 else line.carried + behind
-        same = line.target is target
-        if same and position == last and _may_join(target):
-            return line, carried
-        return (None if same else line if position == last else None), carried
 
     def _follows(self, before: Line | None, given: tuple[Tensor, ...], sequence: Line) -> None:
         """Note that a sequence goes on in another layer."""
@@ -712,10 +596,6 @@ def _key(name: Any, position: int) -> Any:
 
 def _batch(call: FusedCall | NextStep) -> int:
     return call.shape[call.selection.batch_dim] if len(call.shape) > 2 else 1
-
-
-def _may_join(target: Target) -> bool:
-    return target.kind == "cell" or not target.module.bidirectional
 
 
 def _steps(module: nn.Module, output: Tensor) -> int:
