@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
+import gradscope
 from gradscope.diagnostics import thresholds
 from gradscope.reading.answers import clipping_now_of_run
 from gradscope.reading.remarks import clip_remarks
@@ -89,6 +93,38 @@ def test_calls_without_effect_are_said_first_and_counted(name: str, recorded: Re
     assert len(said) == len(expected), said
     for line, start in zip(said, expected, strict=True):
         assert line.startswith(start)
+
+
+def test_a_scale_that_was_left_in_is_said_with_what_the_threshold_stands_for(tmp_path: Path) -> None:
+    run_loop("a_loss_scale_left_in_while_clipping", tmp_path / "run")
+    (said,) = clip_remarks(gradscope.open_run(tmp_path / "run").clips())
+    scale, threshold, stands_for = re.search(
+        r"at a scale of (\S+) the threshold (\S+) stands for (\S+)\.", said
+    ).groups()
+    # The loop multiplies its loss by 1024 and clips at .1.
+    assert [float(scale), float(threshold)] == [1024, 0.1]
+    assert float(stands_for) == pytest.approx(0.1 / 1024, rel=0.05)
+
+
+@pytest.mark.parametrize("from_step", [0, 2, 4])
+def test_a_gradient_changed_behind_the_clip_is_said_with_how_often_and_from_when(
+    from_step: int, tmp_path: Path
+) -> None:
+    table, changed = Table(tmp_path / "run"), []
+    optimizer = table.sgd()
+    with table.recorded(optimizer):
+        for k in range(5):
+            optimizer.zero_grad()
+            table.backward()
+            torch.nn.utils.clip_grad_norm_(table.model.parameters(), 0.1)
+            clipped = table.norm()
+            if k >= from_step:
+                table.model.out.bias.grad.mul_(3.0)
+            changed.append(abs(table.norm() - clipped) > 0.01 * clipped)
+            optimizer.step()
+    (said,) = clip_remarks(gradscope.open_run(tmp_path / "run").clips())
+    assert said.startswith(f"{sum(changed)} of 5 clipping calls were not the last word")
+    assert said.endswith(f"first at step {changed.index(True)}.")
 
 
 @loops
