@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import gradscope
 from gradscope.capture.probes.tried import Tried
 from gradscope.errors import NothingToRecordError
+from gradscope.plots import dynamics, lyapunov, spectrum
 from gradscope.words import number
 from tests.recordings import RECORDINGS, EncoderDecoder, Loop, Net, Raw, T
 from tests.unrolled import unroll
@@ -342,19 +343,24 @@ def sites_of(model: nn.Module, x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     return found
 
 
-def end_of_spectrum(each: Tensor, lengths: Tensor, lag: int) -> tuple[float, float]:
-    """Largest and median singular value of ∂s_T/∂s_{T−lag}, geometric means over the sequences."""
-    logs = []
+def singular_values(each: Tensor, lengths: Tensor, lag: int) -> np.ndarray:
+    """Those of ∂s_T/∂s_{T−lag}, of each sequence the largest first, (B, S)."""
+    found = []
     for b, length in enumerate(lengths.tolist()):
         whole = torch.eye(each.shape[-1], dtype=torch.float64)
         for t in range(length - lag, length):
             whole = each[t, b] @ whole
         values = torch.linalg.svdvals(whole).numpy()
         values[values < 1e-13 * values[0]] = 0.0
-        with np.errstate(divide="ignore"):
-            middle = np.sqrt(values[(len(values) - 1) // 2] * values[len(values) // 2])
-            logs.append(np.log10([values[0], middle]))
-    largest, median = 10 ** np.mean(logs, axis=0)
+        found.append(values)
+    return np.array(found)
+
+
+def end_of_spectrum(values: np.ndarray) -> tuple[float, float]:
+    """Largest and median singular value, geometric means over the sequences."""
+    middle = np.sqrt(values[:, (values.shape[1] - 1) // 2] * values[:, values.shape[1] // 2])
+    with np.errstate(divide="ignore"):
+        largest, median = 10 ** np.mean(np.log10([values[:, 0], middle]), axis=1)
     return float(largest), float(median)
 
 
@@ -382,9 +388,12 @@ def test_a_spectrum_says_what_dense_jacobians_do(name: str) -> None:
             gradscope.spectrum(model, x)
         return
     for site, (each, lengths) in sites_of(model, x).items():
-        said = str(gradscope.spectrum(model, x, site=site, lags=[2, LAG]))
+        measured = gradscope.spectrum(model, x, site=site, lags=[2, LAG])
+        said = str(measured)
         assert said.startswith(f"{site} ({'hidden, cell' if model_is_lstm(model) else 'hidden'}): largest Lyapunov")
-        largest, median = end_of_spectrum(each, lengths, LAG)
+        values = singular_values(each, lengths, LAG)
+        captions_of_spectra(measured, values, largest_exponent(each, lengths, int(lengths.min()) // 5))
+        largest, median = end_of_spectrum(values)
         assert said.endswith(
             f"at lag {LAG} the largest singular value is {number(largest)}, the median {number(median)}"
         ), said
@@ -407,6 +416,29 @@ def test_a_spectrum_says_what_dense_jacobians_do(name: str) -> None:
             assert shown == pytest.approx(expected, rel=0.06, abs=0.01), said
             assert found[4] == ("halve" if shown < 0 else "double")
             assert float(found[5]) == pytest.approx(np.log(2) / abs(shown), rel=0.06)
+
+
+def captions_of_spectra(measured: gradscope.Spectrum, values: np.ndarray, expected: float) -> None:
+    """What the figures of a spectrum say of it: all sequences together, at the last lag; its largest exponent."""
+    together = np.sort(values.ravel())
+    said = spectrum.caption(spectrum.table(measured))
+    assert f"2 to {LAG} (2 of them)" in said
+    median = together[round((together.size - 1) / 2)]
+    assert f"At lag {LAG}: median {number(median)}, largest {number(together[-1])}." in said
+    said = lyapunov.caption(lyapunov.table({"net": measured, "again": measured}))
+    names = re.search(r"Largest: net (\S+), again (\S+)\. Triangles", said)
+    assert names[1] == names[2]
+    shown = [names[1]]
+    said = dynamics.caption(dynamics.table({0: measured, 30: measured}))
+    assert "over 2 recurrent steps" in said
+    ends = re.search(r"sequences\): (\S+) at step 0, (\S+) at step 30\.", said)
+    shown += [ends[1], ends[2]]
+    assert "at step 4." in dynamics.caption(dynamics.table({4: measured})).partition("Below")[0]
+    for one in shown:
+        if one == "−infinity":
+            assert expected < np.log(1e-15)
+        else:
+            assert float(one.replace("−", "-")) == pytest.approx(expected, rel=0.06, abs=0.01), said
 
 
 def model_is_lstm(model: nn.Module) -> bool:

@@ -131,11 +131,12 @@ def caption(data: pd.DataFrame) -> str:
     what = symbol(str(data["quantity"].iloc[0])).strip("$").replace(r"\partial ", "∂").replace("_t", "_s")
     said = []
     for target, rows in data.groupby("target", sort=False):
-        top = rows.sort_values("share", ascending=False, kind="stable").head(3)
+        top = rows[rows["share"] > 0].sort_values("share", ascending=False, kind="stable").head(3)
         names = [f"{row.source} ({row.token})" if row.token else str(row.source) for row in top.itertuples()]
         named = ", ".join(f"{name} {number(100 * share)} %" for name, share in zip(names, top["share"], strict=True))
-        said.append(f"the loss at {target}: {named}")
+        said.append(f"the loss at {target}: {named or 'nothing arrives'}")
+    more = f"; and {len(said) - 4} more" if len(said) > 4 else ""
     return (
         f"Norm of {what} at {data['site'].iloc[0]} at each source step, as a share of its sum over the steps, mean "
-        f"over the sequences. Most: {'; '.join(said[:4])}."
+        f"over the sequences. Most: {'; '.join(said[:4])}{more}."
     )

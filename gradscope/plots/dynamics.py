@@ -126,8 +126,8 @@ def caption(data: pd.DataFrame) -> str:
     for name, rows in data.groupby("run", sort=False):
         first, last = rows.iloc[0], rows.iloc[-1]
         whose = f"{name}: " if name else ""
-        each.append(f"{whose}{number(first['exponent'])} at step {first['step']}, {number(last['exponent'])} at "
-                    f"step {last['step']}")  # fmt: skip
+        ends = [f"{number(row['exponent'])} at step {row['step']}" for row in (first, last)]
+        each.append(f"{whose}{', '.join(dict.fromkeys(ends))}")
     return (
         f"Largest Lyapunov exponent of the joint state (ln per step; band: over the sequences): {'; '.join(each)}. "
         f"Below, ratio of the largest to the smallest singular value of the Jacobian over {data['lag'].iloc[0]} "
