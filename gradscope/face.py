@@ -206,16 +206,18 @@ class Run(store.Run):
 
     def _said(self) -> list[str]:
         from gradscope.reading import read
-        from gradscope.reading.facts import remarks
+        from gradscope.reading.facts import answers_or_reasons, remarks
         from gradscope.words import NO_CURVE, clip_sentence, verdict_first
 
         try:
             reading = read(self)
             if not self.sites:
                 self.require_records()
-            found = self.answers()
+            found, silent = answers_or_reasons(reading)
             said = list(remarks(reading))  # first what stands in the way of the rest
-            said += [verdict_first(one.late.verdict, one.sentence) for one in found] or [NO_CURVE]
+            said += [verdict_first(one.late.verdict, one.sentence) for one in found]
+            if not found:
+                said += [f"no answer: {why}" for why in silent.values()] or [NO_CURVE]
             said += [clip_sentence(clip) for clip in self.clipping()]
             return [*said, *self._advice(found)]
         except GradscopeError as error:  # a run without records is printed all the same

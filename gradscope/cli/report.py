@@ -65,6 +65,8 @@ def report(
                 say(f"{found.name}: {line}")
             for said in found.answers:
                 say(f"{found.name}: {said.sentence}")
+            for why in () if found.answers else found.silent.values():
+                say(f"{found.name}: no answer: {why}")
             for line in clipping_lines(found):
                 say(f"{found.name}: {line}")
             for line in found.what_now:

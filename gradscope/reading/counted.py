@@ -177,8 +177,9 @@ class Reading:
         """
         if site in self._kept and not self.counted(site):
             raise EmptyRunError(
-                f"{site}: no record in the run {self.name} counts: of {len(self.run.records(site))}, the loss scaler "
-                "skipped the update, the gradients were dropped, or the step lies outside what was asked for."
+                f"{site}: no record in the run {self.name} counts: of {len(self.run.records(site))}, no update "
+                "followed (the loss scaler skipped it, or the optimizer never stepped), the gradients were dropped, or "
+                "the step lies outside what was asked for."
             )
 
     def records(self, site: str) -> pd.DataFrame:

@@ -109,13 +109,19 @@ def remarks(run: Reading) -> tuple[str, ...]:
     return tuple(filter(None, (*clip_remarks(run.clip_calls()), first_nonfinite(run))))
 
 
-def _of_run(name: str, run: Reading, quantity: str | None) -> RunFacts:
+def answers_or_reasons(run: Reading, quantity: str | None = None) -> tuple[list[SiteAnswer], dict[str, str]]:
+    """The answer at every site that has one, and of the others the reason why not."""
     answers, silent = [], {}
     for site in run.sites:
         try:
             answers.append(answer(run, site, quantity))
         except (NotRecordedError, EmptyRunError) as error:
             silent[site] = str(error)
+    return answers, silent
+
+
+def _of_run(name: str, run: Reading, quantity: str | None) -> RunFacts:
+    answers, silent = answers_or_reasons(run, quantity)
     norms = raw_norms(run)
     has_norms = bool(np.isfinite(norms["norm"].to_numpy(dtype=float)).any())
     steps = run.steps()

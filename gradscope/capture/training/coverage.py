@@ -7,10 +7,10 @@ from collections import Counter, defaultdict
 from gradscope.capture.layers.discovery import Target
 from gradscope.schema import Coverage, in_order
 
-NOT_CALLED = "it was not called"
+NOT_CALLED = "it was not called, or only where no gradient is asked for (torch.no_grad())"
 NO_GRADIENT = (
-    "no gradient arrived at its output: the loss does not depend on it, or the pass failed, or it was asked for the "
-    "gradients of other tensors"
+    "no gradient arrived at its output: backward() was not called, or the loss does not depend on it, or the pass "
+    "failed, or it was asked for the gradients of other tensors"
 )
 FAILED = "an error inside gradscope, counted in the run's losses: please report it"
 
@@ -21,6 +21,10 @@ FORGOTTEN = "of the passes in one step whose gradients fed no update only the la
 NEVER_UPDATED = (
     "no update was seen: the optimizer never stepped; what was recorded is marked as skipped and enters no curve "
     "(leave optimizer= out to measure without training, and mark each step with recorder.step())"
+)
+NEVER_PASSED = (
+    "no backward pass was seen, so nothing was recorded: call backward() on a loss of this model before the update, "
+    "and not under torch.no_grad()"
 )
 OTHER_LOSS = "only passes reached it whose gradient fed no update: of another loss, for attribution"
 

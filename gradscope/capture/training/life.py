@@ -21,7 +21,7 @@ from gradscope.capture.layers.discovery import Target, names_in
 from gradscope.capture.training import clipping, endings, scaling
 from gradscope.capture.training.account import Account
 from gradscope.capture.training.clips import ClipBook
-from gradscope.capture.training.coverage import NEVER_UPDATED, CoverageLedger
+from gradscope.capture.training.coverage import NEVER_PASSED, NEVER_UPDATED, CoverageLedger
 from gradscope.capture.training.describe import describe_model, run_meta
 from gradscope.capture.training.guarding import Guarded
 from gradscope.capture.training.ledger import StepLedger
@@ -239,10 +239,11 @@ class Life(Guarded):
 
     def _last_step(self) -> None:
         self._account.last_step()  # backward ran, but no optimizer step followed
-        trained = self._account.seen_passes and self._account.optimizers
-        if trained and not self._account.any_update and not self.faulted:
-            self._coverage.remark("steps", NEVER_UPDATED)
-            self.say("never", NEVER_UPDATED)
+        if self.faulted or not self._account.optimizers or bool(self._account.seen_passes) == self._account.any_update:
+            return
+        never = NEVER_UPDATED if self._account.seen_passes else NEVER_PASSED
+        self._coverage.remark("steps", never)
+        self.say("never", never)
 
     def _write_last(self) -> None:
         self._write_rows(ended_only=False, wait=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from pathlib import Path
 
@@ -162,6 +163,39 @@ def test_a_script_that_never_updates_is_not_waited_for_without_end(
     run = gradscope.open_run(tmp_path / "run")
     assert run.records("rnn/l0")[["step", "micro", "skipped"]].values.tolist() == [[k, 0, True] for k in range(8)]
     assert run.clips()[["step", "place"]].values.tolist() == [[k, "skipped"] for k in range(8)]
+
+
+def forgetful(table: Table, forgotten: str) -> None:
+    """Three iterations of a loop that lacks a line."""
+    optimizer = table.sgd()
+    with table.recorded(optimizer), torch.set_grad_enabled(forgotten != "gradients"):
+        for _ in range(3):
+            loss = table.loss()
+            if forgotten == "step":
+                loss.backward()
+            else:
+                optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("forgotten", "warned", "answered"),
+    [
+        ("step", "the optimizer never stepped", "no answer: rnn/l0: .* of 3, no update followed .*never stepped"),
+        ("backward", r"no backward pass was seen.*: call backward\(\)", r"rnn/l0: .*: backward\(\) was not called, or"),
+        (
+            "gradients",
+            r"not under torch\.no_grad",
+            r"rnn/l0: .*where no gradient is asked for \(torch\.no_grad",
+        ),
+    ],
+)
+def test_a_line_that_a_loop_lacks_is_said_at_its_end_and_in_place_of_an_answer(
+    tmp_path: Path, forgotten: str, warned: str, answered: str
+) -> None:
+    table = Table(tmp_path / "run")
+    with pytest.warns(GradscopeWarning, match=warned):
+        forgetful(table, forgotten)
+    assert re.search(answered, str(gradscope.open_run(tmp_path / "run")))
 
 
 def test_a_gradient_that_is_zeroed_before_its_update_is_said_in_coverage(tmp_path: Path) -> None:
