@@ -46,7 +46,7 @@ def _lines(run: dict[str, Any]) -> Iterator[str]:
         yield f"  {label + ':':<12}{run[label]}"
     steps = run["recorded_steps"]
     span = f" of steps {steps[0]} to {steps[1]}" if steps else ""
-    logged = f"{counted(run['steps'], 'step')} and {counted(run['clips'], 'clipping call')} logged"
+    logged = f"scalars of {counted(run['steps'], 'step')} and {counted(run['clips'], 'clipping call')}"
     yield f"  {'records:':<12}{run['records']}{span}; {logged}"
     if run["apart"]:
         apart = ", ".join(f"{count} {_APART.get(role, role)}" for role, count in run["apart"].items())

@@ -37,7 +37,8 @@ _REMEDIES = {
     ("no space", "is full", "quota", "file too large"): "Make room there, or record fewer steps, samples or tensors.",
     ("locked",): "Another process has been reading it for long; end that one.",
     ("read-only", "readonly", "permission"): "Make it writable, and leave it in place while it is written.",
-    ("no such file", "moved", "unable to open", "not a directory"): "Leave it in place while it is written.",
+    ("no such file", "moved", "unable to open"): "Leave it in place while it is written.",
+    ("not a directory",): "Something that leads there is a file, or has become one: record to another directory.",
     ("not a database", "no such table", "not an ordinary file"): (
         "Something else has written there. Leave it in place while it is written; record to another directory."
     ),

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gradscope.errors import RunError, UnknownNameError
+from gradscope.errors import RunError, SettingError, UnknownNameError
 from gradscope.legible import cells, file_name
 from gradscope.schema import CLIPS_GROUP, DATASETS, PARAMETERS_GROUP, QUANTITIES, STEPS_GROUP
 from gradscope.store.budget import Budget
@@ -39,7 +39,7 @@ def table(run: Run, name: str, site: str | None = None, quantity: str | None = N
 
     Raises
     ------
-    UnknownNameError, NotRecordedError, EmptyRunError
+    UnknownNameError, SettingError, NotRecordedError, EmptyRunError
     """
     if name in RUN_TABLES:
         frame: pd.DataFrame = getattr(run, name)()
@@ -49,7 +49,7 @@ def table(run: Run, name: str, site: str | None = None, quantity: str | None = N
     run.require_records()
     if site is None:
         if len(run.sites) != 1:
-            raise UnknownNameError("site", "(none given)", run.sites)
+            raise SettingError(f"the run has {len(run.sites)} sites; say whose {name}: {', '.join(run.sites)}.")
         site = run.sites[0]
     if name == "records":
         return run.records(site)

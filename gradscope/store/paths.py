@@ -12,6 +12,7 @@ from gradscope.errors import RunError, RunNotFoundError, UnsafeFileError
 #: A file that takes far less room than its size is made of holes, which cost time and no disk.
 _MOST_HOLES = 8
 _FREE_BYTES = 1 << 20
+_HDF5 = b"\x89HDF\r\n\x1a\n"
 # Pieces of a file that are looked at for holes between them.
 _MOST_EXTENTS = 10_000
 #: Entries of one directory that are looked at.
@@ -74,6 +75,15 @@ def open_file(path: Path) -> BinaryIO:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def begins_as_hdf5(path: Path) -> bool:
+    """Whether a file has HDF5's signature where all of gradscope's have it; True where it cannot be read."""
+    try:
+        with open_file(path) as raw:
+            return raw.read(len(_HDF5)) == _HDF5
+    except OSError:
+        return True
 
 
 def entries(path: Path) -> list[str]:

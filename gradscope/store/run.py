@@ -33,7 +33,7 @@ from gradscope.store.journal import Row
 from gradscope.store.layout import RankDirectory, rank_directories
 from gradscope.store.nearby import no_run
 from gradscope.store.part import SEQUENCE_COLUMNS, Block, Header, Part, blocks, check_size, stacked
-from gradscope.store.paths import check_file, present
+from gradscope.store.paths import begins_as_hdf5, check_file, present
 from gradscope.store.roles import RoleView
 from gradscope.store.sealed import MAX_OPEN_FILES, Held, SealedPart
 
@@ -85,6 +85,11 @@ def load_run(path: str | Path, *, budget: float | None = None, held: Held | None
         raise no_run(path)
     file = path.resolve()  # a link to a file is the user's own choice
     check_file(file)
+    if file.suffix != ".h5" and not begins_as_hdf5(file):
+        raise no_run(
+            path,
+            f"{str(path)!r} is no run: give the directory that was passed to gradscope.record, or a packed .h5 file.",
+        )
     part = SealedPart(file, Budget.of([file], budget), held)
     return Run(path, part.header, [part], sealed=True)
 

@@ -105,7 +105,7 @@ def test_several_sites_must_be_told_apart(tmp_path):
     write_run(tmp_path / "two", sites=("a/l0", "b/l0"))
     result = _invoke(tmp_path / "two", "--table", "norms")
     assert result.exit_code == 2
-    assert "a/l0, b/l0" in result.stderr
+    assert "2 sites; say whose norms: a/l0, b/l0" in result.stderr
 
 
 def test_what_was_not_recorded_and_an_empty_run_are_bad_data(run, tmp_path):

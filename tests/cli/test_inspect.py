@@ -18,7 +18,7 @@ def test_a_run_is_described_with_what_it_missed(tmp_path):
     for said in (
         "run  (sealed)",
         "Net, 1,234 parameters",
-        "2 of steps 0 to 10; 2 steps and 2 clipping calls",
+        "2 of steps 0 to 10; scalars of 2 steps and 2 clipping calls",
         "lstm/l0  lstm, 2 records of up to 2 sequences, 3 steps: hidden, cell",
         "missing: lstm/l1 (2 records): dropout between layers",
         "loss",

@@ -141,6 +141,7 @@ def test_a_run_that_cannot_begin_leaves_nothing_behind_and_says_what_to_do(tmp_p
 def test_a_refusal_is_told_with_what_to_do():
     assert "Make room" in said(OSError(28, "No space left on device"))
     assert "ulimit" in said(OSError(24, "Too many open files"))
+    assert "record to another directory" in said(NotADirectoryError(20, "Not a directory"))
     assert "Leave it in place" in said(sqlite3.OperationalError("unable to open database file"))
     assert "Check the disk" in said(sqlite3.OperationalError("disk I/O error"))
     assert "Something else" in said(sqlite3.DatabaseError("file is not a database"))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from gradscope import store
-from gradscope.errors import RunNotFoundError
+from gradscope.errors import RunDamagedError, RunNotFoundError
 from gradscope.store.nearby import runs_near
 from tests.made_runs import make_run
 
@@ -27,6 +27,17 @@ def test_a_wrong_path_is_answered_with_the_runs_nearby_those_most_like_it_first(
 def test_a_folder_of_runs_is_answered_with_what_it_holds(folder):
     with pytest.raises(RunNotFoundError, match=r"neither a sealed segment nor a journal.*Runs nearby: .*runs/"):
         store.open_run(folder / "runs")
+
+
+def test_a_file_that_is_no_run_is_not_called_a_damaged_one(folder):
+    script = folder / "train.py"
+    script.write_text("import torch")
+    with pytest.raises(RunNotFoundError, match=r"train.py' is no run: give the directory .* Runs nearby: .*runs/"):
+        store.open_run(script)
+    cut = folder / "runs" / "shared"  # of another name, and truncated: it was a run
+    cut.write_bytes((folder / "runs" / "shared.h5").read_bytes()[:3000])
+    with pytest.raises(RunDamagedError):
+        store.open_run(cut)
 
 
 def test_runs_are_directories_with_attempts_and_packed_files_never_a_runs_own_segments(folder):
