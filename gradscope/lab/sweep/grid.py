@@ -100,9 +100,9 @@ class Grid:
                 raise SettingError(f"the sweep's {axis} are empty: give at least one.")
         self._check_names()
         per_lag(self.quantity)
-        lengths = [build_task(self.task, length).length if length is None else length for length in self.lengths]
-        for length in self.lengths:
-            build_task(self.task, length)  # refuses a length that cannot be, before anything is trained
+        # Refuses a length that cannot be, before anything is trained.
+        tasks = [build_task(self.task, length) for length in self.lengths]
+        lengths = [task.length - task.around for task in tasks]
         pairs = [pair for pair in itertools.product(self.cells, self.inits) if _fits(*pair)]
         if not pairs:
             raise SettingError("no initialisation of the sweep fits any of its cells.")

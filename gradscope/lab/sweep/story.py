@@ -15,7 +15,7 @@ from gradscope.plots import decay, norm_distribution, sweep_loss, sweep_metric
 from gradscope.reading import curves, select
 from gradscope.reading.outcome import Outcome, findings, outcomes_by_threshold
 from gradscope.report.telling import Chapter, Picture, Story
-from gradscope.words import number
+from gradscope.words import counted, counted_span, number
 
 POINT = ["task", "length", "cell", "init"]
 #: The figure of decay ends here: a saturated network's gradient falls by a hundred decades and would hide the others.
@@ -57,15 +57,17 @@ def outcomes_of(rows: pd.DataFrame) -> tuple[Outcome, ...]:
 
 
 def _opening(table: pd.DataFrame) -> tuple[str, ...]:
-    task = build_task(str(table["task"].iloc[0]))
+    tasks = [build_task(str(table["task"].iloc[0]), int(length)) for length in dict.fromkeys(table["length"])]
+    task, described = tasks[0], ", or ".join(dict.fromkeys(task.description for task in tasks))
     seeds, steps = table["seed"].nunique(), int(table["steps"].max())
+    per = table.groupby([*POINT, "clip"], dropna=False)["seed"].nunique()
     accuracy = task.metric == "accuracy"
-    guess = f"an accuracy of {task.baseline_metric:g}" if accuracy else f"an error of {task.baseline_loss:.3g}"
-    counted = "1 seed" if seeds == 1 else f"{seeds} seeds"
+    guess = f"an accuracy of {task.baseline_metric:g}" if accuracy else f"an error of {task.baseline_metric:.3g}"
     said = (
-        f"{len(table)} trainings of up to {steps} steps on the task {task.name} ({task.description}), {counted} at "
-        f"each point. Whoever remembers nothing of a sequence gets {guess}. A seed fixes weights and batches, so "
-        "trainings that differ in their threshold only begin with the same network."
+        f"{counted(len(table), 'training')} of up to {counted(steps, 'step')} on the task {task.name} ({described}), "
+        f"{counted_span(int(per.min()), int(per.max()), 'seed')} at each point. Whoever remembers nothing of a "
+        f"sequence gets {guess} on the held-out data. A seed fixes weights and batches, so trainings that differ in "
+        "their threshold only begin with the same network."
     )
     if seeds > 1:
         return (said,)
@@ -120,7 +122,7 @@ def _gradients(rows: pd.DataFrame, quantity: str | None) -> list[str]:
     early = rows["reach_early"].dropna()
     if early.empty:
         return []
-    lag = int(rows["length"].iloc[0]) - 1
+    lag = build_task(str(rows["task"].iloc[0]), int(rows["length"].iloc[0])).length - 1
     ends = []
     for threshold, mine in rows.assign(clip=rows["clip"].fillna(np.inf)).groupby("clip"):
         reach = mine["reach_late"][mine["diverged"].isna()].dropna()

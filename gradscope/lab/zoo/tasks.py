@@ -34,7 +34,7 @@ class Task:
     baseline_loss : float
         Loss of the best guess that remembers nothing of the sequence.
     baseline_metric : float
-        ``metric`` of that guess.
+        ``metric`` of that guess, on held-out data.
     draw : callable
         ``draw(generator, count)`` returns inputs ``(count, length, input_size)`` and targets.
     held_out : tuple of Tensor
@@ -43,6 +43,8 @@ class Task:
         Whether a target belongs to every timestep; otherwise one to the whole sequence, read at its end.
     scored_steps : int
         With ``every_step``: how many last timesteps count for ``metric``.
+    around : int
+        How many timesteps ``length`` has more than the task was asked for.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Task:
     held_out: Batch
     every_step: bool = False
     scored_steps: int = 0
+    around: int = 0
 
     def batches(self, seed: int, size: int) -> Iterator[Batch]:
         """Draw batches without end; the same seed draws the same batches."""
@@ -191,6 +194,7 @@ def copy(length: int | None = None) -> Task:
         _held_out(draw),
         every_step=True,
         scored_steps=10,
+        around=20,
     )
 
 
@@ -216,7 +220,8 @@ def sunspots(length: int | None = None) -> Task:
 
     description = f"forecast the next month of the sunspot series from {length}"
     held_out = test[:, :-1, None], test[:, -1]
-    return Task("sunspots", description, length, 1, 1, "mse", 1.0, 1.0, draw, held_out)
+    of_mean = float(held_out[1].square().mean())
+    return Task("sunspots", description, length, 1, 1, "mse", 1.0, of_mean, draw, held_out)
 
 
 TASKS: dict[str, Callable[[int | None], Task]] = {

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
 from gradscope.lab.sweep.grid import Grid
 from gradscope.lab.sweep.story import tell_sweep
 from gradscope.lab.sweep.trials import run_sweep
+from gradscope.lab.zoo.data import load_sunspots
 from gradscope.lab.zoo.train import TrainSettings
 from gradscope.store import open_run
 from gradscope.words import number
@@ -35,6 +37,10 @@ GRIDS = {
 }
 
 
+#: First paragraph of each page, and the runs behind it.
+OPENINGS: dict[str, tuple[tuple[str, ...], list[Trained]]] = {}
+
+
 @dataclass
 class Trained:
     """One run, as its file has it."""
@@ -45,6 +51,7 @@ class Trained:
     loss: float
     early: float
     late: float
+    steps: int
 
 
 def read(path, chance: float, metric: str, quantity: str) -> Trained:
@@ -65,7 +72,7 @@ def read(path, chance: float, metric: str, quantity: str) -> Trained:
     share = max(1, round(len(usable) / 10))
     return Trained(
         float(threshold[0]) if threshold.size else np.inf, gone, float(ended[~np.isnan(ended)][-1]),
-        float(losses[-max(1, len(losses) // 10) :].mean()), reach(usable[:share]), reach(usable[-share:]),
+        float(losses[-max(1, len(losses) // 10) :].mean()), reach(usable[:share]), reach(usable[-share:]), len(losses),
     )  # fmt: skip
 
 
@@ -74,17 +81,63 @@ def swept(request, tmp_path_factory):
     swept, out = GRIDS[request.param], tmp_path_factory.mktemp("sweep") / "out"
     table = run_sweep(swept, out, progress=False)
     runs = {name: open_run(out / "runs" / name) for name in table["name"]}
-    (chapter,) = tell_sweep(table, runs).chapters
+    story = tell_sweep(table, runs)
+    (chapter,) = story.chapters
     chance, metric = (1 / 6, "mse") if swept.task == "adding" else (np.log(10), "accuracy")
     quantity = "cell" if swept.cells == ("lstm",) else "hidden"
     own = [read(out / "runs" / name, chance, metric, quantity) for name in table["name"]]
     groups = {threshold: [one for one in own if one.threshold == threshold] for threshold in {o.threshold for o in own}}
+    OPENINGS[request.param] = story.opening, own
     return request.param, metric, chapter, groups
 
 
 def said_of(text: str, groups: dict[float, list[Trained]]) -> list[Trained]:
     name = re.search(r"threshold ([\d.]+)", text, re.IGNORECASE)
     return groups[float(name[1]) if name else np.inf]
+
+
+def test_the_opening_counts_trainings_steps_and_seeds_and_says_what_guessing_gets(swept) -> None:
+    kind, metric, *_ = swept
+    (said,), own = OPENINGS[kind]
+    trainings, steps, seeds = re.match(
+        r"(\d+) trainings of up to (\d+) steps on the task .*, (\d+) seeds at each point\.", said
+    ).groups()
+    assert [int(trainings), int(seeds)] == [len(own), len(own) // len({one.threshold for one in own})]
+    assert int(steps) == max(one.steps for one in own)
+    # Guessing 1 errs by the variance of a sum of two uniform numbers; ten digits are as likely as each other.
+    assert ("an error of 0.167" if metric == "mse" else "an accuracy of 0.1") in said
+
+
+def error_of_the_mean(length: int) -> float:
+    """Of the first four fifths of the sunspots, on the months behind with ``length`` such months before them."""
+    numbers = load_sunspots().numbers
+    trained, behind = np.split(numbers, [4 * len(numbers) // 5])
+    return float((((behind[length:] - trained.mean()) / trained.std()) ** 2).mean())
+
+
+@pytest.mark.parametrize(
+    ("task", "lengths", "words"),
+    [
+        ("copy", (7, 9), "repeat ten symbols after 7 timesteps, or repeat ten symbols after 9 timesteps"),
+        ("copy", (7,), "(repeat ten symbols after 7 timesteps), 2 seeds"),
+        ("sunspots", (24,), f"gets an error of {error_of_the_mean(24):.3g} on the held-out data"),
+        ("temporal_order", (20,), "an accuracy of 0.25"),
+    ],
+)
+def test_the_opening_is_of_the_lengths_and_the_data_of_the_sweep(task, lengths, words) -> None:
+    rows = [{"name": f"{n}-{seed}", "task": task, "length": n, "cell": "rnn", "init": "default", "clip": np.nan,
+             "seed": seed, "steps": 5, "metric": "accuracy", "value": 0.5, "diverged": np.nan, "loss": 1.0,
+             "reach_early": 0.1, "reach_late": 0.2} for n in lengths for seed in (0, 1)]  # fmt: skip
+    story = tell_sweep(pd.DataFrame(rows), {})
+    assert words in story.opening[0]
+    # Around the symbols to be repeated stand the symbols themselves and ten blanks.
+    for length, chapter in zip(lengths, story.chapters, strict=True):
+        assert f"reaches {length + (20 if task == 'copy' else 0) - 1} steps back" in chapter.text[-1]
+
+
+def test_the_tasks_own_length_is_what_it_is_without_a_sweep() -> None:
+    for task, length in (("copy", 50), ("adding", 100), ("digits", 64)):
+        assert {trial.length for trial in Grid(task=task).trials()} == {length}
 
 
 def test_what_each_threshold_came_to_is_what_its_runs_logged(swept) -> None:

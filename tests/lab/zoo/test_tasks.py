@@ -63,7 +63,16 @@ def test_no_held_out_month_of_the_sunspots_is_seen_in_training():
 
 def test_the_mean_of_the_sunspots_has_an_error_of_one():
     task, _, y = draw("sunspots", count=50_000)
-    assert task.score(torch.zeros(len(y), 1), y) == pytest.approx(task.baseline_metric, rel=0.05)
+    assert float(task.loss(torch.zeros(len(y), 1), y)) == pytest.approx(task.baseline_loss, rel=0.05)
+
+
+def test_the_held_out_sunspots_are_further_from_that_mean():
+    task, *_ = draw("sunspots", count=1)
+    numbers, first = load_sunspots().numbers, 4 * len(load_sunspots().numbers) // 5
+    # Of the months held out, those that have a whole window of held-out months before them.
+    errors = ((numbers[first + task.length :] - numbers[:first].mean()) / numbers[:first].std()) ** 2
+    assert task.baseline_metric == pytest.approx(errors.mean(), rel=1e-5)
+    assert task.baseline_metric > 2.5
 
 
 def test_adding_asks_for_the_sum_of_two_marked_numbers_one_in_each_half():
