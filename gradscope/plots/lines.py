@@ -15,6 +15,7 @@ from matplotlib.transforms import Bbox, ScaledTranslation
 
 from gradscope.plots import marks, style
 from gradscope.plots.text import label, powers
+from gradscope.plots.titles import evenly
 
 #: A curve that falls below this fraction of where the curves begin leaves the axis: nothing adds to 1 there in float64.
 FLOOR = 1e-16
@@ -137,7 +138,7 @@ def thinned(data: pd.DataFrame, x: str, line: str) -> pd.DataFrame:
     at = np.sort(data[x].unique())
     if len(at) <= MAX_POINTS or line not in data:
         return data
-    kept = at[np.unique(np.linspace(0, len(at) - 1, MAX_POINTS).round().astype(int))]
+    kept = at[evenly(len(at), MAX_POINTS)]
     ends = data.groupby(line, sort=False)[x].agg(["min", "max"])
     return data[data[x].isin(np.union1d(kept, ends.to_numpy().ravel()))]
 

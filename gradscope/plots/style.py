@@ -14,7 +14,6 @@ from itertools import count
 from typing import Any
 
 import matplotlib
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, Normalize, to_hex
 from matplotlib.figure import Figure
@@ -23,6 +22,7 @@ from matplotlib.lines import Line2D
 
 from gradscope.errors import UnknownNameError
 from gradscope.plots.text import label
+from gradscope.plots.titles import evenly
 
 #: Okabe & Ito (2008), without yellow (too pale for a line), ordered so that neighbours differ in lightness as well.
 PALETTE = ("#0072B2", "#D55E00", "#000000", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -240,7 +240,7 @@ def legend(ax: Axes, handles: list[Any] | None = None, *, title: str | None = No
     shown = min(MAX_LEGEND, MAX_ROWS * _columns(ax, [str(h.get_label()) for h in handles]))
     # Lines that are told apart by their look all have a name, and what their kinds mean stands behind them.
     if len(handles) > max(shown, MAX_LEGEND + 2):
-        kept = np.unique(np.linspace(0, len(handles) - 1, min(shown, MAX_SHADES)).round().astype(int))
+        kept = evenly(len(handles), min(shown, MAX_SHADES))
         more = Line2D([], [], color="none", label=f"{len(handles) - len(kept)} between: see CSV")
         handles = [*(handles[i] for i in kept), more]
     names = [str(h.get_label()) for h in handles]
