@@ -19,6 +19,7 @@ from gradscope.reading import select
 from gradscope.reading.clip_calls import of_steps
 from gradscope.reading.counted import read
 from gradscope.reading.norms import raw_norms
+from gradscope.reading.sweeps import final_value
 from gradscope.words import few, percent
 
 TITLE = "What a clipping threshold would have done"
@@ -39,7 +40,8 @@ def table(runs: Sequence[Any], *, thresholds: Sequence[float] | None = None, poi
     DataFrame
         run, threshold; ``clipped``: share of the recorded norms above it; ``scale_mean`` and ``scale_p05`` to
         ``scale_p95``: of the factor min(1, c / (norm + 1e-6)); ``norm_median`` and ``norm_max`` after clipping; ``n``
-        finite norms; ``used``: whether the run was clipped by its norm at this very threshold.
+        finite norms; ``used``: whether the run was clipped by its norm at this very threshold; ``diverged``: whether
+        it did, so that its norms end there.
 
     Raises
     ------
@@ -51,20 +53,21 @@ def table(runs: Sequence[Any], *, thresholds: Sequence[float] | None = None, poi
     found = {}
     for name, run in zip(select.run_names(runs), runs, strict=True):
         norms = raw_norms(run)["norm"]
-        found[name] = _positive(norms), norms.to_numpy(dtype=float), _used(run)
-    every = np.concatenate([positive for positive, _, _ in found.values()])
+        gone = final_value(run, "loss")[1] is not None
+        found[name] = _positive(norms), norms.to_numpy(dtype=float), _used(run), gone
+    every = np.concatenate([positive for positive, *_ in found.values()])
     if not every.size:
         paths = ", ".join(str(run.path) for run in runs)
         raise NotRecordedError(f"{paths}: no finite gradient norm was recorded. It comes from {NEEDS}.")
     if thresholds is not None and not all(c > 0 for c in thresholds):
         raise SettingError(f"thresholds must be positive, got {', '.join(map(str, thresholds))}.")
     frames = []
-    for name, (positive, norms, used) in found.items():
+    for name, (positive, norms, used, gone) in found.items():
         if positive.size:
             at = sorted({*(thresholds or _grid(every, points)), *used})
             effects = threshold_table(norms, at)
             columns = {of.name: [getattr(effect, of.name) for effect in effects] for of in fields(ThresholdEffect)}
-            frames.append(pd.DataFrame({"run": name, **columns, "used": np.isin(at, used)}))
+            frames.append(pd.DataFrame({"run": name, **columns, "used": np.isin(at, used), "diverged": gone}))
     data = pd.concat(frames, ignore_index=True)
     data.attrs["left_out"] = select.left_out(runs, set(data["run"]), "no finite gradient norm")
     return data
@@ -130,8 +133,9 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
 def _spread(ax: Axes, data: pd.DataFrame, legend: bool) -> Axes:
     """Of so many runs that their lines would hide each other: median and range at the thresholds that all have."""
     runs = data["run"].nunique()
-    shared = data[data.groupby("threshold")["run"].transform("nunique") == runs].assign(line=f"median of {runs} runs")
-    looks = style.looks([f"median of {runs} runs"])
+    shared = data[data.groupby("threshold")["run"].transform("nunique") == runs]
+    shared = lines.pooled(shared)
+    looks = style.looks(list(dict.fromkeys(shared["line"])))
     marks.log_x(ax, data["threshold"].min() / 1.1, data["threshold"].max() * 1.1)
     lines.draw(ax, shared, looks, x="threshold", y="clipped", line="line", band=True, log=False)
     used = data[data["used"]].drop_duplicates(["threshold", "clipped"])
@@ -143,7 +147,7 @@ def _spread(ax: Axes, data: pd.DataFrame, legend: bool) -> Axes:
     if legend:
         dot: dict[str, Any] = {"marker": "o", "markersize": 3, "markerfacecolor": "white", "linestyle": "none"}
         named = [Line2D([], [], color=style.ALERT, label="used in training", **dot)] if len(used) else []
-        style.legend(ax, [*lines.handles(looks, {name: f"{name}, and their range" for name in looks}), *named])
+        style.legend(ax, [*lines.handles(looks), *named])
     return ax
 
 
@@ -175,7 +179,9 @@ def caption(data: pd.DataFrame) -> str:
     if data["run"].nunique() > style.MAX_BANDS:
         curves = "(a line for each run)"
     if (runs := data["run"].nunique()) > style.MAX_LEGEND:
-        curves = f"(median and range of {runs} runs, at the thresholds that all have)"
+        gone = data.drop_duplicates("run")["diverged"].sum()
+        apart = f"; the {gone} that diverged apart" if 0 < gone < runs else ""
+        curves = f"(median and range of {runs} runs, at the thresholds that all have{apart})"
     norms = f"{n[0]}" if len(n) == 1 else f"{n[0]} to {n[-1]}"
     said = (
         f"Share of recorded steps whose gradient norm lies above the threshold {curves}, from {norms} recorded "

@@ -117,6 +117,15 @@ def parted(data: pd.DataFrame, line: str = "line") -> dict[str, tuple[int, int]]
     return {str(name): (int(of.sum()), len(of)) for name, of in gone.groupby(level=0, sort=False)}
 
 
+def pooled(data: pd.DataFrame) -> pd.DataFrame:
+    """One ``line`` where so many would hide each other, and behind it one of the runs that diverged."""
+    gone = data["diverged"].eq(True).groupby(data["run"]).transform("any")
+    runs, left = data["run"].nunique(), data["run"][~gone].nunique()
+    names = {False: f"median and range of {left or runs} runs", True: f"of {runs - left} that diverged"}
+    named = data.assign(line=gone.map(names) if left else names[False])
+    return named.iloc[np.argsort(gone.to_numpy(), kind="stable")]
+
+
 def _most_runs(data: pd.DataFrame, line: str) -> int:
     return int(data.groupby(line, sort=False)["run"].nunique().max())
 

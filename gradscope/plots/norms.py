@@ -15,6 +15,7 @@ from gradscope.plots.text import label
 from gradscope.reading import select
 from gradscope.reading.labelled import seeds_together
 from gradscope.reading.norms import norms_by_step
+from gradscope.reading.sweeps import diverged_from
 from gradscope.words import number
 
 TITLE = "Gradient norm through training"
@@ -32,7 +33,7 @@ def table(runs: Sequence[Any]) -> pd.DataFrame:
     DataFrame
         run, ``line`` (of which the runs are the seeds), step; ``norm``: total gradient norm before clipping;
         ``clipped``: after; ``threshold`` and ``kind`` of the clipping call (NaN and empty without one); ``loss`` (NaN
-        where it was not logged).
+        where it was not logged); ``diverged``: whether the loss or the norm was never finite again.
 
     Raises
     ------
@@ -44,8 +45,10 @@ def table(runs: Sequence[Any]) -> pd.DataFrame:
     found = [(name, norms_by_step(run)) for name, run in zip(select.run_names(runs), runs, strict=True)]
     of_seed = seeds_together(runs)
     frames = [
-        frame.assign(run=name, line=of_seed[name])[["run", "line", *frame.columns]]
-        for name, frame in found
+        frame.assign(run=name, line=of_seed[name], diverged=_diverged(run, frame))[
+            ["run", "line", *frame.columns, "diverged"]
+        ]
+        for (name, frame), run in zip(found, runs, strict=True)
         if len(frame)
     ]
     paths = ", ".join(str(run.path) for run in runs)
@@ -57,6 +60,11 @@ def table(runs: Sequence[Any]) -> pd.DataFrame:
     known = set(data["run"][data["norm"].notna() | (data["norm_state"] == "non-finite")])
     data.attrs["left_out"] = select.left_out(runs, known, "no gradient norm was recorded")
     return data
+
+
+def _diverged(run: Any, frame: pd.DataFrame) -> np.ndarray:
+    steps, loss = (frame[column].to_numpy() for column in ("step", "loss"))
+    return np.asarray(steps >= diverged_from(run, steps, loss))
 
 
 def draw(
@@ -90,8 +98,8 @@ def draw(
             ax.sharex(loss_ax)
             ax.tick_params(labelbottom=False)
     data = data if "line" in data else data.assign(line=data["run"])
-    if data["line"].nunique() > style.MAX_LEGEND:  # so many lines would hide each other: their median and range
-        data = data.assign(line=f"median and range of {data['run'].nunique()} runs")
+    if data["line"].nunique() > style.MAX_LEGEND:
+        data = lines.pooled(data)
     looks = style.looks(list(dict.fromkeys(data["line"])))
     marks.whole_x(ax, data["step"])
     thresholds = _thresholds(ax, data, looks)
