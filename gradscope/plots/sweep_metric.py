@@ -59,14 +59,14 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
     # An interval that reaches below 0 has no lower end on a logarithmic axis.
     floor = 1e-3 * float(kept["value"].min()) if marks.over_decades(kept["value"]) else -np.inf
     if len(kept):
-        seaborn.stripplot(
-            kept, x="name", y="value", order=names, jitter=0.12, size=3.6, color=style.PALETTE[0], alpha=0.6, ax=ax,
-            legend=False,
-        )  # fmt: skip
         seaborn.pointplot(
             kept, x="name", y="value", order=names, errorbar=partial(_in_view, metric=metric, floor=floor),
             linestyle="none", marker="_", markersize=11, color=style.PALETTE[2], err_kws={"linewidth": 1.3},
             capsize=0.12, ax=ax,
+        )  # fmt: skip
+        seaborn.scatterplot(
+            x=_beside(kept, names), y=kept["value"].to_numpy(), s=15, color=style.PALETTE[0], alpha=0.6, linewidth=0,
+            zorder=1.6, legend=False, ax=ax,
         )  # fmt: skip
     else:
         ax.set_yticks([])  # a scale without a single value would be made up
@@ -86,6 +86,14 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
     ax.set_xlabel("threshold of norm clipping")
     ax.set_ylabel(f"final {metric_words(metric)}")
     return ax
+
+
+def _beside(kept: pd.DataFrame, names: Sequence[str]) -> np.ndarray:
+    """Where the runs of a threshold stand: beside each other in their order, not at places drawn by chance."""
+    of_name = kept.groupby("name", sort=False)["value"]
+    apart = np.minimum(0.08, 0.3 / of_name.transform("size"))
+    at = kept["name"].map({name: i for i, name in enumerate(names)})
+    return np.asarray(at + (of_name.cumcount() - (of_name.transform("size") - 1) / 2) * apart, dtype=float)
 
 
 def student(values: pd.Series) -> tuple[float, float]:
