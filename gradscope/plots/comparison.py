@@ -182,8 +182,15 @@ def panels(data: pd.DataFrame, *, style_name: str = "screen") -> Figure:
         draw(rows, ax, style_name=style_name, column=name)
         if i and not narrow:
             ax.tick_params(labelleft=False)
+    if len(shown) > 1 and not narrow:  # panels beside each other leave less room to the names of their rows
+        names = list(dict.fromkeys(data["row"]))
+        most = int(0.3 * 72 * style.preset(style_name).width / (style.character() * style.small()))
+        short = [label(name, min(most, 30)) for name in names]
+        if len(set(short)) == len(names):
+            grid[0].set_yticks(range(len(names)), short)
     if hidden > 0:
         ax.set_xlabel(f"{ax.get_xlabel()}\n{hidden} more rows: see CSV")
+    marks.thin_x(fig)
     return fig
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
 
@@ -134,6 +136,24 @@ def whole_x(ax: Axes, values: ArrayLike) -> None:
     ax.xaxis.set_major_locator(
         MaxNLocator(nbins=int(np.clip(size * 2.6, 4, 8)), steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
     )
+
+
+def thin_x(fig: Figure) -> None:
+    """Leave out labels of x axes that would run into each other, where names beside the panels took their room.
+
+    Call it when everything else stands in its place.
+    """
+    fig.draw_without_rendering()
+    for ax in fig.axes:
+        low, high = sorted(ax.get_xlim())
+        ticks = [tick for tick in ax.xaxis.get_major_ticks() if low <= tick.get_loc() <= high]
+        ticks = [tick for tick in ticks if tick.label1.get_visible() and tick.label1.get_text()]
+        boxes = [tick.label1.get_window_extent().padded(0.02 * fig.dpi) for tick in ticks]
+        every = 1
+        while any(left.x1 > right.x0 for left, right in pairwise(boxes[::every])):
+            every += 1
+        if every > 1:
+            ax.xaxis.set_major_locator(FixedLocator([tick.get_loc() for tick in ticks[::every]]))
 
 
 def at_edge(ax: Axes, x: ArrayLike, *, top: bool, color: Any, label: str, marker: str = "", row: int = 0) -> None:
