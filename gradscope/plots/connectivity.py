@@ -80,8 +80,10 @@ def table(
 
 def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "screen") -> Axes:
     """Bars over the source steps for one target, lines for a few, a map for many; tokens below where they fit."""
-    own, ax = ax is None, style.axes(ax, style=style_name, aspect=0.42)
+    ax = style.axes(ax, style=style_name, aspect=0.42)
     targets = list(dict.fromkeys(data["target"]))
+    if len(targets) > 1:
+        data = data[_looked_at(data)]
     marks.whole_x(ax, data["source"])
     if len(targets) > MAX_TARGETS:
         grid = data.pivot(index="target", columns="source", values="share").loc[targets].to_numpy()
@@ -94,21 +96,26 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
         ax.set_ylabel("target step")
         heatmap.bar([ax], mesh, "share")
     else:
-        _curves(ax, data, targets, own)
+        _curves(ax, data, targets)
     ax.set_xlim(data["source"].min() - 0.6, data["source"].max() + 0.6)
-    _tokens(ax, data[data["target"] == targets[0]])
+    _tokens(ax, data.drop_duplicates("source"))
     return ax
 
 
-def _curves(ax: Axes, data: pd.DataFrame, targets: list[int], own: bool) -> None:
+def _looked_at(data: pd.DataFrame) -> pd.Series:
+    """Rows up to the last source that their target looks at: most losses see no later step."""
+    last = data["source"].where(data["share"] > 0).groupby(data["target"]).transform("max")
+    return data["source"] <= last.fillna(data["source"].max())
+
+
+def _curves(ax: Axes, data: pd.DataFrame, targets: list[int]) -> None:
     if len(targets) == 1:
         ax.bar(data["source"], data["share"], color=style.PALETTE[0], width=0.8, linewidth=0)
     else:
         named = data.assign(name=[f"loss at {t}" for t in data["target"]])
         looks = style.looks(list(dict.fromkeys(named["name"])))
         lines.draw(ax, named, looks, x="source", y="share", line="name", log=False)
-        ax.set_ylim(bottom=0)  # before the names, which stand at the ends of the lines
-        lines.name(ax, looks, named.groupby("name")["share"].last().to_dict(), beside=own)
+        style.legend(ax, lines.handles(looks))
     ax.set_ylim(bottom=0)
     if not (data["share"] > 0).any():
         style.note(ax, "no gradient arrives at any step")
