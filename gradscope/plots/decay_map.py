@@ -64,7 +64,8 @@ def draw(
     if named:
         names = _short([str(name) for name in grid.index], 24 if style.size_of(ax)[0] < 4.5 else 40)
         ax.set_yticks(range(len(grid)), names)
-        if max(map(len, names)) > 24:  # which leave little room to the map
+        taken = max(map(len, names)) * style.character() * style.small() / 72
+        if style.size_of(ax)[0] - taken < 2.0:  # inches, of which the colours and their name take most of one
             ax.xaxis.set_major_locator(MaxNLocator(nbins=2, integer=True, min_n_ticks=1))
     ax.set_ylabel("" if named else f"{len(grid)} lines, by what arrives at the {arrives} {across.split()[0]}")
     ax.set_xlabel(across)
