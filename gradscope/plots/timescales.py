@@ -26,6 +26,8 @@ NEEDS = "the gate activations: quantities=[..., 'activations'] of an LSTM or GRU
 RETAINING = {"lstm": "f", "gru": "z"}
 #: More lines than this are a box each instead of a histogram; more than so many boxes are not named.
 MAX_LINES, MAX_ROWS = 3, 48
+#: More than so many run into each other on a page.
+_APART = 150
 
 
 def table(
@@ -106,12 +108,19 @@ def _edges(data: pd.DataFrame, bins: int) -> np.ndarray:
 
 def _boxes(ax: Axes, shown: pd.DataFrame) -> None:
     """Median, middle half and range of each line's units; of very many, sorted by the median, not named."""
-    import seaborn
-
     names = list(dict.fromkeys(shown["name"]))
     named = len(names) <= MAX_ROWS
     if not named:
         names = list(shown.groupby("name")["shown"].median().sort_values(ascending=False, kind="stable").index)
+    (_rows if len(names) <= _APART else _areas)(ax, shown, names, named)
+    ax.set_yticks(range(len(names)) if named else [], [label(name, 24) for name in names] if named else None)
+    ax.set_ylabel("" if named else f"{len(names)} lines, by their median")
+    ax.set_ylim(len(names) - 0.5, -0.5)
+
+
+def _rows(ax: Axes, shown: pd.DataFrame, names: list[str], named: bool) -> None:
+    import seaborn
+
     look: dict[str, Any] = {
         "data": shown, "x": "shown", "y": "name", "order": names, "estimator": "median", "linestyle": "none",
         "color": style.PALETTE[0], "ax": ax,
@@ -119,9 +128,14 @@ def _boxes(ax: Axes, shown: pd.DataFrame) -> None:
     seaborn.pointplot(**look, errorbar=("pi", 100), marker="none", err_kws={"linewidth": 0.8 if named else 0.4})
     thick = {"linewidth": 4.0 if named else 1.0, "alpha": 0.45}
     seaborn.pointplot(**look, errorbar=("pi", 50), marker="|", markersize=6 if named else 2, err_kws=thick)
-    ax.set_yticks(range(len(names)) if named else [], [label(name, 24) for name in names] if named else None)
-    ax.set_ylabel("" if named else f"{len(names)} lines, by their median")
-    ax.set_ylim(len(names) - 0.5, -0.5)
+
+
+def _areas(ax: Axes, shown: pd.DataFrame, names: list[str], _: bool) -> None:
+    at = shown.groupby("name")["shown"].quantile([0.0, 0.25, 0.5, 0.75, 1.0]).unstack().loc[names].to_numpy()
+    rows = np.arange(len(names))
+    for low, high, alpha in ((0, 4, 0.25), (1, 3, 0.45)):
+        ax.fill_betweenx(rows, at[:, low], at[:, high], step="mid", color=style.PALETTE[0], alpha=alpha, linewidth=0)
+    ax.plot(at[:, 2], rows, color=style.PALETTE[0], linewidth=1.2)
 
 
 def _histograms(ax: Axes, shown: pd.DataFrame, edges: np.ndarray, legend: bool) -> None:
@@ -152,7 +166,7 @@ def caption(data: pd.DataFrame) -> str:
     many = with_lines(data)["name"].nunique() > MAX_LINES
     what = "Timescales (box: median, middle half and range over the units)" if many else "Number of units by timescale"
     said = (
-        f"{what} of the retaining gate (an LSTM's f, a GRU's z): -1 over the mean of ln gate over time and the sampled "
+        f"{what} of the retaining gate (an LSTM's f, a GRU's z): −1 over the mean of ln gate over time and the sampled "
         f"sequences, step {data['step'].max()}; dotted: the longest sequence. {percent(longer)} of the units retain "
         f"longer than it. Median timescale: {each}. Infinite timescales are in the last bin."
     )
