@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from gradscope.words import number as few_digits
+
 CONFIDENCE = 0.95
 OUTCOMES = ("confirmed", "refined", "refuted", "undetermined")
 
@@ -258,7 +260,8 @@ def _listed(parts: Sequence[str]) -> str:
 
 
 def number(value: float) -> str:
-    """Three figures at most; powers of ten where a plain number would be long."""
-    if value == 0 or not math.isfinite(value):
-        return {True: "no number", False: f"{value:g}"}[math.isnan(value)]
-    return f"{value:.3g}" if 1e-3 <= abs(value) < 1e4 else f"{value:.1e}"
+    """Three figures at most, as numbers are printed everywhere, without zeros behind the point."""
+    if math.isnan(value):
+        return "no number"
+    said = few_digits(value, 3)
+    return said.rstrip("0").rstrip(".") if "." in said and "e" not in said else said

@@ -174,4 +174,4 @@ def breakable(name: str) -> Markup:
 
 def prose(words: str) -> Markup:
     """A sentence whose numbers do not break at their minus sign."""
-    return Markup(re.sub(r"-?[\d.]+e-?\d+", r'<span class="n">\g<0></span>', str(escape(visible(words)))))
+    return Markup(re.sub(r"[-−]?[\d.]+e-?\d+", r'<span class="n">\g<0></span>', str(escape(visible(words)))))

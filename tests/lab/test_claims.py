@@ -130,7 +130,11 @@ def test_what_all_conditions_share_is_said_and_the_unit_once():
     )
 
 
+def test_a_number_below_zero_has_a_minus_not_a_hyphen():
+    assert [number(v) for v in (-0.00642, -4.7e-4)] == ["−0.00642", "−4.7e-4"]
+
+
 def test_numbers_are_short_and_zero_is_zero():
-    assert [number(v) for v in (0.0, 1.5, 2.34567e-13, 12345.6, math.inf, math.nan)] == [
-        "0", "1.5", "2.3e-13", "1.2e+04", "inf", "no number",
+    assert [number(v) for v in (0.0, 1.5, 10.0, 2910.4, 2.34567e-13, 12345.6, math.inf, math.nan)] == [
+        "0", "1.5", "10", "2910", "2.3e-13", "1.2e4", "infinity", "no number",
     ]  # fmt: skip
