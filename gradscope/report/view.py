@@ -61,8 +61,7 @@ def lead(facts: Sequence[RunFacts]) -> str:
     if len(said) == 1:
         return upper(sentence(said[0][1].late))
     counts = Counter(answer.late.verdict for _, answer in said)
-    each = ", ".join(f"{verdict} at {n}" for verdict, n in counts.most_common())
-    whole = upper(f"of {len(said)} sites: {each}").removesuffix(".")
+    whole = _verdicts(counts)
     known = [(found, answer) for found, answer in said if math.isfinite(answer.late.reach)]
     if len(known) < 2:
         return f"{whole}."
@@ -70,6 +69,15 @@ def lead(facts: Sequence[RunFacts]) -> str:
     alone = len(facts) == 1
     ends = f"most is left in {_left(*most, alone)}, least in {_left(*least, alone)}"
     return f"{whole}; of the gradient where it enters, {ends}."
+
+
+def _verdicts(counts: Counter[str]) -> str:
+    """How many sites have which verdict; a single one is said of them all."""
+    of, (only, *others) = counts.total(), counts
+    if others:
+        each = ", ".join(f"{verdict} at {n}" for verdict, n in counts.most_common())
+        return f"Of {of} sites: {each}"
+    return f"None of {of} sites has a verdict" if only == "undetermined" else f"All {of} sites: {only}"
 
 
 def _reach(answer: SiteAnswer) -> float:
