@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gradscope.report import build_report
+from gradscope.report.page import _asset
 from tests.made_runs import make_run
 
 sync_api = pytest.importorskip("playwright.sync_api", exc_type=ImportError)
@@ -150,6 +151,20 @@ def test_printing_opens_what_is_folded(page):
     assert page.locator("details:not([open])").count() == 0
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert page.locator("details:not([open])").count() > 0
+
+
+def test_what_is_too_long_for_paper_stays_folded_in_print(page):
+    page.set_content(
+        f"<style>{_asset('style.css')}</style><div class='long'><table><tbody>{'<tr><td>1</td></tr>' * 70}</tbody>"
+        "</table><p class='printed'>10 more</p></div>"
+        "<details class='unprinted'><summary>each site</summary><p>l0</p></details>"
+    )
+    shown = "[...document.querySelectorAll('{}')].filter((e) => e.checkVisibility()).length"
+    seen = {what: page.evaluate(shown.format(what)) for what in ("tr", ".printed", "details > p")}
+    page.emulate_media(media="print")
+    printed = {what: page.evaluate(shown.format(what)) for what in seen}
+    assert seen == {"tr": 70, ".printed": 0, "details > p": 0}
+    assert printed == {"tr": 60, ".printed": 1, "details > p": 0}
 
 
 def test_a_printed_page_opens_everything_and_cuts_nothing_off(page):

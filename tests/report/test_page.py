@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import re
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ from gradscope.report.page import _environment, prose
 from gradscope.report.summary import clean
 from gradscope.report.svg import inline
 from gradscope.report.tables import Cell, Column, Table
-from gradscope.report.view import loss, losses
+from gradscope.report.view import Box, Said, lead, loss, losses
 
 
 def test_text_is_escaped_and_control_characters_are_visible():
@@ -19,6 +20,7 @@ def test_text_is_escaped_and_control_characters_are_visible():
 
 def test_numbers_do_not_break_at_their_minus_sign():
     assert prose("is 3e-9 of that") == 'is <span class="n">3e-9</span> of that'
+    assert prose("by −4.7e-4 a step") == 'by <span class="n">−4.7e-4</span> a step'
 
 
 def test_tables_refuse_rows_of_another_length():
@@ -65,3 +67,35 @@ def test_only_sealed_runs_that_count_no_loss_are_said_to_have_lost_nothing():
     assert said(facts(sealed=True, lost={})) == ["Nothing was lost."]
     assert "Nothing was lost." not in said(facts(sealed=True, lost={}), facts(sealed=False, lost={}))
     assert "Nothing was lost." not in said(facts(sealed=True, lost={"the disk": 30}))
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "said"),
+    [
+        (["undetermined"] * 3, "None of 3 sites has a verdict"),
+        (["vanishing"] * 3, "All 3 sites: vanishing"),
+        (["vanishing", "exploding", "vanishing"], "Of 3 sites: vanishing at 2, exploding at 1"),
+    ],
+)
+def test_a_verdict_that_all_sites_have_is_not_counted(verdicts, said):
+    late = [SimpleNamespace(verdict=verdict, reach=math.nan) for verdict in verdicts]
+    assert lead([SimpleNamespace(answers=[SimpleNamespace(late=one) for one in late])]) == f"{said}."
+
+
+@pytest.mark.parametrize(("rows", "more"), [(60, None), (61, "1 more rows"), (100, "40 more rows")])
+def test_print_stops_a_very_long_table_and_says_so(rows, more):
+    template = _environment().from_string('{% import "parts.html" as parts %}{{ parts.table(one) }}')
+    drawn = template.render(one=Table("Numbers", (Column("a"),), ((Cell("1"),),) * rows))
+    assert drawn.count("<tr>") == rows + 1  # all on the page
+    assert (' long"' in drawn) is (more is not None)
+    assert more is None or f'<p class="printed">{more} are on the page' in drawn
+
+
+@pytest.mark.parametrize("printed", [True, False])
+def test_sites_of_a_folded_run_stay_folded_in_print_and_are_said_to(printed):
+    template = _environment().from_string('{% import "parts.html" as parts %}{{ parts.box(one, printed=printed) }}')
+    sites = tuple(Said(f"l{i}", "words.", "", "") for i in range(8))
+    box = Box("run-7", "r", "vanishing", sites, groups=(Said("", "All 8 sites.", "", ""),))
+    drawn = template.render(one=box, printed=printed)
+    assert ('class="unprinted"' in drawn) is not printed
+    assert ("are on the page, and in summary.json" in drawn) is not printed
