@@ -102,7 +102,7 @@ def _courses(
         if one.name in sites:
             found = curves.norms(one.run, sites[one.name], quantity)
             if len(found.steps) > 1:
-                value = [_first(found.curve(found.at(step))) for step in found.steps]
+                value = [first_input(found.curve(found.at(step))) for step in found.steps]
                 yield pd.DataFrame({"x": found.steps, "value": value}).assign(panel="through", **head)
         yield from _loss(one, head, metric)
 
@@ -147,6 +147,6 @@ def _relative(curve: DecayCurve) -> np.ndarray:
     return np.where(lost, 0.0, np.where(np.isnan(value) & (curve.n_nonfinite > 0), np.inf, value))
 
 
-def _first(curve: DecayCurve) -> float:
+def first_input(curve: DecayCurve) -> float:
     """What arrives at the input that was read first."""
     return float(_relative(curve)[-1]) if curve.lags.size else float("nan")

@@ -11,7 +11,8 @@ import numpy as np
 from gradscope.diagnostics import DecayFit
 from gradscope.lab.zoo.train import TrainResult
 from gradscope.plots import timescales
-from gradscope.reading import read
+from gradscope.plots.story import ARRIVES
+from gradscope.reading import curves, read, story
 from gradscope.reading.answers import pooled_fit
 from gradscope.words import number, percent
 
@@ -34,7 +35,8 @@ OPENED = ("LSTM, forget bias 1", "GRU, update bias 1")
 class Line:
     """A recording: ∂L/∂x against lag before training and in its last tenth, and what was learnt.
 
-    ``saturated`` is the share of gates, or of an RNN's units, at the ends of their range in the last record.
+    ``saturated`` is the share of gates, or of an RNN's units, at the ends of their range in the last record; ``opened``
+    the first recorded step at which a share of ``ARRIVES`` arrives at the first input (None: at none).
     """
 
     name: str
@@ -42,6 +44,7 @@ class Line:
     late: DecayFit
     result: TrainResult
     saturated: float
+    opened: int | None
 
     @property
     def model(self) -> str:
@@ -77,7 +80,9 @@ def line_of(name: str, run: Any, result: TrainResult) -> Line:
     site = run.sites[0]
     first, late = (pooled_fit(run, site, "input", part) for part in ("first", "late"))
     ends = read(run).array(site, "gate_low")[-1] + read(run).array(site, "gate_high")[-1]
-    return Line(name, first, late, result, float(np.mean(ends)))
+    found = curves.norms(run, site, "input")
+    open_at = (int(step) for step in found.steps if story.first_input(found.curve(found.at(step))) >= ARRIVES)
+    return Line(name, first, late, result, float(np.mean(ends)), next(open_at, None))
 
 
 def arriving(fit: DecayFit) -> float:

@@ -117,8 +117,30 @@ def overview(before: Mapping[str, Sequence[Line]], cells: Sequence[Line], clippe
     note = (
         "Of ‖∂L/∂x‖ at the last pixel, what arrives at the first. Before training: median of "
         f"{seeds} seeds; after: one seed, by Adam. Last {len(by_threshold(clipped))} rows: by SGD, median of {clips}."
+        f"{ahead_words(cells)}"
     )
     return Table("What arrives at the first pixel, and what was learnt", columns, tuple(rows), note, sortable=True)
+
+
+def ahead_words(cells: Sequence[Line]) -> str:
+    """Why a network whose gradient vanished could learn more than those where it did not; nothing where none did."""
+    kept = [line for line in cells if line.model in CHRONO]
+    lost = [line for line in cells if line.model in DEFAULTS and line.first.verdict == "vanishing"]
+    ahead = [line for line in lost if all(line.accuracy > other.accuracy for other in kept)]
+    if not kept or not ahead:
+        return ""
+    best = max(ahead, key=lambda line: line.accuracy)
+    why = ""
+    if best.opened is not None:
+        why = (
+            f": at step {best.opened} of {best.result.settings.steps} already more than {percent(ARRIVES)} arrives in "
+            f"it as well, in the end {share_words(best.late)}"
+        )
+    others = listed([accuracy_words([line]) for line in kept])
+    return (
+        f" The {best.model} learns more digits ({accuracy_words([best])}) than those that chrono biases open ({others})"
+        f"{why}. What arrives before training is where it starts, not how much it learns."
+    )
 
 
 def _overview_row(name: str, first: Sequence[Line], late: Sequence[Line]) -> tuple[Cell, ...]:
