@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,8 +89,8 @@ class Watch:
             tables = [found.records(site)[["attempt", "step"]] for site in run.sites]
             known = {(int(a), int(s)) for table in tables for a, s in table.itertuples(index=False)}
             new = sorted(one for one in known if one > self._last)
-            self._calls.add(found.clips())
-            self._steps.add(found.steps())
+            self._calls.add(found.clips(), self._growing.repeats)
+            self._steps.add(found.steps(), self._growing.repeats)
             for one in new[-most - 1 : -most]:
                 self._calls.take(*one)  # those of earlier steps
             arrivals = tuple(self._arrival(curves, *one) for one in new[-most:])
@@ -128,12 +129,20 @@ class _Waiting:
     def __init__(self) -> None:
         self._rows = pd.DataFrame({"attempt": [], "step": [], "clipped": []})
         self._newest = (0, -1)
+        self._seen: Counter[str] = Counter()  # rows of the newest step, of which more may come
 
-    def add(self, table: pd.DataFrame) -> None:
-        """Add what is new of a table: a row may come twice."""
-        fresh = table[_beyond(table, *self._newest)]
+    def add(self, table: pd.DataFrame, repeats: bool) -> None:
+        """Add what is new of a table; with ``repeats`` rows may come that had come before."""
+        attempt, step = self._newest
+        fresh = table[_beyond(table, attempt, step) | ((table["attempt"] == attempt) & (table["step"] == step))]
+        if repeats:
+            rows = _written(fresh)
+            fresh = fresh[rows.groupby(rows).cumcount() >= rows.map(self._seen).astype(int)]
         if len(fresh):
-            self._newest = max(zip(fresh["attempt"].astype(int), fresh["step"].astype(int), strict=True))
+            newest = max(zip(fresh["attempt"].astype(int), fresh["step"].astype(int), strict=True))
+            at = fresh[(fresh["attempt"] == newest[0]) & (fresh["step"] == newest[1])]
+            self._seen = (self._seen if newest == self._newest else Counter()) + Counter(_written(at))
+            self._newest = newest
             self._rows = pd.concat([self._rows, fresh], ignore_index=True) if len(self._rows) else fresh
 
     def take(self, attempt: int, step: int) -> pd.DataFrame:
@@ -141,6 +150,11 @@ class _Waiting:
         beyond = _beyond(self._rows, attempt, step)
         taken, self._rows = self._rows[~beyond], self._rows[beyond]
         return taken
+
+
+def _written(table: pd.DataFrame) -> pd.Series:
+    """Each row as words, to know it again."""
+    return pd.Series([repr(row) for row in table.itertuples(index=False, name=None)], table.index, dtype=object)
 
 
 def _beyond(table: pd.DataFrame, attempt: int, step: int) -> pd.Series:

@@ -41,10 +41,16 @@ class Growing:
     ----------
     path : Path
         A run directory, or a packed file.
+
+    Attributes
+    ----------
+    repeats : bool
+        Whether what came last holds entries that had come before.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.repeats = False
         self._seen: dict[Path, _Rank] = {}
 
     def news(self) -> Run:
@@ -57,6 +63,7 @@ class Growing:
         ------
         As :func:`open_run` does.
         """
+        self.repeats = False
         if not self.path.is_dir():
             run = open_run(self.path)
             parts = () if self.path in self._seen else run.parts
@@ -89,6 +96,7 @@ class Growing:
                 seen.last_id = max(seen.last_id, header.last_id)
                 if header.last_id > before:
                     sealed.append(part)
+                    self.repeats |= header.first_id <= before
         if content is None:
             return header, sealed
         rows = [row for row in content.rows if row[0] > seen.last_id]

@@ -60,6 +60,37 @@ def test_what_arrives_in_pieces_adds_up(tmp_path):
     assert shown == [(0, 1, 1.0), (2, 1, 0.0), (4, 3, 1.0)]
 
 
+@pytest.mark.parametrize("seals", [False, True])
+def test_what_a_step_logs_and_clips_after_a_flush_in_its_middle_is_told_with_the_next(tmp_path, seals):
+    """Also where the step's entries come a second time, with the segment in which they were sealed."""
+    writer = begin(tmp_path / "run")
+    watch = Watch(tmp_path / "run")
+    same = ClipEvent(0, "norm", 1.0, 0.5, 0.5, 1.0, 1.0, 0.0)  # two calls that change nothing are the same twice
+    values = decaying(-0.2)
+    writer.add_record(Record(0, 0, 0.0, {SITE: site_record({"cell": values}, *values.shape)}))
+    writer.add_step(StepRow(0, 0.0, {"grad_norm": 2.0}))
+    writer.add_clip(same)
+    writer.flush()
+    (first,) = watch.look().arrivals
+    assert (first.calls, np.isnan(first.loss)) == (1, True)
+    writer.add_clip(same)
+    writer.add_clip(ClipEvent(0, "norm", 1.0, 2.0, 1.0, 0.5, 1.0, 1.0))
+    writer.add_step(StepRow(0, 0.0, {"loss": 0.75}))
+    if not seals:
+        writer.flush()
+        assert watch.look().arrivals == ()
+    writer.add_record(Record(2, 0, 0.0, {SITE: site_record({"cell": values}, *values.shape)}))
+    if seals:
+        writer.close()
+    else:
+        writer.flush()
+    (second,) = watch.look().arrivals
+    assert (second.step, second.calls, second.clipped, second.loss) == (2, 2, 0.5, 0.75)
+    if not seals:
+        writer.close()
+        assert watch.look().arrivals == ()
+
+
 def test_of_many_steps_the_last_are_looked_at(tmp_path):
     make_run(tmp_path / "run", [-0.1] * 9, every=1)
     news = Watch(tmp_path / "run").look(most=2)
