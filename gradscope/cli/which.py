@@ -27,8 +27,37 @@ def which_records(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def opened(runs: Sequence[Path], **choice: Any) -> list[Reading]:
-    """The runs as they count, for the options that were given."""
+    """The runs as they count, for the options that were given.
+
+    Raises
+    ------
+    EmptyRunError
+        The options leave nothing of any run.
+    """
     from gradscope.reading import Choice
     from gradscope.reading.counted import read_run
 
-    return [read_run(run, Choice(**choice)) for run in runs]
+    found = [read_run(run, Choice(**choice)) for run in runs]
+    given = [f"--{name.replace('_', '-')} {value}" for name, value in choice.items() if value is not None]
+    if given and not any(map(_holds, found)):
+        _refuse(found, " ".join(given))
+    return found
+
+
+def _holds(reading: Reading) -> bool:
+    """Whether anything is left: a record, or a step of which something is known."""
+    return any(map(reading.counted, reading.sites)) or bool(len(reading.steps()) or len(reading.clips()))
+
+
+def _refuse(readings: Sequence[Reading], given: str) -> None:
+    """Say of which ranks, attempts and steps there are records."""
+    from gradscope.errors import EmptyRunError
+
+    tables = [reading.run.records(site) for reading in readings for site in reading.sites]
+    there = [
+        f"{column} {min(values)}" if len(values) == 1 else f"{column}s {min(values)} to {max(values)}"
+        for column in ("rank", "attempt", "step")
+        if (values := {int(value) for table in tables for value in table[column]})
+    ]
+    if there:  # else a run without records says more about itself
+        raise EmptyRunError(f"nothing was recorded with {given}: there are records of {', '.join(there)}.")

@@ -71,6 +71,13 @@ def test_a_choice_of_records_narrows_what_is_said(tmp_path):
     assert "must not be after" in wrong.stderr
 
 
+def test_a_choice_that_leaves_nothing_is_told_what_there_is(run, tmp_path):
+    nothing = call(run, "-o", tmp_path / "out", "--rank", "3")
+    assert (nothing.exit_code, nothing.stdout) == (1, "")
+    assert "nothing was recorded with --rank 3: there are records of rank 0, attempt 1, step 0." in nothing.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_verdict_that_is_not_met_exits_with_0(run, tmp_path):
     assert call(run, "-o", tmp_path / "out", "--fail-on", "exploding").exit_code == 0
 
