@@ -210,8 +210,8 @@ ALL_ZERO = "every recorded norm is zero"
 def few_norms(n: int, least: int) -> str:
     """Too few norms to suggest a threshold from."""
     return (
-        f"only {n} finite norms; at least {least} are needed: a longer run, or a norm at every step (every=1, or "
-        "clipping calls, with an infinite threshold where nothing is to be clipped)"
+        f"only {n} finite norm{'s' * (n != 1)}; at least {least} are needed: a longer run, or a norm at every step "
+        "(every=1, or clipping calls, with an infinite threshold where nothing is to be clipped)"
     )
 
 

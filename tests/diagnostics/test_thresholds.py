@@ -103,3 +103,8 @@ def test_adaptive_clipping_of_a_zero_gradient_has_no_angle():
     (effect,) = adaptive_table([0.0, 0.0], [1.0, 1.0], [0.1])
     assert effect.clipped == 0.0
     assert np.isnan(effect.cosine)
+
+
+@pytest.mark.parametrize(("norms", "said"), [([1.5], "only 1 finite norm;"), ([1.5, 2.0], "only 2 finite norms;")])
+def test_too_few_norms_are_counted_in_the_refusal(norms, said):
+    assert said in str(suggest_threshold(norms).reason)
