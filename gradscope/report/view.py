@@ -171,7 +171,9 @@ def _comparison_row(found: RunFacts, said: SiteAnswer) -> tuple[Cell, ...]:
 
 def _evidence(fit: DecayFit) -> tuple[str, ...]:
     """What a rate is worth: its interval, how straight the curve is, over which lags."""
-    interval = () if fit.interval is None else (f"({signed(fit.interval[0])} to {signed(fit.interval[1])})",)
+    interval: tuple[str, ...] = ()
+    if fit.interval is not None and any(map(math.isfinite, fit.interval)):  # one without ends says nothing
+        interval = (f"({signed(fit.interval[0])} to {signed(fit.interval[1])})",)
     straight = f"R² {correlation(fit.r2)}" if math.isfinite(fit.r2) else ""
     lags = "" if fit.lag_range is None else f"lags {fit.lag_range[0]:g}–{fit.lag_range[1]:g}"
     return (*interval, ", ".join(filter(None, (straight, lags))))
@@ -179,7 +181,7 @@ def _evidence(fit: DecayFit) -> tuple[str, ...]:
 
 def signed(value: float) -> str:
     """A rate with its sign, four decimals, and a real minus."""
-    return f"{value:+.4f}".replace("-", "\N{MINUS SIGN}")
+    return f"{value:+.4f}".replace("-", "\N{MINUS SIGN}").replace("inf", "\N{INFINITY}")
 
 
 def loss(value: float | None) -> str:

@@ -10,7 +10,7 @@ from gradscope.report.page import _environment, prose
 from gradscope.report.summary import clean
 from gradscope.report.svg import inline
 from gradscope.report.tables import Cell, Column, Table
-from gradscope.report.view import Box, Said, lead, loss, losses
+from gradscope.report.view import Box, Said, _evidence, lead, loss, losses
 
 
 def test_text_is_escaped_and_control_characters_are_visible():
@@ -99,3 +99,10 @@ def test_sites_of_a_folded_run_stay_folded_in_print_and_are_said_to(printed):
     drawn = template.render(one=box, printed=printed)
     assert ('class="unprinted"' in drawn) is not printed
     assert ("are on the page, and in summary.json" in drawn) is not printed
+
+
+def test_an_interval_without_ends_is_left_out_and_one_with_one_end_has_a_sign_for_the_other():
+    known = {"r2": math.nan, "lag_range": None}
+    ends = [(-math.inf, math.inf), (-math.inf, 0.25), (-0.5, -0.25)]
+    said = [_evidence(SimpleNamespace(interval=interval, **known))[0] for interval in ends]
+    assert said == ["", "(−∞ to +0.2500)", "(−0.5000 to −0.2500)"]
