@@ -168,8 +168,8 @@ def _shown(value: Any) -> Any:
 
 
 def breakable(name: str) -> Markup:
-    """A name that breaks between its parts, where it has to."""
-    return Markup(re.sub(r"([_/.:])(?=\w)", r"\1<wbr>", str(escape(visible(name)))))
+    """A name that breaks between its parts, where it has to: not within a number such as 0.05."""
+    return Markup(re.sub(r"([_/:]|(?<!\d)\.|\.(?!\d))(?=\w)", r"\1<wbr>", str(escape(visible(name)))))
 
 
 def prose(words: str) -> Markup:

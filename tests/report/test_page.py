@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gradscope.report.page import _environment, prose
+from gradscope.report.page import _environment, breakable, prose
 from gradscope.report.summary import clean
 from gradscope.report.svg import inline
 from gradscope.report.tables import Cell, Column, Table
@@ -21,6 +21,12 @@ def test_text_is_escaped_and_control_characters_are_visible():
 def test_numbers_do_not_break_at_their_minus_sign():
     assert prose("is 3e-9 of that") == 'is <span class="n">3e-9</span> of that'
     assert prose("by −4.7e-4 a step") == 'by <span class="n">−4.7e-4</span> a step'
+
+
+def test_a_name_breaks_between_its_parts_but_not_within_a_number():
+    assert breakable("encoder.layers/l0_reverse") == "encoder.<wbr>layers/<wbr>l0_<wbr>reverse"
+    assert breakable("rnn-sgd-clip-0.05") == "rnn-sgd-clip-0.05"
+    assert breakable("layers.0.rnn") == "layers.<wbr>0.<wbr>rnn"
 
 
 def test_tables_refuse_rows_of_another_length():
