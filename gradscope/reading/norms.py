@@ -41,7 +41,9 @@ def _raw_norms(reading: Reading, part: str | None) -> pd.DataFrame:
     named = parameter_columns(parameters)
     if not len(parameters) or not named:
         return _norm_frame([], [], "none")
-    total = np.sqrt(np.nansum(parameters[named].to_numpy(dtype=float) ** 2, axis=1))
+    values = parameters[named].to_numpy(dtype=float)
+    # A step of which nothing is a number has no norm, least of all 0.
+    total = np.where(np.isnan(values).all(axis=1), np.nan, np.sqrt(np.nansum(values**2, axis=1)))
     return _norm_frame(parameters["step"], total, "parameters")
 
 
