@@ -32,6 +32,8 @@ COLUMNS = {
 }
 #: More runs and sites than this have one row for all sites of a model.
 MAX_ROWS = 26
+#: What words inside a panel are known by.
+_INSIDE = "_inside"
 
 
 def table(runs: Sequence[Any], *, site: str | Sequence[str] | None = None, metric: str = "loss") -> pd.DataFrame:
@@ -129,14 +131,25 @@ def _without(ax: Axes, shown: pd.DataFrame, names: Sequence[str], column: str) -
         if not len(none):
             continue
         why = " or ".join(dict.fromkeys(none["verdict"])) if column == "half_life" else ""
-        if len(none) == len(of_row):
-            said, x, side = f"none: {why}" if why else "diverged or unknown", 0.03, "left"
+        inside = len(none) == len(of_row)
+        if inside:
+            said = f"none: {why}" if why else "diverged or unknown"
         else:
-            said, x, side = f"{len(none)} of {len(of_row)} {'none' if why else 'diverged'}", 1.02, "left"
-        ax.text(
-            x, float(at), said, transform=ax.get_yaxis_transform(), va="center", ha=side, color=style.GREY,
-            fontsize="small",
+            said = f"{len(none)} of {len(of_row)} {'none' if why else 'diverged'}"
+        text = ax.text(
+            0.03 if inside else 1.02, float(at), said, transform=ax.get_yaxis_transform(), va="center", ha="left",
+            color=style.GREY, fontsize="small", label=_INSIDE if inside else "",
         )  # fmt: skip
+        text.set_in_layout(not inside)  # words in the place of a dot must not take the room of the panels
+
+
+def _fit(fig: Figure) -> None:
+    """Words that stand in the place of a dot and are wider than their panel: why alone, or that there is none."""
+    for ax in fig.axes:
+        for text in [text for text in ax.texts if text.get_label() == _INSIDE]:
+            for shorter in (text.get_text().removeprefix("none: "), "none"):
+                if text.get_window_extent().x1 > ax.bbox.x1:
+                    text.set_text(shorter)
 
 
 def _limits(ax: Axes, values: np.ndarray, logarithmic: bool) -> None:
@@ -191,6 +204,7 @@ def panels(data: pd.DataFrame, *, style_name: str = "screen") -> Figure:
     if hidden > 0:
         ax.set_xlabel(f"{ax.get_xlabel()}\n{hidden} more rows: see CSV")
     marks.thin_x(fig)
+    _fit(fig)
     return fig
 
 

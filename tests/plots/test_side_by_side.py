@@ -95,9 +95,20 @@ def test_long_names_leave_room_to_the_numbers_and_words_beside_them(name):
         boxes = [tick.label1.get_window_extent() for tick in ticks]
         assert len(boxes) > 1
         assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
-    said = [text for text in figure.axes[-1].texts if text.get_text() == "none: undetermined"]
+    said = [text for text in figure.axes[-1].texts if text.get_text().endswith("undetermined")]
     assert said
     assert all(Text.get_window_extent(text).x1 <= figure.bbox.x1 for text in said)
+
+
+def test_words_wider_than_their_panel_do_not_squeeze_the_panels():
+    data = pd.concat([side_by_side(30).assign(site=f"encoder/l{i}", verdict=f"undetermined{i}") for i in range(3)])
+    with style.use("screen"):
+        figure = figures.figure_of(comparison, data.assign(metric=np.nan), "screen")
+        figure.draw_without_rendering()
+    assert all(ax.bbox.width > 0.15 * figure.bbox.width for ax in figure.axes)
+    inside = [text for text in figure.axes[-1].texts if text.get_position()[0] < 1]
+    assert {text.get_text() for text in inside} == {"none"}
+    assert all(Text.get_window_extent(text).x1 <= figure.axes[-1].bbox.x1 for text in inside)
 
 
 def test_runs_of_a_threshold_stand_beside_each_other_in_the_same_places_every_time():
