@@ -11,11 +11,13 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from gradscope.cli.sweep import _shown
 from gradscope.lab.sweep.grid import Grid
 from gradscope.lab.sweep.story import tell_sweep
-from gradscope.lab.sweep.trials import run_sweep
+from gradscope.lab.sweep.trials import run_sweep, summary_table
 from gradscope.lab.zoo.data import load_sunspots
 from gradscope.lab.zoo.train import TrainSettings
+from gradscope.reading.answers import answers
 from gradscope.store import open_run
 from gradscope.words import number
 
@@ -39,6 +41,8 @@ GRIDS = {
 
 #: First paragraph of each page, and the runs behind it.
 OPENINGS: dict[str, tuple[tuple[str, ...], list[Trained]]] = {}
+#: What the command prints, the runs behind it, and the lags over which their rates are.
+PRINTED: dict[str, tuple[str, list[Trained], list[tuple[tuple[int, int], tuple[int, int]]]]] = {}
 
 
 @dataclass
@@ -52,6 +56,7 @@ class Trained:
     early: float
     late: float
     steps: int
+    curves: tuple[np.ndarray, np.ndarray]  # log10 against lag, in the first and in the last tenth
 
 
 def read(path, chance: float, metric: str, quantity: str) -> Trained:
@@ -68,11 +73,15 @@ def read(path, chance: float, metric: str, quantity: str) -> Trained:
         chosen = norms[np.isin(steps, wanted)].reshape(-1, norms.shape[2])
         return float(10 ** np.mean(np.log10(chosen[:, -1]) - np.log10(chosen[:, 0])))
 
+    def curve(wanted: np.ndarray) -> np.ndarray:
+        return np.log10(norms[np.isin(steps, wanted)].reshape(-1, norms.shape[2])).mean(0)
+
     usable = np.unique(steps[(np.isfinite(norms) & (norms > 0)).any((1, 2))])
     share = max(1, round(len(usable) / 10))
     return Trained(
         float(threshold[0]) if threshold.size else np.inf, gone, float(ended[~np.isnan(ended)][-1]),
         float(losses[-max(1, len(losses) // 10) :].mean()), reach(usable[:share]), reach(usable[-share:]), len(losses),
+        (curve(usable[:share]), curve(usable[-share:])),
     )  # fmt: skip
 
 
@@ -88,6 +97,8 @@ def swept(request, tmp_path_factory):
     own = [read(out / "runs" / name, chance, metric, quantity) for name in table["name"]]
     groups = {threshold: [one for one in own if one.threshold == threshold] for threshold in {o.threshold for o in own}}
     OPENINGS[request.param] = story.opening, own
+    ranges = [(one.early.lag_range, one.late.lag_range) for run in runs.values() for one in answers(run)]
+    PRINTED[request.param] = _shown(summary_table(table), None), own, ranges
     return request.param, metric, chapter, groups
 
 
@@ -106,6 +117,30 @@ def test_the_opening_counts_trainings_steps_and_seeds_and_says_what_guessing_get
     assert int(steps) == max(one.steps for one in own)
     # Guessing 1 errs by the variance of a sum of two uniform numbers; ten digits are as likely as each other.
     assert ("an error of 0.167" if metric == "mse" else "an accuracy of 0.1") in said
+
+
+def test_the_printed_table_holds_means_and_deviations_over_seeds(swept) -> None:
+    said, own, ranges = PRINTED[swept[0]]
+    head, *rows, _ = said.splitlines()
+    assert head.split("  ")[-1] == "rate end"
+    by_threshold = {re.split(r"  +", row)[3]: re.split(r"  +", row)[4:] for row in rows}
+    assert len(by_threshold) == len({one.threshold for one in own})
+    for clip, (seeds, diverged, value, start, end) in by_threshold.items():
+        threshold = np.inf if clip == "none" else float(clip)
+        mine = [(one, lags) for one, lags in zip(own, ranges, strict=True) if one.threshold == threshold]
+        kept = np.array([one.value for one, _ in mine if not one.diverged])
+        assert [int(seeds), int(diverged)] == [len(mine), len(mine) - len(kept)]
+        mean, spread = kept.mean() if kept.size else None, kept.std(ddof=1) if kept.size > 1 else None
+        expected = "-" if mean is None else f"{mean:.3f}" + ("" if spread is None else f" ± {spread:.3f}")
+        assert value == expected
+        for at, shown in enumerate((start, end)):
+            slopes = [slope(one.curves[at], lags[at]) for one, lags in mine if lags[at] is not None]
+            assert shown == (f"{np.mean(slopes):+.4f}" if slopes else "-")
+
+
+def slope(curve: np.ndarray, lags: tuple[int, int]) -> float:
+    at = np.arange(lags[0], lags[1] + 1)
+    return float(stats.linregress(at, curve[at]).slope)
 
 
 def error_of_the_mean(length: int) -> float:
