@@ -23,7 +23,7 @@ COMMANDS: dict[str, Entry] = {
     "report": Entry("gradscope.cli.report:report", "Turn runs into one page with figures, tables and verdicts."),
     "plot": Entry("gradscope.cli.plot:plot", "Draw one figure of one or more runs."),
     "sweep": Entry("gradscope.cli.sweep:sweep", "Train cell x init x length x clip threshold x seed, resumable."),
-    "lab": Entry("gradscope.cli.lab:lab", "Experiments that come with gradscope: the lecture."),
+    "lab": Entry("gradscope.cli.lab:lab", "Experiments that come with gradscope: the lecture, published ones."),
     "inspect": Entry("gradscope.cli.inspect:inspect", "Show what a run holds."),
     "export": Entry("gradscope.cli.export:export", "Write a run's numbers as CSV."),
     "validate": Entry("gradscope.cli.validate:validate", "Check that a run is whole and unaltered."),
