@@ -7,16 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradscope.integrations.attaching import Attachment
+from gradscope.integrations.needing import needing
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
 elif "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
     from pytorch_lightning import Callback
 else:
-    try:
-        from lightning.pytorch import Callback
-    except ImportError:  # installed under its older name only
-        from pytorch_lightning import Callback
+    with needing("lightning"):
+        try:
+            from lightning.pytorch import Callback
+        except ImportError as error:
+            try:
+                from pytorch_lightning import Callback  # installed under its older name only
+            except ImportError:
+                raise error from None
 
 
 class GradscopeCallback(Callback):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradscope.errors import SettingError
+from gradscope.integrations.needing import needing
 
 if TYPE_CHECKING:
     from gradscope.store import Run
@@ -112,7 +113,8 @@ class TensorBoard:
     def __init__(self, writer: Any) -> None:
         self._own = isinstance(writer, str | Path)
         if self._own:
-            from torch.utils.tensorboard import SummaryWriter
+            with needing("tensorboard"):
+                from torch.utils.tensorboard import SummaryWriter
 
             writer = SummaryWriter(str(writer))
         self._writer = writer
@@ -150,7 +152,8 @@ class WandB:
 
     def log(self, run: Run | str | Path) -> None:
         """Log what is known of the run now."""
-        import wandb
+        with needing("wandb"):
+            import wandb
 
         told, target = tell(run), self._run or wandb.run
         if target is None:
@@ -184,7 +187,8 @@ class MLflow:
 
     def log(self, run: Run | str | Path) -> None:
         """Log what is known of the run now."""
-        import mlflow
+        with needing("mlflow"):
+            import mlflow
 
         told = tell(run)
         active: Any = mlflow.active_run()

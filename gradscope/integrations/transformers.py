@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
-
 from gradscope.integrations.attaching import Attachment
+from gradscope.integrations.needing import needing
+
+with needing("transformers"):
+    from transformers import TrainerCallback
 
 
 class GradscopeCallback(TrainerCallback):
