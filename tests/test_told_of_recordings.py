@@ -44,6 +44,11 @@ def of_many_sites(tmp_path_factory: pytest.TempPathFactory) -> RunFacts:
     return found
 
 
+@pytest.fixture(scope="module")
+def facts(recorded: Runs) -> list[RunFacts]:
+    return gather(list(recorded.values()))
+
+
 def entry(raw: Raw) -> int:
     active = np.isfinite(raw.rows)
     return int(np.flatnonzero(2 * active.sum(0) >= active.any(1).sum())[0])
@@ -92,9 +97,9 @@ def test_of_many_sites_groups_hold_the_spans_of_their_own_arrays(of_many_sites: 
     assert counted
 
 
-def test_small_print_counts_the_steps_and_sequences_that_the_arrays_have(recorded: Runs) -> None:
+def test_small_print_counts_the_steps_and_sequences_that_the_arrays_have(facts: list[RunFacts]) -> None:
     several = 0
-    for found in gather(list(recorded.values())):
+    for found in facts:
         box = view.boxes([found])[0]
         for answer, said in zip(found.answers, box[0].said if box else (), strict=bool(box)):
             late, early = (raw_of(found.run.run, answer.site, answer.quantity, part) for part in ("late", "early"))
@@ -105,9 +110,8 @@ def test_small_print_counts_the_steps_and_sequences_that_the_arrays_have(recorde
     assert several > 15
 
 
-def test_the_page_prints_what_other_thresholds_would_have_done(recorded: Runs) -> None:
+def test_the_page_prints_what_other_thresholds_would_have_done(facts: list[RunFacts]) -> None:
     told = 0
-    facts = gather(list(recorded.values()))
     for found, shown in zip(facts, view.clipping(facts), strict=True):
         calls = found.run.run.clips()
         table = shown["parts"][0]["table"]
@@ -147,8 +151,7 @@ def test_a_run_without_a_finite_gradient_is_suggested_no_threshold(tmp_path: Pat
     assert run.suggest_threshold().n == 0
 
 
-def test_coverage_counts_the_records_of_every_site(recorded: Runs) -> None:
-    facts = gather(list(recorded.values()))
+def test_coverage_counts_the_records_of_every_site(facts: list[RunFacts]) -> None:
     rows = [[cell.text for cell in row] for row in view.coverage(facts).rows]
     for found in facts:
         for site in found.run.sites:
