@@ -119,6 +119,9 @@ def panels(data: pd.DataFrame, *, style_name: str = "screen", limit: int = MAX_P
     many = len(every) > 3 * columns
     once = many and data.groupby(["run", "site"])["lag"].max().nunique() == 1  # the lags stand below the last alone
     each = (0.24 if once else 0.42) + 0.15 * gates if many else 0.5 + 0.2 * gates + 0.3 * (len(every) > 1)
+    room = 72 * 0.85 * style.preset(style_name).width / columns
+    if many and max(map(len, names)) * style.character() * style.small() > room:  # names on two lines
+        each += 0.13
     kept = titles.chosen([key for key, _ in every], min(limit, columns * int((style.PAGE - 0.5) / each)))
     groups = [every[i] for i in kept]
     rows_of_panels = -(-len(groups) // columns)
