@@ -162,7 +162,9 @@ def _comparison_row(found: RunFacts, said: SiteAnswer) -> tuple[Cell, ...]:
         Cell(fit.verdict),
         Cell(number(_reach(said)) if math.isfinite(fit.reach) else "–", sort=_reach(said)),
         Cell(half, (around,) if around else (), fit.half_life or nan),
-        Cell("–", sort=nan) if fit.rate != fit.rate else Cell(signed(fit.rate), _evidence(fit), fit.rate),
+        Cell("–", sort=nan)
+        if fit.rate != fit.rate
+        else Cell(signed(fit.rate, _decimals(fit)), _evidence(fit), fit.rate),
         Cell(horizon, sort=nan if fit.horizon is None else fit.horizon),
         Cell(loss(found.final_loss), sort=found.final_loss if known else nan),
         Cell("–" if found.parameters is None else f"{found.parameters:,}", sort=found.parameters or nan),
@@ -173,15 +175,21 @@ def _evidence(fit: DecayFit) -> tuple[str, ...]:
     """What a rate is worth: its interval, how straight the curve is, over which lags."""
     interval: tuple[str, ...] = ()
     if fit.interval is not None and any(map(math.isfinite, fit.interval)):  # one without ends says nothing
-        interval = (f"({signed(fit.interval[0])} to {signed(fit.interval[1])})",)
+        low, high = (signed(end, _decimals(fit)) for end in fit.interval)
+        interval = (f"({low} to {high})",)
     straight = f"R² {correlation(fit.r2)}" if math.isfinite(fit.r2) else ""
     lags = "" if fit.lag_range is None else f"lags {fit.lag_range[0]:g}–{fit.lag_range[1]:g}"
     return (*interval, ", ".join(filter(None, (straight, lags))))
 
 
-def signed(value: float) -> str:
-    """A rate with its sign, four decimals, and a real minus."""
-    return f"{value:+.4f}".replace("-", "\N{MINUS SIGN}").replace("inf", "\N{INFINITY}")
+def _decimals(fit: DecayFit) -> int:
+    """Four, or six where thousands of steps make a small rate count."""
+    return 6 if abs(fit.rate) < 5e-3 else 4
+
+
+def signed(value: float, decimals: int = 4) -> str:
+    """A rate with its sign and a real minus."""
+    return f"{value:+.{decimals}f}".replace("-", "\N{MINUS SIGN}").replace("inf", "\N{INFINITY}")
 
 
 def loss(value: float | None) -> str:

@@ -108,7 +108,12 @@ def test_sites_of_a_folded_run_stay_folded_in_print_and_are_said_to(printed):
 
 
 def test_an_interval_without_ends_is_left_out_and_one_with_one_end_has_a_sign_for_the_other():
-    known = {"r2": math.nan, "lag_range": None}
+    known = {"r2": math.nan, "lag_range": None, "rate": -0.3}
     ends = [(-math.inf, math.inf), (-math.inf, 0.25), (-0.5, -0.25)]
     said = [_evidence(SimpleNamespace(interval=interval, **known))[0] for interval in ends]
     assert said == ["", "(−∞ to +0.2500)", "(−0.5000 to −0.2500)"]
+
+
+def test_a_rate_that_thousands_of_steps_make_count_has_its_digits():
+    fit = SimpleNamespace(interval=(-0.000312, 0.000091), r2=math.nan, lag_range=None, rate=-0.000114)
+    assert _evidence(fit)[0] == "(−0.000312 to +0.000091)"
