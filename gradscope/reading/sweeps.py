@@ -19,7 +19,8 @@ def threshold_of(run: Any) -> float:
     """The threshold a run was clipped at by its norm (the most frequent); inf without norm clipping."""
     clips = of_steps(read(run).clips())
     values = clips["threshold"][clips["kind"] == "norm"] if len(clips) else pd.Series(dtype=float)
-    return float(values.mode().iloc[0]) if len(values) else float("inf")
+    most = values.mode()  # of those that are numbers
+    return float(most.iloc[0]) if len(most) else float("inf")
 
 
 def name_of(threshold: float) -> str:

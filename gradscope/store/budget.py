@@ -34,7 +34,10 @@ LIMITS = {
     "bytes": Limit("bytes of arrays", 64 << 20, 24),
     "chunks": Limit("chunks of arrays", 100_000, 1 / 1024),
     "objects": Limit("groups and arrays", 20_000, 1 / 512),
-    "sites": Limit("sites", 1_500, 1 / (64 << 10)),
+    # Beside a record of numbers, at least four bytes each; what has faded to zeros compresses to nothing.
+    "timesteps": Limit("timesteps of sites", 100_000, 1 / 2),
+    # Each has some 26 arrays, of which writing takes a millisecond.
+    "sites": Limit("sites", 250, 1 / (32 << 10)),
     "attributes": Limit("attributes", 200_000, 1 / 128),
     "characters": Limit("characters of JSON", 4 << 20, 2),
     "items": Limit("values in JSON", 500_000, 1 / 10),

@@ -88,9 +88,10 @@ def export(run: Run, out: str | Path) -> list[Path]:
     """
     out = Path(out)
     try:
-        _check_lines(run, [(site, dataset) for site in run.sites for dataset in _norm_datasets(run, site)])
-        with new_directory(out) as whole, run.opened():
-            files = [path.relative_to(whole) for path in _write_all(run, whole)]
+        with run.opened():
+            _check_lines(run, [(site, dataset) for site in run.sites for dataset in _norm_datasets(run, site)])
+            with new_directory(out) as whole:
+                files = [path.relative_to(whole) for path in _write_all(run, whole)]
     except OSError as error:
         raise RunError(f"cannot write {str(out)!r}: {error.strerror or error}. Nothing was left there.") from error
     return [out / file for file in files]

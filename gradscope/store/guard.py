@@ -170,6 +170,10 @@ class _Walk:
                 arrays[link.decode("utf-8", "surrogateescape")] = self.array(found, child)
             else:
                 raise UnsafeFileError(f"{child!r} is neither a group nor a dataset.")
+        if is_site:
+            self.budget.take(
+                "timesteps", max((max(a.shape[1:], default=0) for a in arrays.values()), default=0), self.path
+            )
 
     def _count(self, found: h5py.h5g.ObjectID, name: str) -> None:
         info = h5py.h5o.get_info(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +23,7 @@ from gradscope.schema import (
     SiteRecord,
     StepRow,
 )
+from gradscope.store.budget import Budget
 from gradscope.store.codec import Entry, dtype_of
 from gradscope.store.sums import CHECKSUM
 
@@ -281,6 +283,7 @@ class Block:
 _LEAST = dict.fromkeys(("step", "attempt", "rank", "nonfinite", "smallest_normal", "role", "after", "length"), 0)
 _LEAST |= {"carried": -1, "row": -1, "measured": 0}
 _MOST = 2**53
+_NORMS = ("norm_before", "norm_after")
 
 
 def check_column(name: str, values: np.ndarray, extent: Mapping[str, int]) -> None:
@@ -290,6 +293,8 @@ def check_column(name: str, values: np.ndarray, extent: Mapping[str, int]) -> No
     ------
     ValueError
     """
+    if name in _NORMS and (values < 0).any():
+        raise ValueError(f"{name} has negative values")
     if values.dtype.kind not in "iu" and name != "smallest_normal":
         return
     low, high = values.min(initial=0), values.max(initial=0)
@@ -325,26 +330,24 @@ def blocks(entries: Sequence[Entry], limit: int = BLOCK_BYTES) -> Iterator[tuple
     yield start, len(entries)
 
 
-@dataclass
-class Stacked:
-    """What stacking entries comes to: bytes of all blocks, and the different names there are."""
+def pay_for_stacking(entries: Sequence[Entry], budget: Budget, path: Path) -> None:
+    """Spend what the blocks of these entries would take, before one is stacked.
 
-    bytes: int
-    sites: set[str]
-    names: set[str]
-
-
-def stacked(entries: Sequence[Entry]) -> Stacked:
-    """What the blocks of these entries would take, before one is stacked."""
-    found = Stacked(0, set(), set())
+    Raises
+    ------
+    UnsafeFileError
+        The budget is used up.
+    """
+    total, sites, names = 0, set[str](), set[str]()
     for start, stop in blocks(entries):
         estimate = _StackedSize()
         for entry in entries[start:stop]:
             estimate.add(entry)
-        found.bytes += estimate.total
-        found.sites |= estimate.sites
-        found.names |= estimate.names
-    return found
+        total += estimate.total
+        sites |= estimate.sites
+        names |= estimate.names
+    for kind, amount in (("sites", len(sites)), ("names", len(names)), ("bytes", total)):
+        budget.take(kind, amount, path)
 
 
 class _StackedSize:

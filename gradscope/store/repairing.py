@@ -17,7 +17,7 @@ from gradscope.store.journal import BESIDE, Row, has_sums, info_crc, parse_info,
 from gradscope.store.layout import RankDirectory, rank_directories
 from gradscope.store.locking import is_being_written, lock_directory
 from gradscope.store.nearby import no_run
-from gradscope.store.part import Header
+from gradscope.store.part import Header, pay_for_stacking
 from gradscope.store.paths import check_file, open_file, present
 from gradscope.store.sealed import SealedPart
 from gradscope.store.sealing import seal_rows
@@ -167,6 +167,7 @@ def _seal_journal(rank: RankDirectory, budget: Budget, last: Header, report: Rep
     readable = [row for row in fresh if _decodes(row)]
     if first_id > last.last_id + 1 and not last.closing:
         report.lost.append(f"entries {last.last_id + 1} to {first_id - 1}, which {str(rank.journal)!r} no longer has.")
+    pay_for_stacking([decode(kind, payload) for _, kind, payload in readable], budget, rank.journal)
     seal_rows(rank, readable, replace(header, closing=True), last.last_id)
     recovered = sum(kind == RECORD for _, kind, _ in readable)
     report.recovered += recovered

@@ -26,6 +26,7 @@ class RoleView:
     def __init__(self, part: Part, apart: bool = False) -> None:
         self._part, self._apart = part, apart
         self._kept = lru_cache(maxsize=None)(self._find)
+        self._sites = lru_cache(maxsize=None)(self._find_sites)
         self._count = lru_cache(maxsize=None)(self._count_records)
 
     def _find(self, site: str) -> np.ndarray | None:
@@ -45,7 +46,14 @@ class RoleView:
         return int(((self._part.table(PARAMETERS_GROUP).columns["role"] != 0) == self._apart).sum())
 
     def sites(self) -> tuple[str, ...]:
-        return tuple(site for site in self._part.sites() if (kept := self._kept(site)) is None or kept.size)
+        return tuple(self._sites())
+
+    def holds(self, site: str) -> bool:
+        """Whether there is a record of the site."""
+        return site in self._sites()
+
+    def _find_sites(self) -> dict[str, None]:
+        return dict.fromkeys(site for site in self._part.sites() if (kept := self._kept(site)) is None or kept.size)
 
     def datasets(self, site: str) -> tuple[str, ...]:
         found = self._part.datasets(site)

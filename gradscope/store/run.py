@@ -32,7 +32,7 @@ from gradscope.store.header import merge
 from gradscope.store.journal import Row
 from gradscope.store.layout import RankDirectory, rank_directories
 from gradscope.store.nearby import no_run
-from gradscope.store.part import SEQUENCE_COLUMNS, Block, Header, Part, blocks, check_size, stacked
+from gradscope.store.part import SEQUENCE_COLUMNS, Block, Header, Part, blocks, check_size, pay_for_stacking
 from gradscope.store.paths import begins_as_hdf5, check_file, present
 from gradscope.store.roles import RoleView
 from gradscope.store.sealed import MAX_OPEN_FILES, Held, SealedPart
@@ -146,9 +146,7 @@ def _decoded(rows: Sequence[Row], path: Path, budget: Budget) -> list[Entry]:
             entries.append(codec.decode(row[1], row[2]))
         except CorruptEntryError as error:
             raise guard.damaged(path, error) from error
-    found = stacked(entries)
-    for kind, amount in (("sites", len(found.sites)), ("names", len(found.names)), ("bytes", found.bytes)):
-        budget.take(kind, amount, path)
+    pay_for_stacking(entries, budget, path)
     return entries
 
 
@@ -377,7 +375,7 @@ class Run:
 
     def _at(self, site: str) -> list[RoleView]:
         """Parts with records of the site."""
-        parts = [part for part in self._shown if site in part.sites()]
+        parts = [part for part in self._shown if part.holds(site)]
         if not parts:
             info = self.site(site)
             raise NotRecordedError(f"nothing was recorded at {info.site!r}; run.coverage says why.")

@@ -69,6 +69,7 @@ class SealedPart:
     def __init__(self, path: Path, budget: Budget | None = None, held: Held | None = None) -> None:
         self.path = path
         self._file: h5py.File | None = None
+        self._columns: tuple[str, dict[str, np.ndarray]] = "", {}
         self._marks: dict[str, tuple[tuple[str, ...], np.ndarray, np.ndarray | None]] = {}
         budget = budget or Budget.of([path])
         if held is not None and held.room:
@@ -144,6 +145,16 @@ class SealedPart:
         return self._sites[site].gates
 
     def column(self, site: str, name: str) -> np.ndarray:
+        """Return a column of a site, which is not to be written to: those of the last site are kept."""
+        if self._columns[0] != site:
+            self._columns = site, {}
+        kept = self._columns[1]
+        if name not in kept:
+            kept[name] = self._read_column(site, name)
+            kept[name].flags.writeable = False
+        return kept[name]
+
+    def _read_column(self, site: str, name: str) -> np.ndarray:
         dims = ("step", "sequence") if name in SEQUENCE_COLUMNS else ("step",)
         dtype = RECORD_COLUMNS.get(name, np.dtype("<i4"))
         if name in ADDED_COLUMNS and name not in self._arrays[self._sites[site].group]:
@@ -204,6 +215,8 @@ class SealedPart:
         if any(column.shape != (rows,) for column in columns.values()) or values.shape != (rows, len(names)):
             raise guard.damaged(self.path, f"the columns of {group!r} differ in length")
         with guard.naming_damage(self.path):
+            if len(set(names)) != len(names):
+                raise ValueError(f"two columns of {group!r} have one name")
             for name, column in columns.items():
                 check_column(name, column, {})
         return Table({name: columns[name].astype(dtype) for name, dtype in spec.columns.items()}, names, values)
