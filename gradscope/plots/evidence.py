@@ -22,6 +22,8 @@ FROM_RUNS = False
 _LOOKS = {"met": (style.PALETTE[3], "o"), "not met": (style.PALETTE[1], "X"), "open": (style.GREY, "D")}
 _MET = {True: "met", False: "not met", None: "open"}
 _LOWEST = 1e-20
+# Inches: of a question, and of a figure before the next one begins; characters in an inch of a line of words.
+_ROW, _TALL, _CHARACTERS = 0.34, 6.5, 8.5
 
 
 def table(claims: Sequence[Any]) -> pd.DataFrame:
@@ -64,7 +66,7 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
     ax.set_yticks([])
     ax.grid(axis="y", visible=False)
     ax.spines["left"].set_visible(False)
-    ax.set_xlabel("\n".join(wrap(label(str(data["what"].iloc[0]), 200), style.name_limit(ax, 90))))
+    ax.set_xlabel("\n".join(_wrapped(label(str(data["what"].iloc[0]), 200), style_name)))
     ax.set_ylabel(" ")
     return ax
 
@@ -101,21 +103,46 @@ def _row(ax: Axes, rows: pd.DataFrame, y: int, low: float, high: float, log: boo
         )
 
 
+def parts(data: pd.DataFrame, *, style_name: str = "screen") -> list[pd.DataFrame]:
+    """Cut the table into as many figures as it takes for none to be crowded; a statement stays whole where it can."""
+    found: list[list[pd.DataFrame]] = [[]]
+    used = 0.0
+    for _, rows in data.groupby(["statement", "what"], sort=False):
+        height = _height(rows, style_name)
+        if found[-1] and used + height > _TALL:
+            found.append([])
+            used = 0.0
+        found[-1].append(rows)
+        used += height
+    return [pd.concat(group, ignore_index=True) for group in found if group]
+
+
 def panels(data: pd.DataFrame, *, style_name: str = "screen") -> Figure:
     """One panel per statement and quantity, below each other."""
     groups = list(data.groupby(["statement", "what"], sort=False))
-    rows = [group["where"].nunique() for _, group in groups]
-    heights = [0.34 * count + 0.85 for count in rows]
-    width = style.preset(style_name).width
-    fig, _ = style.figure(style_name, rows=1, aspect=sum(heights) / width, exact=True)
+    heights = [_height(group, style_name) for _, group in groups]
+    fig, _ = style.figure(style_name, rows=1, aspect=sum(heights) / style.preset(style_name).width, exact=True)
     fig.clear()
-    grid = fig.add_gridspec(len(groups), 1, height_ratios=heights)
-    for i, ((statement, _), group) in enumerate(groups):
+    grid = fig.add_gridspec(len(groups), 1, height_ratios=[group["where"].nunique() for _, group in groups])
+    for i, (_, group) in enumerate(groups):
         ax = fig.add_subplot(grid[i])
         draw(group, ax, style_name=style_name)
-        lines = wrap(f"{label(statement, 200)} ({group['outcome'].iloc[0]})", style.name_limit(ax, 84))
-        ax.set_title("\n".join(lines), loc="left", fontsize="medium")
+        ax.set_title("\n".join(_wrapped(_title(group), style_name)), loc="left", fontsize="medium")
     return fig
+
+
+def _title(group: pd.DataFrame) -> str:
+    return f"{label(group['statement'].iloc[0], 200)} ({group['outcome'].iloc[0]})"
+
+
+def _wrapped(words: str, style_name: str) -> list[str]:
+    return wrap(words, int(_CHARACTERS * style.preset(style_name).width))
+
+
+def _height(group: pd.DataFrame, style_name: str) -> float:
+    """Of a panel with its title and the words below it, inches."""
+    lines = len(_wrapped(_title(group), style_name)) + len(_wrapped(str(group["what"].iloc[0]), style_name))
+    return _ROW * float(group["where"].nunique()) + 0.18 * lines + 0.4
 
 
 def caption(data: pd.DataFrame) -> str:

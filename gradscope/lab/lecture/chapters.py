@@ -94,7 +94,7 @@ def tell(results: Results, runs: Sequence[Any] = (), *, brief: bool = False) -> 
     for key, statements in TEXTBOOK.items():
         claims = tuple(statement.put_to(results) for statement in statements)
         gates = pictures.gates(runs) if key == "lstm" else []
-        shown = (*pictures.OF_CHAPTER[key](results), *gates, pictures.of_claims(key, claims))
+        shown = (*pictures.OF_CHAPTER[key](results), *gates, *pictures.of_claims(key, claims))
         chapters.append(Chapter(_TITLES[key], _TEXT[key], (), claims, shown))
     if brief:
         chapters = [replace(chapter, pictures=chapter.pictures[:1]) for chapter in chapters]

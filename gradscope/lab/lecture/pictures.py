@@ -240,7 +240,11 @@ OF_CHAPTER: dict[str, Callable[[Results], list[Picture]]] = {
 }
 
 
-def of_claims(key: str, claims: Sequence[Claim]) -> Picture:
+def of_claims(key: str, claims: Sequence[Claim]) -> list[Picture]:
     """What was asked for a chapter's statements, and what was measured."""
-    data = evidence.table(claims)
-    return Picture(f"evidence_{key}", "evidence", "What was asked, and what was measured", evidence.caption(data), data)
+    parts = evidence.parts(evidence.table(claims))
+    names = [f"evidence_{key}", *(f"evidence_{key}_{number}" for number in range(2, len(parts) + 1))]
+    title = "What was asked, and what was measured"
+    return [
+        Picture(name, "evidence", title, evidence.caption(part), part) for name, part in zip(names, parts, strict=True)
+    ]
