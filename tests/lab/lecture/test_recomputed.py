@@ -372,7 +372,7 @@ def holds(cell: str, values: list[float], log: bool = False) -> bool:
     if np.isnan(scaled).any():
         return cell == "–"
     back: Callable[[float], float] = (lambda value: 10.0**value) if log else float
-    first, _, around = cell.partition("\n")
+    first, _, around = cell.replace("−", "-").partition("\n")
     same = float(first) == pytest.approx(back(scaled.mean()), rel=0.06, abs=1e-12)
     if not around:
         return same
@@ -457,10 +457,10 @@ def names(condition: str, answer: Answered) -> bool:
 
 
 def printed(text: str) -> float:
-    return math.nan if text == "no number" else float(text)
+    return math.nan if text == "no number" else float(text.replace("−", "-"))
 
 
-NUMBER = r"(no number|inf|-?\d[\d.]*(?:e[+-]\d+)?)"
+NUMBER = r"(no number|infinity|−?\d[\d.]*(?:e-?\d+)?)"
 
 
 def check_sentence(claim: Claim) -> Counter[str]:
