@@ -23,6 +23,7 @@ from gradscope.adjoint import magnitude, walk
 from gradscope.capture.calls import (
     blocks,
     cells,
+    continuing,
     fused,
     kept_gates,
     reduction,
@@ -117,8 +118,8 @@ SHORT_CUTS = {
     "handed on": ShortCut(
         "states that the very call before has left",
         ("cell", "stepped"),
-        (watcher.Watcher._handed_on,),
-        lambda: mock.patch.object(watcher.Watcher, "_handed_on", _nothing),
+        (continuing.Continuing.handed_on,),
+        lambda: mock.patch.object(continuing.Continuing, "handed_on", _nothing),
     ),
     "memory": ShortCut(
         "what was found in a graph that is alike",

@@ -66,11 +66,12 @@ def test_a_comparison_of_one_run_shows_what_its_sites_differ_in(tmp_path):
     assert "Parameters: 1234, final loss" in comparison.caption(data)
 
 
-def test_gates_of_ten_panels_fit_a_column(tmp_path):
+def test_gates_of_a_dozen_runs_fit_a_column_and_those_left_out_are_counted(tmp_path):
     with style.use("icml"):
         figure = figures.figure_of(gates, gates.table(runs_of(tmp_path, 12)), "icml")
         figure.draw_without_rendering()
-    assert len([ax for ax in figure.axes if ax.get_title(loc="left")]) == 10
+    assert len([ax for ax in figure.axes if ax.get_title(loc="left")]) == 9
+    assert "3 more not drawn" in figure.get_supxlabel()
     assert figure.get_size_inches()[1] <= style.PAGE
 
 

@@ -44,7 +44,7 @@ def test_a_verdict_follows_from_the_numbers_and_names_what_was_asked_for():
     words = Replication("a", "A 2000", claims, ("fewer units",)).words()
     assert "agrees: holds at g = 1 (0.015)." in words
     assert "does not agree: does not hold at g = 1 (0.505)." in words
-    assert "asked for: between -0.1 and 0.1" in words
+    assert "asked for: between −0.1 and 0.1" in words
     assert "differs from the paper: fewer units" in words
 
 
