@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gradscope.plots import marks, style
-from gradscope.plots.text import label
+from gradscope.plots.text import apart, label, visible
 
 TITLE = "Statements and what was measured"
 NEEDS = "claims of the lab"
@@ -53,10 +53,12 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
     ax = style.axes(ax, style=style_name, aspect=0.12 + 0.06 * data["where"].nunique())
     groups = list(data.groupby("where", sort=False))
     low, high, log = _limits(data)
-    for y, (where, rows) in enumerate(groups):
+    room = int(72 * style.width_of(ax) / style.least() / style.character())
+    names = apart([visible(str(where)) for where, _ in groups], room)
+    for y, (name, (_, rows)) in enumerate(zip(names, groups, strict=True)):
         _row(ax, rows, y, low, high, log)
         ax.annotate(
-            label(f"{where}", style.name_limit(ax, 110)), (0.005, y - 0.22), xycoords=ax.get_yaxis_transform(),
+            label(name, room), (0.005, y - 0.22), xycoords=ax.get_yaxis_transform(),
             ha="left", va="bottom", fontsize=style.least(), zorder=5,
         )  # fmt: skip
     if log:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
 
 import matplotlib
@@ -44,6 +46,43 @@ def shorten(name: str, limit: int = MAX_NAME) -> str:
         return name
     head = (limit - 1) // 2
     return f"{name[:head]}…{name[len(name) - (limit - 1 - head) :]}"
+
+
+def apart(names: Sequence[str], limit: int = MAX_NAME) -> list[str]:
+    """Names shortened, those that would read the same without what they begin with instead of their middle.
+
+    >>> apart(["clip every step at 0.1 of the size", "clip every step at 0.2 of the size"], 20)
+    ['…0.1 of the size', '…0.2 of the size']
+    """
+    told = {name: shorten(name, limit) for name in names}
+    for same in alike(told):
+        told |= without_beginning(same, limit)
+    return [told[name] for name in names]
+
+
+def alike(told: Mapping[str, str]) -> list[list[str]]:
+    """Groups of names that read the same."""
+    of: dict[str, list[str]] = {}
+    for name, text in told.items():
+        of.setdefault(text, []).append(name)
+    return [names for names in of.values() if len(names) > 1]
+
+
+def without_beginning(names: Sequence[str], limit: int) -> dict[str, str]:
+    """Different names from the word in which they first differ; those that would still read the same from later on."""
+    at = next(i for i, letters in enumerate(zip_longest(*names)) if len(set(letters)) > 1)
+    word = max(names[0].rfind(mark, 0, at) for mark in " :_/") + 1
+    told = {name: _tail(name, word, limit) for name in names}
+    if alike(told):
+        told = {name: _tail(name, at, limit) for name in names}
+    for same in alike(told):
+        told |= without_beginning(same, limit)
+    return told
+
+
+def _tail(name: str, start: int, limit: int) -> str:
+    rest = name[start:]
+    return f"…{rest}" if len(rest) < limit else f"…{rest[: max(1, limit - 2)]}…"
 
 
 def label(name: str, limit: int = MAX_NAME) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
-from gradscope.plots.text import label, visible
+from gradscope.plots.text import alike, label, visible, without_beginning
 
 #: Characters of a line, however wide a panel is.
 _LONGEST = 60
@@ -31,9 +31,13 @@ def titles(fig: Figure, names: Mapping[Axes, str]) -> None:
     if layout is not None:
         layout.execute(fig)
     size = FontProperties(size=matplotlib.rcParams["axes.titlesize"])
-    for ax, name in names.items():
-        room = ax.get_position().width * fig.bbox.width / fig.dpi * 72
-        ax.set_title(_broken(name, room + 4, size), loc="left", linespacing=1.0)
+    rooms = {ax: ax.get_position().width * fig.bbox.width / fig.dpi * 72 + 4 for ax in names}
+    found = {ax: _broken(name, rooms[ax], size) for ax, name in names.items()}
+    for same in alike({name: found[ax] for ax, name in names.items()}):
+        told = without_beginning(same, _LONGEST)
+        found |= {ax: _broken(told[name], rooms[ax], size) for ax, name in names.items() if name in told}
+    for ax, text in found.items():
+        ax.set_title(text, loc="left", linespacing=1.0)
 
 
 def _broken(name: str, room: float, size: FontProperties) -> str:
@@ -53,10 +57,16 @@ def _broken(name: str, room: float, size: FontProperties) -> str:
         parts = [label(part.strip(), _LONGEST) for part in (plain[:at], plain[at:])]
         if all(map(fits, parts)):
             return "\n".join(parts)
-    most = min(len(plain), _LONGEST)
-    while most > 8 and not fits(label(plain, most)):
+    # A run and its site each lose their own middle: one line of both would leave little of the run.
+    parts = plain.rsplit(": ", 1) if plain.count(": ") else [plain]
+    return "\n".join(_fitted(part + ":" * (len(parts) - 1 - i), fits) for i, part in enumerate(parts))
+
+
+def _fitted(part: str, fits: Callable[[str], bool]) -> str:
+    most = min(len(part), _LONGEST)
+    while most > 8 and not fits(label(part, most)):
         most -= 1
-    return label(plain, most)
+    return label(part, most)
 
 
 def chosen(keys: Sequence[tuple[str, str, str]], limit: int) -> list[int]:

@@ -50,3 +50,15 @@ def test_no_words_of_a_chapters_evidence_lie_on_each_other(questions, name):
         assert len(boxes) >= 2 + part["where"].nunique()
         for number, box in enumerate(boxes):
             assert not any(box.shrunk(0.98, 0.9).overlaps(other) for other in boxes[number + 1 :])
+
+
+@pytest.mark.parametrize("name", ["screen", "icml", "icml2"])
+def test_questions_that_differ_in_their_middle_are_told_apart(name):
+    (claim,) = _claims(3)
+    for answer, share in zip(claim.answers, (0.1, 0.01, 0.001), strict=True):
+        answer.asked.where = f"by clipping every timestep of every sequence and unit at {share} of what the adjoint is"
+    with style.use(name):
+        ax = figures.figure_of(evidence, evidence.table([claim]), name).axes[0]
+        words = [text.get_text() for text in ax.texts]
+    assert len(set(words)) == 3
+    assert all(f"{share} of" in text for text, share in zip(words, (0.1, 0.01, 0.001), strict=True))

@@ -235,6 +235,20 @@ def test_what_the_shade_means_is_not_written_over_a_curve():
     assert not lines.crosses(ax, 0.4, 0.5, 0.2, 0.1)
 
 
+@pytest.mark.parametrize(
+    ("name", "columns", "site"), [("screen", 3, "lstm/l0"), ("icml", 2, "encoder.layers.3.lstm/l0")]
+)
+def test_no_two_panels_of_different_runs_have_one_title(name, columns, site):
+    with style.use(name):
+        fig, grid = style.figure(name, rows=6 // columns, columns=columns, aspect=0.5)
+        axes = list(np.ravel([grid]))
+        cases = ("chrono_c0.1", "chrono_c10.0", "default_c0.1", "default_c10.0", "chrono_c1.0", "default_c1.0")
+        titles.titles(fig, {ax: f"lstm_layernorm_{case}_seed0: {site}" for ax, case in zip(axes, cases, strict=True)})
+    shown = [ax.get_title(loc="left") for ax in axes]
+    assert len(set(shown)) == len(axes)
+    assert all(text.endswith(site) for text in shown)
+
+
 def test_a_name_is_not_broken_within_a_number():
     size = FontProperties(size=9)
     assert titles._broken("gru_chrono_c0.1_seed0: gru/l0", 80, size) == "gru_chrono_c0.1_\nseed0: gru/l0"

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from gradscope.plots import style
-from gradscope.plots.text import label, shorten, symbol, visible
+from gradscope.plots.text import apart, label, shorten, symbol, visible
 from gradscope.schema import QUANTITIES
 
 
@@ -22,6 +22,14 @@ from gradscope.schema import QUANTITIES
 )
 def test_what_cannot_be_drawn_is_written_out(name, shown):
     assert visible(name) == shown
+
+
+@given(st.lists(st.text("ab: _", min_size=1, max_size=12), unique=True, max_size=12), st.integers(16, 40))
+def test_names_that_differ_in_their_middle_stay_different(middles, limit):
+    names = [f"{'encoder layers ' * 3}{middle}{' of the decoder' * 3}" for middle in middles]
+    shown = apart(names, limit)
+    assert len(set(shown)) == len(names)
+    assert all(len(text) <= limit for text in shown)
 
 
 def test_a_long_name_keeps_both_ends():
