@@ -98,11 +98,16 @@ def _arrives(value: float) -> str:
 
 
 def _edges(ax: Axes, rows: pd.DataFrame, looks: dict[str, Any]) -> None:
-    """Marks where the median of a line leaves the axis, a row for each line."""
+    """Marks where the median of a line leaves the axis, and where a run set aside is not finite: rows for each line."""
     above = lines.Rows()
+    aside = rows["aside"] if "aside" in rows else pd.Series(False, index=rows.index)
     for name, look in looks.items():
-        of_line = rows[rows["line"] == name].groupby("x")["value"].median()
-        above = lines.leaving(ax, of_line.index, of_line, look["color"], rows=above)
+        of_line = rows["line"] == name
+        middle = rows[of_line & ~aside].groupby("x")["value"].median()
+        above = lines.leaving(ax, middle.index, middle, look["color"], rows=above)
+        gone = rows["x"][of_line & aside & np.isinf(rows["value"])]
+        marks.at_edge(ax, gone, top=True, color=look["color"], label="not finite", row=above.high)
+        above = above._replace(high=above.high + bool(len(gone)))
 
 
 def _more(hidden: int) -> str:

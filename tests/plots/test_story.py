@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from gradscope.errors import NotRecordedError, SettingError
@@ -170,3 +171,19 @@ def test_names_at_the_ends_stand_apart_and_in_order(at):
     assert (np.diff(moved) >= 0.1 - 1e-9).all()
     if at == [0.1, 0.5, 0.9]:
         np.testing.assert_allclose(moved, at)
+
+
+def test_a_line_at_zero_has_its_triangles_though_other_runs_of_it_are_set_aside():
+    rows = pd.DataFrame(
+        [
+            {"line": line, "run": f"{line} {i}", "x": x, "value": value, "diverged": False, "threshold": threshold}
+            for line, threshold, ends in (("c = 0.1", 0.1, (0.1, 0.2)), ("c = 10", 10.0, (0.0, np.inf, np.inf)))
+            for i, end in enumerate(ends)
+            for x, value in ((0, end if end < np.inf else 0.01), (50, end))
+        ]
+    ).assign(quantity="input")  # fmt: skip
+    ax = style.axes(None)
+    story._through(ax, rows)
+    marked = {line.get_label(): list(line.get_xdata()) for line in ax.get_lines() if line.get_linestyle() == "None"}
+    assert marked["_zero"] == [0, 50]
+    assert marked["_not finite"] == [50]
