@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import pandas as pd
@@ -55,7 +56,6 @@ def with_lines(data: pd.DataFrame) -> pd.DataFrame:
 
 def symbol_plain(quantity: str) -> str:
     """∂L/∂c_t and the like without mathematics, for a name."""
-    plain = symbol(quantity).strip("$").replace(r"\partial ", "∂")
-    return (
-        plain.replace("|_{h_t}", " (carry)").replace("_t", "") if "\\" not in plain and "{" not in plain else quantity
-    )
+    plain = symbol(quantity).strip("$").replace(r"\partial ", "∂").replace("|_{h_t}", " (carry)")
+    plain = re.sub(r"\|_\{([a-z ]+)\}", r" (\1)", plain)  # of the part that came through the cell path, say
+    return plain.replace("_t", "") if "\\" not in plain and "{" not in plain else quantity

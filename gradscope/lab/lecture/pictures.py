@@ -145,15 +145,11 @@ def _depth(results: Results) -> list[Picture]:
 def _lstm(results: Results) -> list[Picture]:
     members = ("lstm", "lstm-forget1", "lstm-chrono")
     both = [
-        (f"{name}, ∂L/∂{symbol}", model, "recurrent/l0", quantity)
+        (name, model, "recurrent/l0", quantity)
         for name, model in (("as initialised", "lstm"), ("chrono", "lstm-chrono"), ("gates held at .98", "lstm-pinned"))
-        for symbol, quantity in (("c", "cell"), ("h", "hidden"))
+        for quantity in ("cell", "hidden")
     ]
-    paths = [
-        (f"{model}, {name}", model, "recurrent/l0", quantity)
-        for model in members
-        for name, quantity in (("total", "cell"), ("cell path alone", "cell_path"))
-    ]
+    paths = [(model, model, "recurrent/l0", quantity) for model in members for quantity in ("cell", "cell_path")]
     title = "Three initialisations of the LSTM on the digits"
     return [
         *(_curves(results, f"lstm_{when}", f"{title}, {_WHEN[when]}", "digits", _plain(*members), when)
