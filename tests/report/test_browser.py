@@ -167,6 +167,16 @@ def test_what_is_too_long_for_paper_stays_folded_in_print(page):
     assert printed == {"tr": 60, ".printed": 1, "details > p": 0}
 
 
+def test_a_statement_is_not_left_alone_at_the_foot_of_a_printed_page(page):
+    page.set_content(
+        f"<style>{_asset('style.css')}</style><ul class='answers'><li><p><b>It vanishes.</b></p><p>It does.</p>"
+        "<details><summary>What was measured</summary><table><tr><td>1</td></tr></table></details></li></ul>"
+    )
+    page.emulate_media(media="print")
+    kept = "[...document.querySelectorAll('.answers p, summary')].map((e) => getComputedStyle(e).breakAfter)"
+    assert page.evaluate(kept) == ["avoid"] * 3
+
+
 def test_a_printed_page_opens_everything_and_cuts_nothing_off(page):
     page.emulate_media(media="print", color_scheme="dark")
     page.set_viewport_size({"width": 680, "height": 1000})  # A4 between its margins
