@@ -35,6 +35,12 @@ def signed(value: float) -> str:
     return f"{value:.2g}".replace("-", "−", 1) if value < 0 else f"{value:.2g}"
 
 
+def given(value: float, digits: int = 6) -> str:
+    """A number as somebody set it, not rounded to two digits: ``0.5``, ``12.5``, ``1e-5`` (not ``1e-05``)."""
+    mantissa, _, exponent = f"{value:.{digits}g}".partition("e")
+    return (f"{mantissa}e{int(exponent)}" if exponent else mantissa).replace("-", "−", int(value < 0))
+
+
 def number(value: float, digits: int = 2) -> str:
     """A number with few digits and a short exponent: ``0.42``, ``17``, ``3e-9``, ``−1.2``."""
     if math.isnan(value):
@@ -302,8 +308,8 @@ def _at(thresholds: tuple[float, ...]) -> str:
     if not thresholds:
         return ""
     if len(thresholds) > 3:
-        return f" at {len(thresholds)} thresholds from {thresholds[0]:g} to {thresholds[-1]:g}"
-    return f" at {', '.join(f'{threshold:g}' for threshold in thresholds)}"
+        return f" at {len(thresholds)} thresholds from {given(thresholds[0])} to {given(thresholds[-1])}"
+    return f" at {', '.join(map(given, thresholds))}"
 
 
 def _calls(count: int) -> str:

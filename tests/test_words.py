@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from gradscope.diagnostics import clip_statistics, fit_decay
-from gradscope.words import clip_sentence, correlation, interval, number, percent, sentence
+from gradscope.words import clip_sentence, correlation, given, interval, number, percent, sentence
 
 LAGS = np.arange(61)
 
@@ -26,6 +26,14 @@ LAGS = np.arange(61)
 )
 def test_numbers_are_short(value, text):
     assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.5, "0.5"), (12.5, "12.5"), (10, "10"), (1e-5, "1e-5"), (2.5e-7, "2.5e-7"), (1e6, "1e6"),
+                    (-1e-5, "−1e-5"), (-2, "−2"), (np.inf, "inf")],
+)  # fmt: skip
+def test_a_setting_is_written_as_it_was_given(value, text):
+    assert given(value) == text
 
 
 @pytest.mark.parametrize(

@@ -233,11 +233,13 @@ def _report(table: pd.DataFrame, out: Path, quantity: str | None) -> str:
 
 def _shown(summary: pd.DataFrame, quantity: str | None) -> str:
     """Mean over the seeds, with its standard deviation."""
+    from gradscope.words import given
+
     columns = {
         "cell": summary["cell"],
         "init": summary["init"],
         "length": summary["length"].astype(str),
-        "clip": ["none" if math.isnan(clip) else f"{clip:g}" for clip in summary["clip"]],
+        "clip": ["none" if math.isnan(clip) else given(clip) for clip in summary["clip"]],
         "seeds": summary["seeds"].astype(str),
         "diverged": summary["diverged"].astype(str),
         "held-out": [
@@ -256,4 +258,6 @@ def _shown(summary: pd.DataFrame, quantity: str | None) -> str:
 
 
 def _rate(value: float) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:+.4f}"
+    from gradscope.report.view import signed
+
+    return "-" if value is None or math.isnan(value) else signed(value)

@@ -20,7 +20,7 @@ from gradscope.reading.clip_calls import of_steps
 from gradscope.reading.counted import read
 from gradscope.reading.norms import raw_norms
 from gradscope.reading.sweeps import final_value
-from gradscope.words import few, percent
+from gradscope.words import few, given, percent
 
 TITLE = "What a clipping threshold would have done"
 NEEDS = "clipping through recorder.clip_grad_norm_ (or torch's own), or recorded parameter gradient norms"
@@ -174,7 +174,7 @@ def caption(data: pd.DataFrame) -> str:
     """What the figure shows, in words."""
     n = sorted(set(data["n"]))
     used = data[data["used"]]
-    each = few([f"{row.run} {percent(row.clipped)} at {row.threshold:g}" for row in used.itertuples()])
+    each = few([f"{row.run} {percent(row.clipped)} at {given(row.threshold)}" for row in used.itertuples()])
     curves = "(solid), median factor min(1, c/norm) (dashed; band: middle half, for a single run)"
     if data["run"].nunique() > style.MAX_BANDS:
         curves = "(a line for each run)"

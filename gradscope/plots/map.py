@@ -17,7 +17,7 @@ from gradscope.plots.text import label, metric_words, powers
 from gradscope.reading import select, story
 from gradscope.reading.labelled import Labelled, differing, init_words, labelled
 from gradscope.reading.sweeps import final_value, name_of
-from gradscope.words import number
+from gradscope.words import given, number
 
 TITLE = "Over length and threshold, or any two settings"
 NEEDS = "runs that say what tells them apart: record(..., labels={'length': 50, 'init': 'chrono', 'seed': 0})"
@@ -221,7 +221,7 @@ def _fitting(words: str, ax: Axes, columns: int) -> str:
 def _tick(value: Any, setting: str) -> str:
     if setting == "threshold":
         return name_of(float(value))
-    words = init_words(str(value)) if setting == "init" else f"{value:g}" if isinstance(value, float) else str(value)
+    words = init_words(str(value)) if setting == "init" else given(value) if isinstance(value, float) else str(value)
     return label(words, 16)
 
 

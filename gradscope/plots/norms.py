@@ -16,7 +16,7 @@ from gradscope.reading import select
 from gradscope.reading.labelled import seeds_together
 from gradscope.reading.norms import norms_by_step
 from gradscope.reading.sweeps import diverged_from
-from gradscope.words import number
+from gradscope.words import given, number
 
 TITLE = "Gradient norm through training"
 NEEDS = "clipping through recorder.clip_grad_norm_ (or torch's own), or recorded parameter gradient norms"
@@ -175,7 +175,8 @@ def _name_thresholds(ax: Axes) -> None:
           if str(line.get_label()).startswith("_threshold ")]  # fmt: skip
     at = [value for value in at if ax.get_ylim()[0] < value < ax.get_ylim()[1]][: lines.MAX_ENDS]
     look = {"color": style.ALERT, "linestyle": ":"}
-    lines.name_ends(ax, [(value, f"threshold\n{value:g}" if len(at) == 1 else f"c = {value:g}", look) for value in at])
+    said = "threshold\n" if len(at) == 1 else "c = "
+    lines.name_ends(ax, [(value, f"{said}{given(value)}", look) for value in at])
 
 
 def _non_finite(ax: Axes, data: pd.DataFrame, looks: dict[str, dict[str, Any]], where: pd.Series) -> None:
@@ -198,7 +199,7 @@ def _loss(ax: Axes, data: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Non
 def caption(data: pd.DataFrame) -> str:
     """What the figure shows, in words."""
     thresholds = sorted(set(data["threshold"][(data["kind"] == "norm") & np.isfinite(data["threshold"])]))
-    listed = ", ".join(f"{t:g}" for t in thresholds[:6])
+    listed = ", ".join(map(given, thresholds[:6]))
     clipping = f" Dotted: norm-clipping threshold c ({listed})." if thresholds else " No norm clipping was recorded."
     smooth = " Strong lines are running medians." if data.groupby("run").size().max() >= 60 else ""
     loss = ", and the loss" if data["loss"].notna().any() else ""

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from gradscope.diagnostics import decay_curve
 from gradscope.errors import SettingError, UnknownNameError
 from gradscope.plots import decay, lines, marks, style
+from gradscope.words import given
 
 TITLE = "Decay under per-timestep clipping of the adjoint"
 NEEDS = "the model itself: gradscope.clip_whatif(model, closure, thresholds), drawn by gradscope.plots.whatif"
@@ -76,7 +77,7 @@ def draw(
         ax, share_ax = grid[0], grid[1]
         ax.sharex(share_ax)
         ax.tick_params(labelbottom=False)
-    names = {t: "none" if np.isinf(t) else f"{t:.3g}" for t in dict.fromkeys(data["threshold"])}
+    names = {t: "none" if np.isinf(t) else given(t, 3) for t in dict.fromkeys(data["threshold"])}
     data = data.assign(name=data["threshold"].map(names), run="", shown=data["norm"])
     looks = {name: style.look(i) for i, name in enumerate(names.values())}
     for each in [one for one in (ax, share_ax) if one is not None]:
@@ -106,7 +107,7 @@ def draw(
 
 def caption(data: pd.DataFrame) -> str:
     """What the figure shows, in words."""
-    thresholds = [f"{t:.3g}" for t in dict.fromkeys(data["threshold"]) if np.isfinite(t)]
+    thresholds = [given(t, 3) for t in dict.fromkeys(data["threshold"]) if np.isfinite(t)]
     return (
         f"Norm of the {decay.symbol_words(str(data['quantity'].iloc[0]))} at {data['site'].iloc[0]} against lag, lags "
         f"{data['lag'].min()} to {data['lag'].max()}, geometric mean over up to {int(data['n_sequences'].max())} "

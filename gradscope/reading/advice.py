@@ -16,7 +16,7 @@ from gradscope import reasons
 from gradscope.diagnostics import ClipStatistics, DecayFit, ThresholdSuggestion
 from gradscope.diagnostics.judgement import MIN_STEPS
 from gradscope.schema import SiteInfo
-from gradscope.words import number, percent
+from gradscope.words import given, number, percent
 
 #: A norm this many times the median is a jump.
 JUMP = 10.0
@@ -196,7 +196,7 @@ def _of_threshold(one: ClipStatistics, norms: ArrayLike, suggestion: ThresholdSu
     finite = every[np.isfinite(every)]
     if not finite.size or not one.thresholds or np.isposinf(min(one.thresholds)):  # called to learn the norm
         return ""
-    named = " and ".join(f"{threshold:g}" for threshold in one.thresholds[:2])
+    named = " and ".join(map(given, one.thresholds[:2]))
     compared = _range(suggestion)
     # Norms of the updates say nothing of calls on the single passes that the script made an update of.
     if one.fraction_clipped == 0 and finite.max() <= max(one.thresholds):
@@ -235,7 +235,7 @@ def _of_jumps(
     at = int(np.argmax(np.where(finite, values, -np.inf)))
     jumps = median > 0 and values[at] >= JUMP * median
     binding = any(one.fraction_clipped > 0 for one in clips)
-    rate = "" if learning_rate is None else f" (now {learning_rate:g})"
+    rate = "" if learning_rate is None else f" (now {given(learning_rate)})"
     compared = _range(suggestion)
     clip = "" if binding else f"clip the norm{f' ({compared})' if compared else ''}, or "
     if diverged_at is not None:

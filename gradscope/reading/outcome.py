@@ -9,7 +9,7 @@ import numpy as np
 
 from gradscope.diagnostics.difference import MeanDifference, compare_means
 from gradscope.errors import SettingError
-from gradscope.words import number
+from gradscope.words import given, number
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _threshold(outcome: Outcome) -> str:
-    return f"{outcome.threshold:g}"
+    return given(outcome.threshold)
 
 
 def _difference(difference: float, interval: tuple[float, float]) -> str:

@@ -13,6 +13,7 @@ from gradscope.reading import select
 from gradscope.reading.clip_calls import of_steps
 from gradscope.reading.counted import Reading, read
 from gradscope.store import Run
+from gradscope.words import given
 
 
 def threshold_of(run: Any) -> float:
@@ -25,7 +26,7 @@ def threshold_of(run: Any) -> float:
 
 def name_of(threshold: float) -> str:
     """A threshold for a legend or axis: ``none`` without clipping."""
-    return "none" if np.isinf(threshold) else f"{threshold:g}"
+    return "none" if np.isinf(threshold) else given(threshold)
 
 
 def line_of(threshold: float) -> str:

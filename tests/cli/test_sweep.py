@@ -55,6 +55,7 @@ def test_the_quantity_asked_for_is_the_one_shown(tmp_path):
     assert result.exit_code == 0, result.output
     assert "rate: log10 of the gradient (input) per step back" in result.stdout
     assert "Of the gradient with respect to the input at the last timestep" in result.stdout
+    assert all(rate[0] in "+−" for line in result.stdout.splitlines()[1:3] for rate in line.split()[-2:])
     drawn = (tmp_path / "out" / "report" / "data" / "sweep_decay.csv").read_text()
     assert ",input," in drawn.splitlines()[1]
 

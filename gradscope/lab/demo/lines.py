@@ -14,7 +14,7 @@ from gradscope.plots import timescales
 from gradscope.plots.story import ARRIVES
 from gradscope.reading import curves, read, story
 from gradscope.reading.answers import pooled_fit
-from gradscope.words import number, percent
+from gradscope.words import given, number, percent
 
 #: Cell and initialisation of the zoo, as the page names them.
 NAMES = {
@@ -162,7 +162,7 @@ def accuracy_words(lines: Sequence[Line]) -> str:
 
 def at_threshold(threshold: float) -> str:
     """A threshold as the end of a sentence."""
-    return "without clipping" if np.isinf(threshold) else f"at threshold {threshold:g}"
+    return "without clipping" if np.isinf(threshold) else f"at threshold {given(threshold)}"
 
 
 def listed(parts: Sequence[str]) -> str:

@@ -36,7 +36,7 @@ from gradscope.plots.story import ARRIVES
 from gradscope.reading.outcome import findings, outcomes_by_threshold
 from gradscope.report.tables import Cell, Column, Table
 from gradscope.report.telling import Chapter, Story
-from gradscope.words import number, percent
+from gradscope.words import given, number, percent
 
 TITLE = "What vanishes, what lasts, what clipping does"
 
@@ -111,7 +111,7 @@ def overview(before: Mapping[str, Sequence[Line]], cells: Sequence[Line], clippe
     trained = {line.model: [line] for line in cells}
     rows = [_overview_row(name, lines, trained.get(name, [])) for name, lines in before.items()]
     for threshold, lines in by_threshold(clipped).items():
-        clip = "not clipped" if np.isinf(threshold) else f"clipped at {threshold:g}"
+        clip = "not clipped" if np.isinf(threshold) else f"clipped at {given(threshold)}"
         rows.append(_overview_row(f"{lines[0].model}, {clip}", lines, lines))
     seeds, clips = (min(map(len, of.values())) for of in (before, by_threshold(clipped)))
     note = (
@@ -236,8 +236,9 @@ def clipping_words(clipped: Sequence[Line]) -> tuple[str, ...]:
         [line.result.diverged is not None for line in clipped],
     )
     return (
-        f"One RNN, {settings.steps} steps of SGD at {settings.learning_rate:g} with momentum .9, at three thresholds "
-        "of norm clipping and without; at each seed the four begin with the same weights and see the same batches.",
+        f"One RNN, {settings.steps} steps of SGD at {given(settings.learning_rate)} with momentum .9, at three "
+        "thresholds of norm clipping and without; at each seed the four begin with the same weights and see the same "
+        "batches.",
         *findings(outcomes, "held-out accuracy", higher_is_better=True),
         _fading_words(clipped),
         "“gradscope sweep --task digits --clip none,0.1,0.5,1,5” compares thresholds over more seeds.",
@@ -310,7 +311,7 @@ def _clipping_table(clipped: Sequence[Line]) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
-                "threshold": "none" if np.isinf(threshold) else f"{threshold:g}",
+                "threshold": "none" if np.isinf(threshold) else given(threshold),
                 "held-out accuracy": accuracy_words(lines), "before": spread_words(lines, "first"),
                 "after": spread_words(lines, "late"), "verdict after": verdict_words(lines, "late"),
             }

@@ -15,7 +15,7 @@ from gradscope.plots import decay, norm_distribution, sweep_loss, sweep_metric
 from gradscope.reading import curves, select
 from gradscope.reading.outcome import Outcome, findings, outcomes_by_threshold
 from gradscope.report.telling import Chapter, Picture, Story
-from gradscope.words import counted, counted_span, number
+from gradscope.words import counted, counted_span, given, number
 
 POINT = ["task", "length", "cell", "init"]
 #: The figure of decay ends here: a saturated network's gradient falls by a hundred decades and would hide the others.
@@ -134,11 +134,11 @@ def _gradients(rows: pd.DataFrame, quantity: str | None) -> list[str]:
 
 
 def _with(threshold: float) -> str:
-    return "without clipping" if np.isinf(threshold) else f"at threshold {threshold:g}"
+    return "without clipping" if np.isinf(threshold) else f"at threshold {given(threshold)}"
 
 
 def _name(threshold: float) -> str:
-    return "none" if np.isinf(threshold) else f"{threshold:g}"
+    return "none" if np.isinf(threshold) else given(threshold)
 
 
 def _range(values: pd.Series) -> str:

@@ -135,7 +135,7 @@ def test_the_printed_table_holds_means_and_deviations_over_seeds(swept) -> None:
         assert value == expected
         for at, shown in enumerate((start, end)):
             slopes = [slope(one.curves[at], lags[at]) for one, lags in mine if lags[at] is not None]
-            assert shown == (f"{np.mean(slopes):+.4f}" if slopes else "-")
+            assert shown == (f"{np.mean(slopes):+.4f}".replace("-", "−") if slopes else "-")
 
 
 def slope(curve: np.ndarray, lags: tuple[int, int]) -> float:
