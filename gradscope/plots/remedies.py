@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gradscope.errors import UnknownNameError
-from gradscope.plots import marks, style
+from gradscope.plots import lines, marks, style, titles
 from gradscope.plots.decay import y_label
+from gradscope.plots.naming import short_sites
 
 TITLE = "What each initialisation lets through"
 NEEDS = "the model itself: gradscope.remedies(model, closure).plot()"
@@ -83,25 +84,44 @@ def draw(
     marks.log_y(ax, [data["relative"]])
     marks.whole_x(ax, data["lag"])
     ax.set_xlabel("lag (recurrent steps back from the last)")
-    ax.set_ylabel(y_label([str(data["quantity"].iloc[0])], relative=True, to="where it enters"))
+    ax.set_ylabel(_y_label(data))
     if legend:
-        lines = [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")]
-        style.legend(ax, lines, title=str(data["site"].iloc[0]))
+        named = [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")]
+        style.legend(ax, named, title=str(data["site"].iloc[0]))
     return ax
 
 
 def panels(data: pd.DataFrame, *, style_name: str = "screen") -> Figure:
-    """One panel per site, below each other; the first six of more."""
+    """One panel per site, below one legend of them all; the first six of more."""
     every = list(dict.fromkeys(data["site"]))
+    if len(every) == 1:
+        return cast("Figure", draw(data, style_name=style_name).figure)
     sites, names = every[:MAX_PANELS], list(dict.fromkeys(data["initialisation"]))
-    fig, grid = style.figure(style_name, rows=len(sites), aspect=0.5 * len(sites))
-    for i, (site, ax) in enumerate(zip(sites, np.atleast_1d(grid), strict=True)):
-        draw(data[data["site"] == site], ax, style_name=style_name, among=names)
-        if i < len(sites) - 1:
-            ax.set_xlabel("")
-    if len(every) > len(sites):
-        fig.suptitle(f"{len(sites)} of {len(every)} sites; plot(site=...) draws one", fontsize="small")
+    width = style.preset(style_name).width
+    entry = (max(map(len, names)) * style.character() + 4.5) * style.small() / 72
+    across = max(1, min(len(names), int(0.95 * width / entry)))
+    rows = -(-len(sites) // 2)
+    height = 1.5 * rows + 0.2 * -(-len(names) // across) + 0.5
+    fig, grid = style.figure(style_name, rows=rows, columns=2, aspect=style.fitting(style_name, height), exact=True)
+    axes = list(np.ravel([grid]))
+    for ax, site in zip(axes, sites, strict=False):
+        draw(data[data["site"] == site], ax, style_name=style_name, legend=False, among=names)
+        ax.set(xlabel="", ylabel="")
+    for ax in axes[len(sites) :]:
+        ax.remove()
+    entries = lines.handles({name: style.look(i) for i, name in enumerate(names)})
+    fig.legend(handles=entries, loc="outside upper left", ncols=across)
+    label_size = axes[0].xaxis.label.get_fontsize()
+    more = f"\n{len(sites)} of {len(every)} sites; plot(site=...) draws one" if len(every) > len(sites) else ""
+    fig.supxlabel(f"lag (recurrent steps back from the last){more}", fontsize=label_size)
+    fig.supylabel(_y_label(data), fontsize=label_size)
+    short = short_sites(sites)
+    titles.titles(fig, {ax: short[site] for ax, site in zip(axes, sites, strict=False)})
     return fig
+
+
+def _y_label(data: pd.DataFrame) -> str:
+    return y_label(list(dict.fromkeys(map(str, data["quantity"]))), relative=True, to="where it enters")
 
 
 def caption(data: pd.DataFrame) -> str:

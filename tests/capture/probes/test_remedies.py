@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import gradscope
 from gradscope.errors import SettingError, UnknownNameError
+from gradscope.plots import figures, remedies, style
 from gradscope.words import number
 from tests.unrolled import unroll
 
@@ -487,6 +488,26 @@ def test_it_is_drawn_as_what_was_measured() -> None:
             assert lines[one.name].get_ydata()[-1] == pytest.approx(one.reach, rel=1e-6)
     with pytest.raises(UnknownNameError):
         found.plot(site="model/l2")
+
+
+@pytest.mark.parametrize("name", ["screen", "icml"])
+def test_panels_of_many_sites_have_room_below_one_legend(name: str) -> None:
+    model, x = nn.GRU(3, 6, num_layers=4, bidirectional=True), _data().float()
+    found = gradscope.remedies(model, lambda: model(x)[0][-1].square().sum(), draws=1)
+    with style.use(name):
+        figure = figures.figure_of(remedies, remedies.table(found), name)
+        figure.draw_without_rendering()
+    assert [ax.get_title(loc="left") for ax in figure.axes] == [
+        f"model/l{layer}{way}" for layer in range(3) for way in ("", "_reverse")
+    ]
+    assert all(ax.get_window_extent().height / figure.dpi > 0.75 for ax in figure.axes)
+    assert len(figure.legends) == 1
+    assert "6 of 8 sites" in figure.get_supxlabel()
+    words = [text for ax in figure.axes for text in (ax._left_title, *ax.get_yticklabels())]
+    boxes = [text.get_window_extent() for text in words if text.get_text()]
+    boxes += [part.get_window_extent() for part in (figure.legends[0], figure._supxlabel, figure._supylabel)]
+    for i, box in enumerate(boxes):
+        assert not any(box.shrunk(0.9, 0.9).overlaps(other) for other in boxes[i + 1 :])
 
 
 def test_what_cannot_be_compared_at_all_says_why() -> None:
