@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gradscope.words import correlation, number, signed
+from gradscope.words import correlation, ends, number, signed
 
 #: Causes of a verdict, in place of its words, for what acts on them.
 FEW_LAGS, NO_GRADIENT, NOT_FINITE, ONE_STEP = "few lags", "no gradient", "not finite", "one step"
@@ -223,8 +223,9 @@ def norms_left_out(n: int) -> str:
 def suggested(low: float, high: float, clipped: tuple[float, float], n: int) -> str:
     """What a range of thresholds would have done to recorded norms; ``clipped`` are the shares at its ends."""
     at_low, at_high = (100 * share for share in clipped)
+    first, last = ends((low, high))
     return (
-        f"Thresholds from {number(low)} to {number(high)} would have clipped {at_low:.0f}% down to {at_high:.0f}% of "
+        f"Thresholds from {first} to {last} would have clipped {at_low:.0f}% down to {at_high:.0f}% of "
         f"this run's {n} norms. One run gives a place to start, not a setting: with another threshold the "
         "training, and so these norms, would have gone another way. Compare a few by training."
     )

@@ -70,10 +70,13 @@ def correlation(value: float) -> str:
 
 def interval(bounds: tuple[float, float] | None, digits: int = 2) -> str:
     """``(1.5–1.7)``, or nothing; with more digits where both ends would read the same."""
-    if bounds is None:
-        return ""
+    return f"({'–'.join(ends(bounds, digits))})" if bounds is not None else ""
+
+
+def ends(bounds: tuple[float, float], digits: int = 2) -> tuple[str, str]:
+    """Both ends of a range, with more digits where they would read the same."""
     digits = _digits(bounds, digits)
-    return f"({number(bounds[0], digits)}–{number(bounds[1], digits)})"
+    return number(bounds[0], digits), number(bounds[1], digits)
 
 
 def within(value: float, bounds: tuple[float, float] | None, digits: int = 2) -> tuple[str, str]:

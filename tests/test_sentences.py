@@ -154,6 +154,7 @@ def test_what_clipping_did_is_counted_in_the_raw_calls(seed, kind):
 
 def test_numbers_of_three_digits_are_written_out():
     assert reasons.suggested(19.0, 132.0, (0.5, 0.01), 141).startswith("Thresholds from 19 to 132 would")
+    assert reasons.suggested(11.6, 11.8, (0.5, 0.04), 24).startswith("Thresholds from 11.6 to 11.8 would")
     assert "a half-life of 112 steps over lags 5–1502, 43 over" in reasons.bend(
         -0.003, -0.007, (5, 2999), 1502, (112, 43)
     )
