@@ -12,7 +12,7 @@ from pathlib import Path
 from gradscope.errors import RunDamagedError, RunError, UnsafeFileError
 from gradscope.store import guard
 from gradscope.store.budget import Budget
-from gradscope.store.codec import RECORD, CorruptEntryError, decode
+from gradscope.store.codec import RECORD, CorruptEntryError, Entry, decode
 from gradscope.store.journal import BESIDE, Row, has_sums, info_crc, parse_info, remove_journal, row_crc
 from gradscope.store.layout import RankDirectory, rank_directories
 from gradscope.store.locking import is_being_written, lock_directory
@@ -164,10 +164,11 @@ def _aside(path: Path) -> Path:
 def _seal_journal(rank: RankDirectory, budget: Budget, last: Header, report: RepairReport) -> None:
     rows, first_id, header, complete = _salvage(rank.journal, budget)
     fresh = [row for row in rows if row[0] > last.last_id]
-    readable = [row for row in fresh if _decodes(row)]
+    decoded = [(row, entry) for row in fresh if (entry := _decoded(row)) is not None]
+    readable = [row for row, _ in decoded]
     if first_id > last.last_id + 1 and not last.closing:
         report.lost.append(f"entries {last.last_id + 1} to {first_id - 1}, which {str(rank.journal)!r} no longer has.")
-    pay_for_stacking([decode(kind, payload) for _, kind, payload in readable], budget, rank.journal)
+    pay_for_stacking([entry for _, entry in decoded], budget, rank.journal)
     seal_rows(rank, readable, replace(header, closing=True), last.last_id)
     recovered = sum(kind == RECORD for _, kind, _ in readable)
     report.recovered += recovered
@@ -230,12 +231,12 @@ def _salvage_header(connection: sqlite3.Connection, path: Path, budget: Budget) 
         return Header()
 
 
-def _decodes(row: Row) -> bool:
+def _decoded(row: Row) -> Entry | None:
+    """The entry in a row; None where it cannot be read."""
     try:
-        decode(row[1], row[2])
+        return decode(row[1], row[2])
     except (CorruptEntryError, TypeError):
-        return False
-    return True
+        return None
 
 
 def _close_run(rank: RankDirectory, last: Header, report: RepairReport) -> None:

@@ -146,13 +146,14 @@ class SealedPart:
 
     def column(self, site: str, name: str) -> np.ndarray:
         """Return a column of a site, which is not to be written to: those of the last site are kept."""
-        if self._columns[0] != site:
-            self._columns = site, {}
-        kept = self._columns[1]
-        if name not in kept:
-            kept[name] = self._read_column(site, name)
-            kept[name].flags.writeable = False
-        return kept[name]
+        held = self._columns  # once: another thread may be at another site
+        if held[0] != site:
+            held = self._columns = site, {}
+        if (values := held[1].get(name)) is None:
+            values = self._read_column(site, name)
+            values.flags.writeable = False
+            held[1][name] = values
+        return values
 
     def _read_column(self, site: str, name: str) -> np.ndarray:
         dims = ("step", "sequence") if name in SEQUENCE_COLUMNS else ("step",)
