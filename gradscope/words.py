@@ -25,6 +25,11 @@ def counted_span(low: int, high: int, what: str) -> str:
     return counted(high, what) if low == high else f"{low} to {counted(high, what)}"
 
 
+def capital(words: str) -> str:
+    """Words that begin a sentence."""
+    return words[:1].upper() + words[1:]
+
+
 def few(parts: Sequence[str], most: int = 6) -> str:
     """The first of some parts, and how many more there are."""
     return ", ".join(parts[:most]) + (f" and {len(parts) - most} more" if len(parts) > most else "")

@@ -17,7 +17,7 @@ from gradscope.plots.text import label, metric_words, powers
 from gradscope.reading import select, story
 from gradscope.reading.labelled import Labelled, differing, init_words, labelled
 from gradscope.reading.sweeps import final_value, name_of
-from gradscope.words import given, number
+from gradscope.words import capital, given, number
 
 TITLE = "Over length and threshold, or any two settings"
 NEEDS = "runs that say what tells them apart: record(..., labels={'length': 50, 'init': 'chrono', 'seed': 0})"
@@ -249,4 +249,4 @@ def caption(data: pd.DataFrame) -> str:
         f"{metric_words(str(data['metric'].iloc[0]))} over {_setting(names[0])} and {_setting(names[1])}: {mean} over "
         f"the runs that did not diverge ({runs} a cell) and its 95 % interval (Student's t). {ends}"
     )
-    return " ".join([said[:1].upper() + said[1:], *select.left_out_words(data)])
+    return " ".join([capital(said), *select.left_out_words(data)])

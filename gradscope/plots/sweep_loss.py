@@ -14,7 +14,7 @@ from gradscope.plots.norms import smoothed, smoothing
 from gradscope.plots.story import looks_of_thresholds, loss_limits, middle_at
 from gradscope.plots.text import metric_words
 from gradscope.reading import select, sweeps
-from gradscope.words import counted, counted_span, number
+from gradscope.words import capital, counted, counted_span, number
 
 TITLE = "Loss against step for each clipping threshold"
 NEEDS = "a logged loss: recorder.log(loss=loss)"
@@ -119,14 +119,10 @@ def caption(data: pd.DataFrame) -> str:
     each = ", ".join(
         f"{sweeps.name_of(float(t))} {number(ends[t]) if t in ends else 'diverged'}" for t in per.index
     )  # fmt: skip
+    metric = metric_words(str(data["metric"].iloc[0]))
     said = (
-        f"{_upper(str(data['metric'].iloc[0]))} against training step for {counted(len(per), 'threshold')} of norm "
+        f"{capital(metric)} against training step for {counted(len(per), 'threshold')} of norm "
         f"clipping (none: no clipping by norm), {over}. {f'At the end: {each}. ' if each else ''}{crosses} The axis "
         "ends a third beyond where training starts; triangles: there a run leaves it."
     )
     return " ".join([said, *select.left_out_words(data)])
-
-
-def _upper(text: str) -> str:
-    words = metric_words(text)
-    return words[:1].upper() + words[1:]

@@ -15,7 +15,7 @@ from scipy import stats
 from gradscope.plots import marks, style
 from gradscope.plots.text import metric_words, powers
 from gradscope.reading import select, sweeps
-from gradscope.words import counted, within
+from gradscope.words import capital, counted, within
 
 TITLE = "Final metric against clipping threshold"
 NEEDS = "a logged metric: recorder.log(loss=loss), or --metric of another name"
@@ -171,15 +171,11 @@ def caption(data: pd.DataFrame) -> str:
         bounds = around(values, str(data["metric"].iloc[0])) if len(values) > 1 else None
         mean, interval = within(float(values.mean()), bounds)
         each.append(f"{sweeps.name_of(float(threshold))} {mean} {interval}".rstrip())
+    metric = metric_words(str(data["metric"].iloc[0]))
     said = (
-        f"{_upper(str(data['metric'].iloc[0]))} at the end of training (mean of the last twentieth of the steps) "
+        f"{capital(metric)} at the end of training (mean of the last twentieth of the steps) "
         f"against the threshold of norm clipping (none: no clipping by norm), one point per run "
         f"({counted(len(data), 'run')}); bar: mean with its 95 % interval over the runs that did not diverge: "
         f"{', '.join(each) or 'none'}. {f'Crosses: runs that diverged ({gone}).' if gone else 'No run diverged.'}"
     )
     return " ".join([said, *select.left_out_words(data)])
-
-
-def _upper(text: str) -> str:
-    words = metric_words(text)
-    return words[:1].upper() + words[1:]

@@ -112,7 +112,10 @@ def _boxes(ax: Axes, shown: pd.DataFrame) -> None:
     named = len(names) <= MAX_ROWS
     if not named:
         names = list(shown.groupby("name")["shown"].median().sort_values(ascending=False, kind="stable").index)
-    (_rows if len(names) <= _APART else _areas)(ax, shown, names, named)
+    if len(names) <= _APART:
+        _rows(ax, shown, names, named)
+    else:
+        _areas(ax, shown, names)
     ax.set_yticks(range(len(names)) if named else [], [label(name, 24) for name in names] if named else None)
     ax.set_ylabel("" if named else f"{len(names)} lines, by their median")
     ax.set_ylim(len(names) - 0.5, -0.5)
@@ -130,7 +133,7 @@ def _rows(ax: Axes, shown: pd.DataFrame, names: list[str], named: bool) -> None:
     seaborn.pointplot(**look, errorbar=("pi", 50), marker="|", markersize=6 if named else 2, err_kws=thick)
 
 
-def _areas(ax: Axes, shown: pd.DataFrame, names: list[str], _: bool) -> None:
+def _areas(ax: Axes, shown: pd.DataFrame, names: list[str]) -> None:
     at = shown.groupby("name")["shown"].quantile([0.0, 0.25, 0.5, 0.75, 1.0]).unstack().loc[names].to_numpy()
     rows = np.arange(len(names))
     for low, high, alpha in ((0, 4, 0.25), (1, 3, 0.45)):

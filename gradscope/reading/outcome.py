@@ -9,7 +9,7 @@ import numpy as np
 
 from gradscope.diagnostics.difference import MeanDifference, compare_means
 from gradscope.errors import SettingError
-from gradscope.words import given, number
+from gradscope.words import capital, given, number
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _verdict(compared: Sequence[Outcome], higher_is_better: bool) -> str:
         )
         if groups[kind]
     ]
-    return f"{_upper('; '.join(parts))}."
+    return f"{capital('; '.join(parts))}."
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -175,7 +175,3 @@ def _shown(value: float) -> str:
 def _signed(value: float) -> str:
     sign = "+" if value >= 0 else "\N{MINUS SIGN}"
     return f"{sign}{_shown(abs(value))}"
-
-
-def _upper(text: str) -> str:
-    return text[:1].upper() + text[1:]

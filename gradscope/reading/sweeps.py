@@ -29,6 +29,11 @@ def name_of(threshold: float) -> str:
     return "none" if np.isinf(threshold) else given(threshold)
 
 
+def at_threshold(threshold: float) -> str:
+    """A threshold as the end of a sentence."""
+    return "without clipping" if np.isinf(threshold) else f"at threshold {given(threshold)}"
+
+
 def line_of(threshold: float) -> str:
     """A threshold as the name of a line: ``c = 0.5``, or ``no clip``."""
     return "no clip" if np.isinf(threshold) else f"c = {name_of(threshold)}"
@@ -60,13 +65,13 @@ def traces(runs: Sequence[Any], metric: str, thresholds: Sequence[float | None] 
         raise SettingError(f"one threshold per run: got {len(thresholds)} for {len(runs)} runs.")
     frames = []
     for i, (name, run) in enumerate(zip(select.run_names(runs), runs, strict=True)):
-        given = threshold_of(run) if thresholds is None else thresholds[i]
+        threshold = threshold_of(run) if thresholds is None else thresholds[i]
         steps = read(run).steps()
         if metric in steps and len(steps):
             steps = steps.sort_values("step", kind="stable")
             value = steps[metric].to_numpy(dtype=float)
             at = steps["step"].to_numpy(dtype=np.int64)
-            head = {"run": name, "threshold": float("inf") if given is None else float(given)}
+            head = {"run": name, "threshold": float("inf") if threshold is None else float(threshold)}
             head |= {"chance": chance_of(run, metric)}
             # A training whose loss diverged has reached nothing, whatever was logged of it then.
             loss = steps["loss"].to_numpy(dtype=float) if "loss" in steps else value

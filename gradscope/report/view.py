@@ -16,7 +16,7 @@ from gradscope.reading.answers import SiteAnswer, advice_of
 from gradscope.reading.facts import RunFacts
 from gradscope.report import groups
 from gradscope.report.tables import Cell, Column, Table
-from gradscope.words import clip_sentence, correlation, number, percent, sentence, suggestion_sentence, within
+from gradscope.words import capital, clip_sentence, correlation, number, percent, sentence, suggestion_sentence, within
 
 #: Beyond so many runs a page tells what clipping did in a sentence each, and leaves settings to the summary.
 MANY = 24
@@ -47,7 +47,7 @@ class Box:
 
 def upper(words: str) -> str:
     """A sentence from words: a capital, and a full stop."""
-    return words[:1].upper() + words[1:] + ("" if words.endswith(".") else ".")
+    return capital(words) + ("" if words.endswith(".") else ".")
 
 
 # --- the answer ------------------------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from gradscope.plots import timescales
 from gradscope.plots.story import ARRIVES
 from gradscope.reading import curves, read, story
 from gradscope.reading.answers import pooled_fit
-from gradscope.words import given, number, percent
+from gradscope.reading.sweeps import at_threshold
+from gradscope.words import number, percent
 
 #: Cell and initialisation of the zoo, as the page names them.
 NAMES = {
@@ -158,11 +159,6 @@ def accuracy_words(lines: Sequence[Line]) -> str:
         return "diverged"
     gone = len(lines) - len(kept)
     return percent(float(np.median(kept))) + (f" ({gone} of {len(lines)} diverged)" if gone else "")
-
-
-def at_threshold(threshold: float) -> str:
-    """A threshold as the end of a sentence."""
-    return "without clipping" if np.isinf(threshold) else f"at threshold {given(threshold)}"
 
 
 def listed(parts: Sequence[str]) -> str:

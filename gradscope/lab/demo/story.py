@@ -19,7 +19,6 @@ from gradscope.lab.demo.lines import (
     Line,
     accuracy_words,
     arriving,
-    at_threshold,
     by_threshold,
     length_of,
     listed,
@@ -34,6 +33,7 @@ from gradscope.lab.demo.lines import (
 from gradscope.lab.demo.pictures import clipping, cover, decay_of, inside
 from gradscope.plots.story import ARRIVES
 from gradscope.reading.outcome import findings, outcomes_by_threshold
+from gradscope.reading.sweeps import at_threshold, name_of
 from gradscope.report.tables import Cell, Column, Table
 from gradscope.report.telling import Chapter, Story
 from gradscope.words import given, number, percent
@@ -311,7 +311,7 @@ def _clipping_table(clipped: Sequence[Line]) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
-                "threshold": "none" if np.isinf(threshold) else given(threshold),
+                "threshold": name_of(threshold),
                 "held-out accuracy": accuracy_words(lines), "before": spread_words(lines, "first"),
                 "after": spread_words(lines, "late"), "verdict after": verdict_words(lines, "late"),
             }

@@ -14,8 +14,9 @@ from gradscope.lab.zoo.tasks import build_task
 from gradscope.plots import decay, norm_distribution, sweep_loss, sweep_metric
 from gradscope.reading import curves, select
 from gradscope.reading.outcome import Outcome, findings, outcomes_by_threshold
+from gradscope.reading.sweeps import at_threshold, name_of
 from gradscope.report.telling import Chapter, Picture, Story
-from gradscope.words import counted, counted_span, given, number
+from gradscope.words import counted, counted_span, number
 
 POINT = ["task", "length", "cell", "init"]
 #: The figure of decay ends here: a saturated network's gradient falls by a hundred decades and would hide the others.
@@ -106,7 +107,7 @@ def _table(rows: pd.DataFrame, outcomes: Sequence[Outcome]) -> pd.DataFrame:
         kept = mine[mine["diverged"].isna()]
         lines.append(
             {
-                "threshold": _name(outcome.threshold),
+                "threshold": name_of(outcome.threshold),
                 "runs": str(outcome.runs),
                 "diverged": str(outcome.diverged),
                 f"held-out {metric}": _range(kept["value"]),
@@ -127,18 +128,10 @@ def _gradients(rows: pd.DataFrame, quantity: str | None) -> list[str]:
     for threshold, mine in rows.assign(clip=rows["clip"].fillna(np.inf)).groupby("clip"):
         reach = mine["reach_late"][mine["diverged"].isna()].dropna()
         if len(reach):
-            ends.append(f"{_range(reach)} {_with(float(threshold))}")
+            ends.append(f"{_range(reach)} {at_threshold(float(threshold))}")
     whose = f"the gradient with respect to the {quantity.replace('_', ' ')}" if quantity else "the gradient"
     said = f"Of {whose} at the last timestep, {_range(early)} reaches {lag} steps back in the first tenth of training"
     return [f"{said}; in the last tenth, {'; '.join(ends)}." if ends else f"{said}."]
-
-
-def _with(threshold: float) -> str:
-    return "without clipping" if np.isinf(threshold) else f"at threshold {given(threshold)}"
-
-
-def _name(threshold: float) -> str:
-    return "none" if np.isinf(threshold) else given(threshold)
 
 
 def _range(values: pd.Series) -> str:
@@ -204,7 +197,7 @@ def decay_by_threshold(runs: Sequence[Any], wanted: str | None = None) -> pd.Dat
         found = curves.norms(run, site, quantity)
         early.append(_level(found, "first"))
         late.setdefault(threshold_of(run), []).append(_level(found, "late"))
-    frames = [_line(_name(threshold), late[threshold], site, quantity) for threshold in sorted(late)]
+    frames = [_line(name_of(threshold), late[threshold], site, quantity) for threshold in sorted(late)]
     if early:
         frames.append(_line(_START, early, site, quantity))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
