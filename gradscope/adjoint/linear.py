@@ -93,5 +93,5 @@ class Linearization(ABC):
 
     def jacobian(self, t: int) -> Tensor:
         """Return ∂s_t/∂s_{t−1} as matrices (B, S, S), row = output."""
-        identity = torch.eye(self.size, dtype=self.like.dtype)
+        identity = torch.eye(self.size, dtype=self.like.dtype, device="cpu")
         return self.pull(t, identity.expand(self.batch, -1, -1))

@@ -27,7 +27,7 @@ class Order:
         self.steps, self.batch, self.lengths, self.reverse = steps, batch, lengths, reverse
         self._index: Tensor | None = None
         if reverse and lengths is not None:
-            time = torch.arange(steps)[:, None]
+            time = torch.arange(steps, device="cpu")[:, None]
             # Reversing within the length is its own inverse; padding stays where it is.
             self._index = torch.where(time < lengths, lengths - 1 - time, time)
 
@@ -44,7 +44,7 @@ class Order:
         """Return 1 on valid steps and 0 on padding, (T, B, 1), or None without padding."""
         if self.lengths is None:
             return None
-        time = torch.arange(self.steps)[:, None]
+        time = torch.arange(self.steps, device="cpu")[:, None]
         return (time < self.lengths).to(dtype)[..., None]
 
     def inject_last(self, target: Tensor, gradient: Tensor) -> None:
@@ -59,7 +59,7 @@ class Order:
         """Reorder ``x`` (T, B, ...) from processing order to lag order (B, L, ...), NaN beyond the length."""
         if self.lengths is None:
             return x.flip(0).transpose(0, 1)
-        time = torch.arange(self.steps)[:, None]
+        time = torch.arange(self.steps, device="cpu")[:, None]
         valid = time < self.lengths
         index = torch.where(valid, self.lengths - 1 - time, time)
         shape = (self.steps, self.batch, *([1] * (x.dim() - 2)))

@@ -59,9 +59,9 @@ class Walk:
         self._direct, self._direct_cell, self._last = direct, direct_cell, last
         self.steps, batch = direct.shape[:2]
         self.block = max(1, min(BLOCK, self.steps))
-        self.a = torch.empty(self.block, *direct.shape[1:], dtype=dtype)
-        self.carry_in = torch.zeros(batch, cell_size, dtype=dtype) if cell_size else None
-        self.hidden = torch.empty(direct.shape, dtype=dtype)
+        self.a = torch.empty(self.block, *direct.shape[1:], dtype=dtype, device="cpu")
+        self.carry_in = torch.zeros(batch, cell_size, dtype=dtype, device="cpu") if cell_size else None
+        self.hidden = torch.empty(direct.shape, dtype=dtype, device="cpu")
         self.faded = [False] * self.steps
         self._late: list[Tensor] = []
         self._fading, self._low = False, 0
@@ -80,7 +80,7 @@ class Walk:
         """What the buffers have been multiplied with, float64 (T, 1, 1); None when nothing has."""
         if not self._floating:
             return None
-        return torch.tensor(self._scales, dtype=torch.float64)[:, None, None]
+        return torch.tensor(self._scales, dtype=torch.float64, device="cpu")[:, None, None]
 
     def adjoints(self, order: Order, trajectory: Trajectory, weights: Weights) -> Adjoints:
         """Return what every cell has of it once all blocks have been walked, initial states included."""

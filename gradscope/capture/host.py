@@ -43,7 +43,7 @@ def begun(x: Tensor) -> Tensor:
 
 def _room(x: Tensor, *first: int) -> Tensor:
     """Return room on the host for a tensor, or for ``first`` of its rows."""
-    return torch.empty((*first, *x.shape[1:]), dtype=x.dtype, pin_memory=x.device.type in _WITH_STREAMS)
+    return torch.empty((*first, *x.shape[1:]), dtype=x.dtype, pin_memory=x.device.type in _WITH_STREAMS, device="cpu")
 
 
 def _copy(x: Tensor, there: Tensor) -> None:

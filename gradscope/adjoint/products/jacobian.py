@@ -64,7 +64,7 @@ def log_singular_values(
     found = {}
     frame = random_frame(batch, size, size, maps.like, seed)
     log_scale = frame.new_zeros(batch, size)
-    rows = torch.eye(size, dtype=frame.dtype).expand(batch, -1, -1)
+    rows = torch.eye(size, dtype=frame.dtype, device="cpu").expand(batch, -1, -1)
     for lag in range(last + 1):
         if lag in wanted:
             found[lag] = _graded_log_singular_values(log_scale, rows)
@@ -73,7 +73,7 @@ def log_singular_values(
             log_scale, rows = _extend(_without_rounding(triangle), log_scale, rows)
     values = torch.stack([found[lag] for lag in wanted])
     if order.lengths is not None:
-        beyond = torch.tensor(list(wanted))[:, None] >= order.lengths
+        beyond = torch.tensor(list(wanted), device="cpu")[:, None] >= order.lengths
         values = values.masked_fill(beyond[:, :, None], float("nan"))
     return values
 

@@ -51,7 +51,7 @@ def lyapunov_exponents(
     """
     size, steps = linearization.size, linearization.steps
     k = size if k is None else k
-    lengths = torch.full((order.batch,), steps) if order.lengths is None else order.lengths
+    lengths = torch.full((order.batch,), steps, device="cpu") if order.lengths is None else order.lengths
     _check(k, size, warmup, qr_every, int(lengths.min()))
     frame = random_frame(linearization.batch, size, k, linearization.like, seed)
     growth = frame.new_zeros(linearization.batch, k)

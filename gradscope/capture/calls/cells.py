@@ -95,7 +95,7 @@ class CellSequence(Line):
         Whether the adjoints of the gates arrive by themselves: but for the first, nothing is kept of the calls then.
     """
 
-    rows: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    rows: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64, device="cpu"))
     weights: Weights | None = None
     unbatched: bool = False
     carry_only: bool = False
@@ -112,7 +112,7 @@ class CellSequence(Line):
         if self.seen and self.calls:
             self.calls.append(None)
         else:
-            before = before or tuple(torch.zeros(state.shape, dtype=state.dtype) for state in after)
+            before = before or tuple(torch.zeros(state.shape, dtype=state.dtype, device="cpu") for state in after)
             self.calls.append(Step(self._of(x), tuple(map(self._of, before)), tuple(map(self._of, after))))
 
     def _of(self, x: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ class CellSequence(Line):
 
         lengths = None
         if self.batches[-1] != self.batches[0]:
-            lengths = (self.rows < torch.tensor(self.batches)[:, None]).sum(0)
+            lengths = (self.rows < torch.tensor(self.batches, device="cpu")[:, None]).sum(0)
         order = Order(self.steps, len(self.rows), lengths, reverse=False)
         hidden, cell = of(0), of(1) if len(self._first.after) > 1 else None
         if self.weights is None or self.target is None:
@@ -222,7 +222,7 @@ def open_sequence(target: Target, after: tuple[Tensor, ...], samples: int | None
     unbatched = after[0].dim() == 1
     batch = 1 if unbatched else after[0].shape[0]
     chosen = sampled_rows(batch, samples)
-    rows = torch.tensor(chosen if chosen is not None else range(batch))
+    rows = torch.tensor(chosen if chosen is not None else range(batch), device="cpu")
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     values = [getattr(target.module, name) for name in names]
     weights = Weights(*(None if value is None else host.weight(value) for value in values))  # type: ignore[arg-type]

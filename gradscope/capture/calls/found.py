@@ -176,7 +176,7 @@ class FoundSequence(Line):
         if len(present) == self.length and all(len(value) == len(self.rows) for value in present):
             in_order = [arrived[kind, which, step] for step in range(self.length)]
             return torch.stack(in_order).double()
-        result = torch.zeros(self.length, len(self.rows), size, dtype=torch.float64)
+        result = torch.zeros(self.length, len(self.rows), size, dtype=torch.float64, device="cpu")
         for name, value in arrived.items():
             if name[:2] == (kind, which):
                 result[name[2], : len(value)] = value.to(result)

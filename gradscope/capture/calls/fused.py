@@ -235,7 +235,7 @@ def _weights(module: nn.RNNBase) -> tuple[tuple[Weights, ...], ...]:
 def _initial(given: Tensor | None, final: Tensor, selection: Selection) -> Tensor:
     """Return the initial state of the sampled rows; zeros when none was given."""
     if given is None:
-        return torch.zeros(final.shape[0], selection.size, final.shape[-1], dtype=final.dtype)
+        return torch.zeros(final.shape[0], selection.size, final.shape[-1], dtype=final.dtype, device="cpu")
     return selection.state(given.detach())
 
 
@@ -265,6 +265,6 @@ def _dropout_masks(
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(rng)
         for _ in range(module.num_layers - 1):
-            drawn = torch.dropout(torch.ones(shape, dtype=dtype), module.dropout, True)
+            drawn = torch.dropout(torch.ones(shape, dtype=dtype, device="cpu"), module.dropout, True)
             masks.append(time_major.sequence(drawn))
     return tuple(masks)

@@ -177,7 +177,7 @@ def _fit(gates: Tensor, cell: Tensor | None, c0: Tensor, first: Tensor, last: Te
         return _same(gates[0, :, 3] * _next_cell(gates[0], c0).tanh(), first)
     if not _same(gates[-1, :, 3] * cell[-1].tanh(), last):
         return False
-    after = torch.linspace(0, len(cell) - 1, _CHECKED).long().unique()
+    after = torch.linspace(0, len(cell) - 1, _CHECKED, device="cpu").long().unique()
     before = cell[(after - 1).clamp_min(0)]
     before[0] = c0
     return _same(cell[after].flatten(0, 1), _next_cell(gates[after].flatten(0, 1), before.flatten(0, 1)))
@@ -195,7 +195,7 @@ def _read(
         c_n = c_n.reshape(1, batch, size)
     if selection is not None and not selection.every_row:
         # Along one flat axis: along the middle one of three, index_select takes ten times as long.
-        wanted = torch.arange(0, steps * batch, batch)[:, None] + selection.rows
+        wanted = torch.arange(0, steps * batch, batch, device="cpu")[:, None] + selection.rows
         gates, c_n = gates.index_select(0, wanted.flatten()), c_n.index_select(-2, selection.rows)
         cell = None if cell is None else cell.index_select(1, selection.rows)
     return gates[:, : 4 * size].view(steps, -1, 4, size), None if cell is None else torch.cat((cell, c_n))
@@ -235,7 +235,7 @@ def _are_gates(gates: Tensor, node: Any, weights: Weights, output: Tensor) -> bo
     """Compare gates at the first, middle and last timestep with new ones."""
     x, h0, reverse = node._saved_input.detach(), node._saved_hx_.detach(), node._saved_reverse
     steps = len(x)
-    processed = torch.tensor(sorted({0, steps // 2, steps - 1}))
+    processed = torch.tensor(sorted({0, steps // 2, steps - 1}), device="cpu")
     time = steps - 1 - processed if reverse else processed
     before = time + 1 if reverse else time - 1
     inside = (before >= 0) & (before < steps)

@@ -107,10 +107,10 @@ def _rows(counts: list[int], samples: int | None) -> tuple[Tensor, bool, Tensor 
     """Return the rows that are kept, whether they are all, and how long each lasts where the batch shrinks."""
     batch = counts[0]
     chosen = sampled_rows(batch, samples)
-    rows = torch.tensor(chosen if chosen is not None else range(batch))
+    rows = torch.tensor(chosen if chosen is not None else range(batch), device="cpu")
     lengths = None
     if counts[-1] != batch:
-        lengths = (rows < torch.tensor(counts)[:, None]).sum(0)
+        lengths = (rows < torch.tensor(counts, device="cpu")[:, None]).sum(0)
     return rows, chosen is None, lengths
 
 

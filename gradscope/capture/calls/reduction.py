@@ -155,9 +155,9 @@ def _activations(adjoints: Adjoints, gate_names: tuple[str, ...]) -> dict[str, T
     values = adjoints.trajectory.activations.double()
     steps, batch = values.shape[:2]
     mask = adjoints.order.mask(torch.bool)
-    valid = torch.ones(steps, batch, dtype=torch.bool) if mask is None else mask[..., 0]
+    valid = torch.ones(steps, batch, dtype=torch.bool, device="cpu") if mask is None else mask[..., 0]
     taken = values[valid]  # (valid steps, G, H)
-    signed = torch.tensor([name in ("g", "n", "h") for name in gate_names])[:, None]
+    signed = torch.tensor([name in ("g", "n", "h") for name in gate_names], device="cpu")[:, None]
     low = torch.where(signed, taken < -(1 - _SATURATION), taken < _SATURATION)
     high = taken > 1 - _SATURATION
     # The retention of a gate over many steps is the product of its values: average the logarithm.

@@ -341,7 +341,7 @@ def joined(parts: list[Adjoints]) -> Adjoints:
     changes["states"] = tuple(torch.cat(states) for states in zip(*[part.states for part in parts], strict=True))
     if any(part.scale is not None for part in parts):
         scales = [
-            torch.ones(part.order.steps, 1, 1, dtype=torch.float64) if part.scale is None else part.scale
+            torch.ones(part.order.steps, 1, 1, dtype=torch.float64, device="cpu") if part.scale is None else part.scale
             for part in parts
         ]
         changes["scale"] = torch.cat(scales)

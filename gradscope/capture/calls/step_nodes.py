@@ -88,7 +88,7 @@ class StepNodes:
             if not selection.every_row:
                 steps, batch = gates.shape[:2]
                 # Along one flat axis: along the middle one of three, index_select takes ten times as long.
-                wanted = torch.arange(0, steps * batch, batch)[:, None] + selection.rows
+                wanted = torch.arange(0, steps * batch, batch, device="cpu")[:, None] + selection.rows
                 gates = gates.flatten(0, 1).index_select(0, wanted.flatten()).unflatten(0, wanted.shape)
             with torch.autocast("cpu", enabled=False):  # backward may run inside the user's
                 return gates @ weight.to(gates.dtype)

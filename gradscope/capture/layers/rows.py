@@ -56,11 +56,11 @@ class Selection:
         if isinstance(x, PackedSequence):
             return cls._packed(x, samples)
         if x.dim() == 2:
-            return cls(torch.zeros(1, dtype=torch.int64), True, unbatched=True)
+            return cls(torch.zeros(1, dtype=torch.int64, device="cpu"), True, unbatched=True)
         batch_dim = 0 if batch_first else 1
         batch = x.shape[batch_dim]
         chosen = sampled_rows(batch, samples)
-        rows = torch.arange(batch) if chosen is None else torch.tensor(chosen)
+        rows = torch.arange(batch, device="cpu") if chosen is None else torch.tensor(chosen, device="cpu")
         return cls(rows, chosen is None, batch_dim=batch_dim)
 
     @classmethod
@@ -68,7 +68,7 @@ class Selection:
         sizes = x.batch_sizes  # on the host, on any device
         batch = int(sizes[0])
         chosen = sampled_rows(batch, samples)
-        rows = torch.arange(batch) if chosen is None else torch.tensor(chosen)
+        rows = torch.arange(batch, device="cpu") if chosen is None else torch.tensor(chosen, device="cpu")
         place = rows if x.unsorted_indices is None else host.brought(x.unsorted_indices)[rows]
         present = sizes[:, None] > place
         lengths = present.sum(0)

@@ -183,7 +183,7 @@ def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 def _step(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> StepCall:
     """Take a call of ``nn.RNNCell``, ``nn.LSTMCell`` or ``nn.GRUCell``."""
     x, given, after = states_of(args, kwargs, output)
-    before = given or tuple(torch.zeros(state.shape, dtype=state.dtype) for state in after)
+    before = given or tuple(torch.zeros(state.shape, dtype=state.dtype, device="cpu") for state in after)
 
     def rows(value: Tensor) -> Tensor:
         copied = value.detach().clone() if host.is_host(value) else host.begun(value)

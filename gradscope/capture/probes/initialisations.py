@@ -161,7 +161,7 @@ class _Made:
         write, at_write = self._gate("i") if writes else (slice(0), "")
 
         def values(generator: torch.Generator) -> dict[nn.Parameter, Tensor]:
-            drawn = torch.empty(keep.stop - keep.start).uniform_(1.0, high, generator=generator).log()
+            drawn = torch.empty(keep.stop - keep.start, device="cpu").uniform_(1.0, high, generator=generator).log()
             new = {of_input: _filled(of_input, keep, drawn), of_state: _filled(of_state, keep, 0.0)}
             if writes:
                 new[of_input][write] = -drawn.to(of_input)
@@ -253,7 +253,7 @@ def _orthogonal(weight: nn.Parameter, generator: torch.Generator) -> Tensor:
     """Orthogonal blocks, drawn on the CPU in float64: a QR decomposition in half precision does not exist."""
     size = weight.shape[1]
     blocks = [
-        nn.init.orthogonal_(torch.empty(size, size, dtype=torch.float64), generator=generator)
+        nn.init.orthogonal_(torch.empty(size, size, dtype=torch.float64, device="cpu"), generator=generator)
         for _ in range(weight.shape[0] // size)
     ]
     return torch.cat(blocks).to(weight)

@@ -52,7 +52,7 @@ def norms_of(snapshot: Snapshot, site: str, quantity: str | None = None) -> Norm
     at._tensor(name)  # says why there is none
     direct = {"direct"} if at.adjoints.direct is not None else set()
     hidden = {"hidden"} if at.adjoints.hidden is not None else set()
-    rows = torch.arange(at.adjoints.order.batch)
+    rows = torch.arange(at.adjoints.order.batch, device="cpu")
     record = site_record(at.adjoints, {name, *direct, *hidden}, at.info.gates, rows, False, at.carried, at.after)
     total = record.arrays.get("hidden", record.arrays[name] if name.startswith("state_") else None)
     return Norms(

@@ -153,7 +153,7 @@ class SiteSnapshot:
         order = self.adjoints.order
         if order.lengths is not None:
             return order.lengths
-        return torch.full((order.batch,), order.steps, dtype=torch.int64)
+        return torch.full((order.batch,), order.steps, dtype=torch.int64, device="cpu")
 
     def __repr__(self) -> str:
         return measured_decay.shapes(self)

@@ -204,8 +204,8 @@ def _per_step(watched: CaughtCall, losses: _Losses) -> Tensor | None:
     steps = watched.call.input.shape[0]
     if len(losses) != steps:
         return None
-    every = torch.arange(steps)
-    factors = torch.rand(steps, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.5
+    every = torch.arange(steps, device="cpu")
+    factors = torch.rand(steps, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu") + 0.5
     for bit in range(max(1, (steps - 1).bit_length())):
         for value in (0, 1):
             chosen = (every >> bit) % 2 == value
@@ -217,7 +217,7 @@ def _per_step(watched: CaughtCall, losses: _Losses) -> Tensor | None:
             if "grad_output" in arrived and bool(arrived["grad_output"][~chosen].any()):
                 return None
     return (
-        watched.gradients(*losses.weighted(torch.ones(steps)))
+        watched.gradients(*losses.weighted(torch.ones(steps, device="cpu")))
         .get("grad_output", torch.zeros_like(watched.call.output))
         .double()
     )
@@ -236,7 +236,9 @@ def _targets(watched: CaughtCall, losses: _Losses, per_step: Tensor | None, at_o
                 direct[t, :, n] = per_step[t]
             yield Targets(direct)
         else:
-            arrived = [watched.gradients(*losses.weighted(torch.arange(len(losses)) == n)) for n in chosen]
+            arrived = [
+                watched.gradients(*losses.weighted(torch.arange(len(losses), device="cpu") == n)) for n in chosen
+            ]
             yield Targets(
                 _stacked("grad_output", arrived, output),
                 _stacked("grad_hn", arrived, watched.call.h0),
@@ -251,7 +253,7 @@ def _stacked(name: str, arrived: list[dict[str, Tensor]], like: Tensor) -> Tenso
 def _whole(parts: list[Tensor], lengths: Tensor | None) -> Floats:
     whole = torch.cat(parts)
     if lengths is not None:
-        beyond = torch.arange(whole.shape[1])[:, None] >= lengths
+        beyond = torch.arange(whole.shape[1], device="cpu")[:, None] >= lengths
         whole = whole.masked_fill(beyond, float("nan"))
     result: Floats = whole.numpy()
     return result

@@ -184,7 +184,7 @@ def spectrum(
         run_forward(model, x)
     with torch.no_grad():
         maps, order = _linearized(target, info, caught, samples)
-        lengths = torch.full((order.batch,), order.steps) if order.lengths is None else order.lengths
+        lengths = torch.full((order.batch,), order.steps, device="cpu") if order.lengths is None else order.lengths
         chosen = _lags(lags, int(lengths.max()))
         shortest = int(lengths.min())
         skipped = int(WARMUP_SHARE * shortest) if warmup is None else warmup

@@ -210,7 +210,7 @@ def _tell_after(call: ClipCall, before: Any, measured: Any, observer: ClipObserv
 def _norm_given(
     parameters: list[Tensor], max_norm: Any, total_norm: Any, foreach: Any = None, *_: Any, **__: Any
 ) -> tuple[ClipCall, Tensor | None]:
-    norm = total_norm if isinstance(total_norm, Tensor) else torch.as_tensor(total_norm)
+    norm = total_norm if isinstance(total_norm, Tensor) else torch.as_tensor(total_norm, device="cpu")
     return ClipCall(parameters, "norm", float(max_norm), _type_of(total_norm), foreach), norm
 
 

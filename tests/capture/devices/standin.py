@@ -50,7 +50,7 @@ PASSED_ON = {
 # The gradients of the parameters are reduced where they are: a copy of them would be as large as the model.
 REDUCED = {"_foreach_norm", "stack", "_local_scalar_dense", "count_nonzero", "abs", "clone"}
 
-FACTORIES = ("empty", "zeros", "ones", "full", "tensor", "arange", "linspace", "eye", "rand", "randn")
+FACTORIES = ("empty", "zeros", "ones", "full", "tensor", "as_tensor", "arange", "linspace", "eye", "rand", "randn")
 
 
 class RefusedError(RuntimeError):
@@ -165,14 +165,14 @@ class Machine:
 
     def made(self, factory: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Make a tensor with what makes one on the CPU: ``torch.zeros`` and its kin."""
-        if kwargs.pop("pin_memory", False):
-            room = factory(*args, **kwargs)
-            self._pinned.add(room.untyped_storage()._cdata)
-            return room
+        pinned = kwargs.pop("pin_memory", False)
         # As after torch.set_default_device: many a model says nothing of a device.
-        wanted = kwargs.get("device") or (self.device if _by_the_user() else "cpu")
+        wanted = kwargs.get("device") or (self.device if _says_a_device() else "cpu")
         if torch.device(wanted).type != self.device.type:
-            return factory(*args, **kwargs)
+            room = factory(*args, **kwargs)
+            if pinned:
+                self._pinned.add(room.untyped_storage()._cdata)
+            return room
         self._judge(factory, allowed=False)
         return OnDevice(factory(*args, **{**kwargs, "device": "cpu"}))
 
@@ -265,11 +265,12 @@ def _asker() -> str | None:
     return None
 
 
-def _by_the_user() -> bool:
+def _says_a_device() -> bool:
+    """Whether what makes a tensor is to say where, which torch's own code is not."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename == __file__:
         frame = frame.f_back
-    return frame is not None and not frame.f_code.co_filename.startswith((OURS, TORCHS))
+    return frame is not None and not frame.f_code.co_filename.startswith(TORCHS)
 
 
 class CudnnRnn(torch.autograd.Function):

@@ -278,13 +278,22 @@ def test_the_device_refuses_what_gradscope_asks_but_views_and_copies() -> None:
 def test_what_is_copied_without_waiting_comes_late() -> None:
     with device() as machine:
         x = machine.tensor(torch.ones(2))
-        room = _as_gradscope("y = torch.empty(2, pin_memory=True).copy_(x, non_blocking=True)", x=x, torch=torch)
+        room = _as_gradscope(
+            "y = torch.empty(2, pin_memory=True, device='cpu').copy_(x, non_blocking=True)", x=x, torch=torch
+        )
         assert bool(room.isnan().all())
         x.mul_(2)
         event = torch.xpu.Event()
         event.record(None)
         event.synchronize()
         assert room.tolist() == [1, 1]
+
+
+def test_what_is_made_for_the_host_has_to_say_so() -> None:
+    with device() as machine:
+        with pytest.raises(RefusedError, match="zeros"):
+            _as_gradscope("y = torch.zeros(2)", torch=torch)
+        machine.refused.clear()
 
 
 def test_a_device_without_float64_refuses_it() -> None:

@@ -220,7 +220,7 @@ def rows_taken(graph: Graph, way: list[tuple[int, int]], axis: int, count: int) 
 
     None where they are not: rows are repeated, dropped, or taken in a way that is not told by an index.
     """
-    order = torch.arange(count)
+    order = torch.arange(count, device="cpu")
     for index, at in way:
         kind, node = _kind(graph.names[index]), graph.nodes[index]
         if kind not in _SELECTS_ROWS:
@@ -238,7 +238,9 @@ def rows_taken(graph: Graph, way: list[tuple[int, int]], axis: int, count: int) 
         except (AttributeError, IndexError, TypeError, RuntimeError):
             return None
         chosen = chosen.detach().cpu()
-        if chosen.dtype != torch.int64 or not torch.equal(chosen.remainder(count).sort()[0], torch.arange(count)):
+        if chosen.dtype != torch.int64 or not torch.equal(
+            chosen.remainder(count).sort()[0], torch.arange(count, device="cpu")
+        ):
             return None
         order = order[chosen]
     return order
