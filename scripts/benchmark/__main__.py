@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, help="where those are kept, and taken from; a temporary directory")
     parser.add_argument("--repetitions", type=int, default=20)
     parser.add_argument("--config", choices=CONFIGS, help="other sizes than a row's own")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of --peers")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of --written, --auto and --peers")
     parser.add_argument("--json", type=Path, help="write every measured value here")
     parser.add_argument("--peak", nargs=2, metavar=("KIND", "VARIANT"), help=argparse.SUPPRESS)
     parser.add_argument("--trace", nargs=2, metavar=("WAY", "CONFIG"), help=argparse.SUPPRESS)
@@ -71,17 +71,22 @@ def main(arguments: list[str] | None = None) -> None:
     if all(part is None for part in parts):
         options.written, options.auto, options.worth, options.peers = [], [], [], []
         options.memory, options.holding = 10_000, 200.0
-    print(f"{processor()}, torch {torch.__version__}, Python {platform.python_version()}, one thread", flush=True)
+    on = f"{torch.cuda.get_device_name()} beside " if options.device == "cuda" else ""
+    print(f"{on}{processor()}, torch {torch.__version__}, Python {platform.python_version()}, one thread", flush=True)
     everything: dict[str, Any] = {}
     if options.written is not None:
         begin_table(WRITTEN_COLUMNS)
         for way in options.written or WRITTEN:
-            found = everything[way] = measure_written(way, options.repetitions, config=options.config)
+            found = everything[way] = measure_written(
+                way, options.repetitions, config=options.config, device=options.device
+            )
             print(written_row(way, found, options.config), flush=True)
     if options.auto is not None:
         begin_table(AUTO_COLUMNS)
         for way in options.auto or FOR_AUTO:
-            auto = everything[f"auto {way}"] = measure_auto(way, options.repetitions, config=options.config)
+            auto = everything[f"auto {way}"] = measure_auto(
+                way, options.repetitions, config=options.config, device=options.device
+            )
             print(auto_row(way, auto, options.config), flush=True)
     if options.worth is not None:
         begin_table(WORTH_COLUMNS)

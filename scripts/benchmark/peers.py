@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 import tempfile
 import time
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import gradscope
-from scripts.benchmark.models import CONFIGS, KINDS, Loop, Loss, Net
+from scripts.benchmark.models import CONFIGS, KINDS, Loop, Loss, Net, finish, twin
 from scripts.benchmark.tables import cell, line
 
 #: Timesteps beyond which torchlens would take minutes for a pass.
@@ -39,7 +38,6 @@ class Bench:
     def __init__(self, kind: str, config: str, device: str) -> None:
         batch, steps, hidden, size = CONFIGS[config]
         torch.manual_seed(0)
-        self.device = device
         self.x = torch.randn(steps, batch, size, device=device)
         self.model = Net(KINDS[kind][0](size, hidden), hidden).to(device)
         self.loop = Net(Loop(KINDS[kind][1](size, hidden)), hidden).to(device)
@@ -55,15 +53,11 @@ class Bench:
         optimizer.step()
 
     def timed(self, action: Callable[[], None]) -> float:
-        self._wait()
+        finish(self.x)
         begin = time.perf_counter()
         action()
-        self._wait()
+        finish(self.x)
         return time.perf_counter() - begin
-
-    def _wait(self) -> None:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
 
     def recorded(self, samples: int | None) -> Callable[[], dict[str, float]]:
         """Return a turn of a recording under way: a recorded step, and one before and after it.
@@ -93,7 +87,7 @@ class Bench:
         return lambda: {"every10": self.timed(ten) / 10}
 
     def _recording(self, samples: int | None, every: int) -> tuple[gradscope.Recorder, Callable[[], None]]:
-        model = copy.deepcopy(self.model)  # no recorder sees the steps of another variant
+        model = twin(self.model)  # no recorder sees the steps of another variant
         optimizer = self.optimizer(model)
         path = Path(self.folder.name) / f"{samples}-{every}"
         recorder = gradscope.record(model, path, optimizer=optimizer, every=every, samples=samples)
@@ -128,8 +122,11 @@ class Bench:
         return turns
 
     def torchlens(self) -> Callable[[], None] | None:
-        """Return one forward and backward pass of the cell loop with every gradient kept by torchlens, if it can."""
-        if len(self.x) > LONGEST_FOR_TORCHLENS:
+        """Return one forward and backward pass of the cell loop with every gradient kept by torchlens, if it can.
+
+        Not on CUDA: torchlens 2.36 fails there on a state that gets no gradient, as the last of an LSTM's cell gets.
+        """
+        if len(self.x) > LONGEST_FOR_TORCHLENS or self.x.is_cuda:
             return None
         return torchlens_pass(Loss(self.loop), self.x)
 

@@ -57,14 +57,14 @@ class Searching:
 
 
 def measure_written(
-    way: str, repetitions: int, torchlens: bool = True, config: str | None = None
+    way: str, repetitions: int, torchlens: bool = True, config: str | None = None, device: str = "cpu"
 ) -> dict[str, list[float]]:
     """Return what a recorded step of a recurrence costs that is written in this way.
 
     Of every repetition: the plain step in CPU seconds, the recorded step over it in CPU and in wall time, the share
     of the recorded step in which recurrences are looked for, and a step between recorded ones.
     """
-    pair = Pair(way, config)
+    pair = Pair(way, config, device)
     found: dict[str, list[float]] = {name: [] for name in ("plain", "cpu", "wall", "search", "between")}
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -84,7 +84,12 @@ def measure_written(
                 found["wall"].append(recorded[1] / plain[1])
                 found["search"].append(spent / recorded[0])
                 found["between"].append(between[0] / plain[0])
-    if torchlens and way in FOR_TORCHLENS and (seconds := in_own_process("--trace", way, config or "c1")) is not None:
+    if (
+        torchlens
+        and device == "cpu"
+        and way in FOR_TORCHLENS
+        and (seconds := in_own_process("--trace", way, config or "c1")) is not None
+    ):
         found["torchlens"] = [seconds / statistics.median(found["plain"])]
     return found
 
@@ -99,13 +104,15 @@ def traced(way: str, config: str) -> float | None:
     return time.process_time() - begin
 
 
-def measure_auto(way: str, blocks: int, length: int = 30, config: str | None = None) -> dict[str, Any]:
+def measure_auto(
+    way: str, blocks: int, length: int = 30, config: str | None = None, device: str = "cpu"
+) -> dict[str, Any]:
     """Return what a training of ``blocks`` times ``length`` steps costs with ``every="auto"``, all included.
 
     Over the twin, step by step in turn: each block in CPU and wall time, and the whole, with the flush at its end, from
     the first step on and from the second, for what torch does once at its beginning is no cost of recording.
     """
-    pair = Pair(way, config)
+    pair = Pair(way, config, device)
     for _ in range(WARM_UP):
         pair.step(pair.twin)
     times: list[tuple[tuple[float, float], tuple[float, float]]] = []
