@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# They copy beside what the host does (ROCm is called cuda). MPS has no stream to put an event on: it is waited for.
+# They copy beside what the host does (ROCm is called cuda). MPS has no stream to wait for: it is waited for at once.
 _WITH_STREAMS = ("cuda", "xpu")
 
 #: Numbers that are kept unread between recorded steps; one more, and all are waited for.
 MOST_KEPT = 128
 
-# The last copy begun on every stream.
-_under_way: dict[Any, Any] = {}
+# The streams on which copies were begun.
+_under_way: set[Any] = set()
 
 # By the parameter, its version and its copy.
 _weights: dict[int, tuple[weakref.ref[Tensor], int, Tensor]] = {}
@@ -51,18 +51,14 @@ def _copy(x: Tensor, there: Tensor) -> None:
         there.copy_(x)
         return
     there.copy_(x, non_blocking=True)
-    module = torch.get_device_module(x.device)
-    stream = module.current_stream(x.device)
-    if stream not in _under_way:
-        _under_way[stream] = module.Event()
-    _under_way[stream].record(stream)
+    # No event after each: to record one takes as long as to begin the copy of a few rows.
+    _under_way.add(torch.get_device_module(x.device).current_stream(x.device))
 
 
 def wait() -> None:
     """Wait for every copy that was begun; at once where there is none."""
     while _under_way:
-        _, event = _under_way.popitem()
-        event.synchronize()
+        _under_way.pop().synchronize()
 
 
 def added(a: Tensor, b: Tensor) -> Tensor:

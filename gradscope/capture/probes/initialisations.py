@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gradscope.capture.host import brought
 from gradscope.capture.layers.discovery import Target, as_seen, unwrapped
 from gradscope.schema import SiteInfo
 
@@ -205,7 +206,8 @@ class _Made:
         (weight,) = weights
 
         def values(_: torch.Generator) -> dict[nn.Parameter, Tensor]:
-            return {weight: weight.detach() / torch.linalg.eigvals(weight.detach().double()).abs().max().to(weight)}
+            largest = float(torch.linalg.eigvals(brought(weight).double()).abs().max())
+            return {weight: weight.detach() / largest}
 
         at = self._weights.names[weight]
         code = [f"{at}.div_(torch.linalg.eigvals({at}.double()).abs().max())"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import gradscope
 from gradscope.capture.layers import adapters
@@ -70,6 +71,35 @@ def test_a_run_is_the_cpus(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
         for quantity in set(expected.quantities(site)) & DATASETS.keys():
             here, there = found.array(site, quantity), expected.array(site, quantity)
             np.testing.assert_allclose(here, there, rtol=1e-3, atol=1e-5, err_msg=f"{site} {quantity}")
+
+
+PROBES: dict[str, Callable[[nn.Module, Tensor], Any]] = {
+    "spectrum": lambda model, x: vars(gradscope.spectrum(model, x, site="model/l1")),
+    "source_target": lambda model, x: vars(
+        gradscope.source_target(model, lambda: model(x)[0].pow(2).sum((1, 2)), site="model/l1")
+    ),
+    "clip_whatif": lambda model, x: (
+        gradscope.clip_whatif(
+            model, lambda: model(x)[0].pow(2).sum(), thresholds=[0.1, float("inf")], site="model/l1"
+        ).norms
+    ),
+    "remedies": lambda model, x: dict(gradscope.remedies(model, lambda: model(x)[0].pow(2).sum()).table),
+}
+
+
+@pytest.mark.parametrize("probe", PROBES)
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_what_a_probe_measures_is_the_cpus(kind: type[nn.RNNBase], probe: str) -> None:
+    model, x = kind(5, 8, num_layers=2).double(), torch.randn(20, 4, 5, dtype=torch.float64)
+    expected = PROBES[probe](model, x)
+    model, x = model.cuda(), x.cuda()
+    with torch.device("cuda"):
+        found = PROBES[probe](model, x)
+    numbers = {name: np.asarray(value) for name, value in expected.items()}
+    numbers = {name: value for name, value in numbers.items() if value.dtype.kind == "f"}
+    assert numbers
+    for name, value in numbers.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-6, atol=1e-12, err_msg=name)
 
 
 def test_mixed_precision_and_its_loss_scale(tmp_path: Path) -> None:

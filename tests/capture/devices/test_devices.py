@@ -283,9 +283,7 @@ def test_what_is_copied_without_waiting_comes_late() -> None:
         )
         assert bool(room.isnan().all())
         x.mul_(2)
-        event = torch.xpu.Event()
-        event.record(None)
-        event.synchronize()
+        torch.xpu.current_stream("xpu").synchronize()
         assert room.tolist() == [1, 1]
 
 
