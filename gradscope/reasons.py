@@ -85,7 +85,7 @@ def too_close(change: float, bounds: tuple[float, float] | None, where: str, fac
 
 def few_lags(n: int, least: int) -> Reason:
     """Too few lags for a verdict."""
-    return Reason(FEW_LAGS, f"too few lags for a verdict: {n} of at least {least}")
+    return Reason(FEW_LAGS, f"too few lags: {n} of at least {least}")
 
 
 def one_step(lag: float, first: bool) -> Reason:

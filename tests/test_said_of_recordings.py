@@ -196,7 +196,7 @@ def _turns(raw: Raw, said: str) -> bool:
 
 
 def _few(raw: Raw, said: str) -> bool:
-    found = re.search(r"too few lags for a verdict: (\d+) of at least 5", said)
+    found = re.search(r"too few lags: (\d+) of at least 5", said)
     if not found:
         return False
     assert (np.isfinite(raw.rows).sum(0) > 0).sum() >= int(found[1])

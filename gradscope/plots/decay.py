@@ -239,8 +239,8 @@ def edges(ax: Axes, rows: pd.DataFrame, color: Any, above: lines.Rows | None = N
     above = above or lines.Rows()
     lost = rows["n_zero"] + rows["n_below_normal"] > rows["n_sequences"]
     bad = rows["n_nonfinite"] > 0
-    marks.at_edge(ax, rows["lag"][lost], top=False, color=color, label="zero or below normal", row=above.low)
-    marks.at_edge(ax, rows["lag"][bad], top=True, color=color, label="not finite", row=above.high)
+    marks.along_edge(ax, rows["lag"], lost, top=False, color=color, label="zero or below normal", row=above.low)
+    marks.along_edge(ax, rows["lag"], bad, top=True, color=color, label="not finite", row=above.high)
     marked = lines.Rows(above.low + bool(lost.any()), above.high + bool(bad.any()))
     if "shown" not in rows:
         return marked
@@ -294,7 +294,7 @@ def caption(data: pd.DataFrame) -> str:
         "few lines go further."
         if decay_map.is_map(named)
         else "Triangles on the edge: there a curve leaves the axis, or most sequences read zero or below the smallest "
-        "normal number; crosses on the upper edge: a gradient is not finite."
+        "normal number, as far as a line goes; crosses on the upper edge: a gradient is not finite."
     )
     spans = f"Lags {data['lag'].min()} to {data['lag'].max()}, {when}.{sites}"
     return " ".join([f"{said}.", spans, arriving(named), edge, *select.left_out_words(data)])

@@ -201,7 +201,7 @@ def _with_bands(low: float, high: float, edges: np.ndarray, floor: float) -> tup
 
 
 def leaving(ax: Axes, x: Any, y: Any, color: Any, *, rows: Rows | None = None) -> Rows:
-    """A triangle where a curve first leaves the axis; zeros along the lower edge; crosses where it is not finite.
+    """A triangle where a curve first leaves the axis, or is zero; a cross where it is not finite.
 
     ``rows`` counts the curves with marks, which do not stand on each other; returns those of the next.
     """
@@ -212,10 +212,10 @@ def leaving(ax: Axes, x: Any, y: Any, color: Any, *, rows: Rows | None = None) -
     seen = (y >= low) & (y <= high)
     leaves = _border(x, y, below, seen, low)
     marks.at_edge(ax, leaves, top=False, color=color, label="leaves the axis", row=rows.low)
-    marks.at_edge(ax, x[y == 0], top=False, color=color, label="zero", row=rows.low)
+    marks.along_edge(ax, x, y == 0, top=False, color=color, label="zero", row=rows.low)
     leaves = _border(x, y, above, seen, high)
     marks.at_edge(ax, leaves, top=True, color=color, label="leaves the axis", marker="^", row=rows.high)
-    marks.at_edge(ax, x[np.isinf(y)], top=True, color=color, label="not finite", row=rows.high)
+    marks.along_edge(ax, x, np.isinf(y), top=True, color=color, label="not finite", row=rows.high)
     return Rows(
         rows.low + bool(below.any() or (y == 0).any()), rows.high + bool(above.any() or np.isinf(y).any())
     )  # fmt: skip

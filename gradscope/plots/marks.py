@@ -156,6 +156,28 @@ def thin_x(fig: Figure) -> None:
             ax.xaxis.set_major_locator(FixedLocator([tick.get_loc() for tick in ticks[::every]]))
 
 
+def along_edge(ax: Axes, x: ArrayLike, where: ArrayLike, *, top: bool, color: Any, label: str, row: int = 0) -> None:
+    """A mark on the edge wherever a stretch of ``x`` begins, and a line as far as the stretch goes.
+
+    A mark at each of its positions would be as loud as a curve, and nothing is to be seen there.
+    """
+    x, inside = np.asarray(x, dtype=np.float64), np.r_[0, np.asarray(where, dtype=np.int8), 0]
+    firsts, ends = (np.flatnonzero(np.diff(inside) == way) for way in (1, -1))
+    at_edge(ax, x[firsts], top=top, color=color, label=label, row=row)
+    height = _height(top, row)
+    for first, last in zip(firsts, ends - 1, strict=True):
+        ax.plot(
+            x[[first, last]], [height, height], linewidth=0.9, color=color, solid_capstyle="butt", clip_on=False,
+            transform=ax.get_xaxis_transform(), label=f"_{label}", zorder=4,
+        )  # fmt: skip
+
+
+def _height(top: bool, row: int) -> float:
+    """Height of marks on an edge, of the axis's own."""
+    lift = 0.025 * (row % 8)
+    return 0.985 - lift if top else 0.015 + lift
+
+
 def at_edge(ax: Axes, x: ArrayLike, *, top: bool, color: Any, label: str, marker: str = "", row: int = 0) -> None:
     """Marks on the lower (exact zero, underflow) or upper (not finite) edge, where a log axis has no place for them.
 
@@ -166,12 +188,11 @@ def at_edge(ax: Axes, x: ArrayLike, *, top: bool, color: Any, label: str, marker
     if not x.size:
         return
     low, high = ax.get_xlim()
-    lift = 0.025 * (row % 8)
     places = np.clip(style.width_of(ax) * 72 / _APART, 4, 48)
     slots = np.unique(np.floor((x - x.min()) / max(high - low, 1e-12) * places + 1e-9), return_index=True)[1]
     ax.plot(
         x[slots],
-        np.full(slots.size, 0.985 - lift if top else 0.015 + lift),
+        np.full(slots.size, _height(top, row)),
         linestyle="none",
         marker=marker or ("x" if top else "v"),
         markersize=3.6,

@@ -21,7 +21,7 @@ BREAKS = re.compile(r"[ :_/]|(?<![0-9])[.,]|[.,](?![0-9])|(?<![0-9]e)-")
 
 
 def titles(fig: Figure, names: Mapping[Axes, str]) -> None:
-    """Names above panels, none wider than its own: on two lines, or without their middle, where they need to be.
+    """Names above panels, none wider than its own: on several lines, or without their middle, where they need to be.
 
     Call it when everything else stands in its place: the width that is left to a panel is that of the layout.
     """
@@ -41,7 +41,7 @@ def titles(fig: Figure, names: Mapping[Axes, str]) -> None:
 
 
 def _broken(name: str, room: float, size: FontProperties) -> str:
-    """A name within some points of width, on two lines at most."""
+    """A name within some points of width: on two lines, or three where a site is named as well."""
 
     def fits(text: str) -> bool:
         # A path of nothing cannot be made.
@@ -57,9 +57,15 @@ def _broken(name: str, room: float, size: FontProperties) -> str:
         parts = [label(part.strip(), _LONGEST) for part in (plain[:at], plain[at:])]
         if all(map(fits, parts)):
             return "\n".join(parts)
-    # A run and its site each lose their own middle: one line of both would leave little of the run.
-    parts = plain.rsplit(": ", 1) if plain.count(": ") else [plain]
-    return "\n".join(_fitted(part + ":" * (len(parts) - 1 - i), fits) for i, part in enumerate(parts))
+    # A run and its site each lose their own middle, if need be: one line of both would leave little of the run.
+    run, between, site = plain.rpartition(": ")
+    if not between:
+        return _fitted(plain, fits)
+    for at in sorted((at.end() for at in BREAKS.finditer(run)), key=lambda at: abs(at - len(run) / 2)):
+        parts = [run[:at].strip(), f"{run[at:].strip()}:", site]
+        if all(map(fits, parts)):
+            return "\n".join(parts)
+    return f"{_fitted(f'{run}:', fits)}\n{_fitted(site, fits)}"
 
 
 def _fitted(part: str, fits: Callable[[str], bool]) -> str:

@@ -16,7 +16,7 @@ from gradscope.words import number
 MANY = 6
 #: Why sites have no verdict, without the numbers of each.
 _CAUSES = {
-    reasons.FEW_LAGS: "too few lags for a verdict",
+    reasons.FEW_LAGS: "too few lags",
     reasons.NO_GRADIENT: "no gradient that can be represented",
     reasons.NOT_FINITE: "gradients that are not finite",
     reasons.ONE_STEP: "the gradient reaches one step alone",

@@ -8,6 +8,9 @@ from html import escape
 #: Pixels per point on a wide screen: a third larger than drawn.
 _ENLARGED = 16 / 9
 
+#: Up to this height, of its width, a figure may share a printed sheet with another.
+_LANDSCAPE = 0.8
+
 
 def inline(svg: bytes, prefix: str, title: str, described_by: str = "") -> str:
     """``svg`` as an element for HTML: own ids, own style, no namespaces, scales with the page, described in words.
@@ -26,11 +29,12 @@ def inline(svg: bytes, prefix: str, title: str, described_by: str = "") -> str:
     text = text.replace("*{", f"#{prefix} *{{")
     head, _, body = text.partition(">")
     box = re.search(r'viewBox="([^"]+)"', head)
-    width = box.group(1).split()[2] if box else "100%"
+    assert box is not None, "matplotlib writes one"
+    width, height = map(float, box.group(1).split()[2:])
     described = f'aria-describedby="{described_by}" ' if described_by else ""
-    most = float(width) * _ENLARGED
+    shape = 'class="landscape" ' if height < _LANDSCAPE * width else ""
     opening = (
-        f'<svg id="{prefix}" role="img" aria-label="{escape(title, quote=True)}" {described}'
-        f'viewBox="{box.group(1) if box else ""}" style="width:100%;max-width:{most:.0f}px;height:auto"'
+        f'<svg id="{prefix}" role="img" aria-label="{escape(title, quote=True)}" {described}{shape}'
+        f'viewBox="{box.group(1)}" style="width:100%;max-width:{width * _ENLARGED:.0f}px;height:auto"'
     )
     return f"{opening}>{body}".strip()

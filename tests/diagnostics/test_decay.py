@@ -177,7 +177,7 @@ def test_a_change_near_the_threshold_is_undetermined():
 def test_too_few_lags_say_so(length, used):
     fit = fit_decay(range(length), 0.1 ** np.arange(length))
     assert fit.verdict == "undetermined"
-    assert f"too few lags for a verdict: {used} of at least 5" in fit.reason
+    assert f"too few lags: {used} of at least 5" in fit.reason
     assert "too few lags for a half-life" in fit.half_life_reason
     assert np.isnan(fit.rate) == (length < 3)
 

@@ -22,6 +22,7 @@ from gradscope.plots import (
     gates,
     learning,
     lines,
+    marks,
     story,
     style,
     sweep_loss,
@@ -145,6 +146,15 @@ def test_marks_on_both_edges_are_stacked_apart_from_each_other():
     assert max(float(line.get_ydata()[0]) for line in ax.get_lines()) == pytest.approx(0.985)
 
 
+def test_a_stretch_that_cannot_be_shown_is_a_mark_and_a_line():
+    with style.use("screen"):
+        ax = style.axes(None)
+        marks.along_edge(ax, [0, 1, 2, 3, 4, 5], [1, 0, 1, 1, 1, 0], top=False, color="black", label="zero")
+    drawn = [(line.get_marker(), list(line.get_xdata())) for line in ax.get_lines()]
+    assert drawn == [("v", [0, 2]), ("None", [0, 0]), ("None", [2, 4])]
+    assert {y for line in ax.get_lines() for y in line.get_ydata()} == {0.015}
+
+
 def test_a_band_is_not_cut_off_by_the_axis(tmp_path):
     spread = np.geomspace(1e-2, 1, 6)[:, None] ** np.array([0.0, 0.5, 1.0])
     data = decay.table([make_run(tmp_path / "r", lags=3, norms=lambda i: spread)])
@@ -253,6 +263,9 @@ def test_a_name_is_not_broken_within_a_number():
     size = FontProperties(size=9)
     assert titles._broken("gru_chrono_c0.1_seed0: gru/l0", 80, size) == "gru_chrono_c0.1_\nseed0: gru/l0"
     assert titles._broken("gru_chrono_c1e-3_seed0: gru/l0", 86, size) == "gru_chrono_c1e-3_\nseed0: gru/l0"
+    assert titles._broken("gru_chrono_c0.1_seed0: gru/l11_reverse", 86, size) == (
+        "gru_chrono_\nc0.1_seed0:\ngru/l11_reverse"
+    )
     assert titles._broken(" ", 80, size) == titles.label(" ", 60)  # which has no outline to measure
     assert len(titles._broken("x" * 4000, 80, size)) < 60
 

@@ -50,7 +50,7 @@ def test_short_sequences_give_their_reason_once(tmp_path):
     run = make_run(tmp_path / "short", (-0.1, -0.1), sites=SITES, cell="gru", lags=3)
     (facts,) = gather([run])
     ((words, more),) = groups.grouped(facts.answers)
-    assert words.startswith("All 8 sites: no verdict: too few lags for a verdict: 3 of at least 5. Of the gradient")
+    assert words.startswith("All 8 sites: no verdict: too few lags: 3 of at least 5. Of the gradient")
     assert more.startswith("At step 0: ")
 
 
@@ -60,4 +60,4 @@ def test_sites_whose_numbers_differ_have_their_cause_in_common(tmp_path):
     run = make_run(tmp_path / "short", (0.0,), sites=SITES, cell="gru", norms=curve)
     (facts,) = gather([run])
     ((words, _),) = groups.grouped(facts.answers)
-    assert words.startswith("All 8 sites: no verdict: too few lags for a verdict. Of the gradient where it enters")
+    assert words.startswith("All 8 sites: no verdict: too few lags. Of the gradient where it enters")
