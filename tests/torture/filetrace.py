@@ -6,6 +6,7 @@ import builtins
 import errno
 import io
 import os
+import pathlib
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -62,12 +63,16 @@ class FileTrace:
 
     def __enter__(self) -> FileTrace:
         os_functions = ("open", "close", "fsync", "replace", "rename", "link", "unlink", "remove", "mkdir", "rmdir")
-        for name in os_functions:
-            made = getattr(self, f"_{name}")(getattr(os, name))
-            self._patches.enter_context(mock.patch.object(os, name, made))
+        made = {name: getattr(self, f"_{name}")(getattr(os, name)) for name in os_functions}
         opened = self._open_file(builtins.open)
+        for name, function in made.items():
+            self._patches.enter_context(mock.patch.object(os, name, function))
         self._patches.enter_context(mock.patch.object(builtins, "open", opened))
         self._patches.enter_context(mock.patch.object(io, "open", opened))
+        if held := getattr(pathlib, "_NormalAccessor", None):  # of Python 3.10, which took them at its import
+            for name in made.keys() & vars(held).keys():
+                function = opened if name == "open" else made[name]
+                self._patches.enter_context(mock.patch.object(held, name, staticmethod(function)))
         self._patches.enter_context(vfs.watched(self._told_by_sqlite))
         return self
 

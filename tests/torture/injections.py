@@ -110,7 +110,8 @@ class Probe:
     def _name(self, code: CodeType) -> str:
         if code not in self._names:
             path = Path(code.co_filename).relative_to(_PACKAGE).with_suffix("")
-            self._names[code] = f"{'.'.join(path.parts)}:{code.co_qualname}:{code.co_firstlineno}"
+            called = getattr(code, "co_qualname", code.co_name)  # with its class from Python 3.11 on
+            self._names[code] = f"{'.'.join(path.parts)}:{called}:{code.co_firstlineno}"
         return self._names[code]
 
     @contextlib.contextmanager
