@@ -101,7 +101,7 @@ def test_the_caption_of_weights_names_the_timestep_that_contributes_most(recorde
             told["none" if norms[top] == 0 else "some"] += 1
             each.append(f"{name} {number(norms[top])} at {carried + top}" if norms[top] else f"{name} 0 throughout")
         assert f"timesteps {min(times)} to {max(times)}" in said
-        assert said.endswith(f"Largest: {', '.join(each)}."), said
+        assert f"Largest: {', '.join(each)}. Triangles on the edge: " in said, said
     assert {"some", "none"} <= set(told), told
 
 
@@ -196,7 +196,7 @@ def test_the_caption_of_a_story_of_one_run_holds_its_input_gradients_and_its_los
             told["not finite"] += 1
             assert ended == "not finite"
         losses = run.steps().sort_values("step")["loss"].to_numpy()
-        loss = re.search(r"Loss of one run, at the end \(with nothing held out\): \S+: (.*)\.$", said)
+        loss = re.search(r"Loss of one run, at the end \(with nothing held out\): \S+: (.*)\. Triangles", said)
         assert loss[1] == (number(losses[-1]) if np.isfinite(losses[-1]) else "diverged")
     assert {"lost", "in the middle", "one record", "not finite"} <= set(told), told
 

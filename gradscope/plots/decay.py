@@ -21,6 +21,12 @@ from gradscope.words import number
 TITLE = "Decay of the gradient with lag"
 NEEDS = "an adjoint of the state, which is recorded by default (quantities=['hidden', 'cell'])"
 
+#: What marks on the edges of the axis say, for a caption: see :func:`edges`.
+EDGE = (
+    "Triangles on the edge: there a curve leaves the axis, or most sequences read zero or below the smallest normal "
+    "number, as far as a line goes; crosses on the upper edge: a gradient is not finite."
+)
+
 #: Columns of the band over the sequences: of norms, and of relative ones.
 _BANDS = {False: ("low", "high"), True: ("relative_low", "relative_high")}
 
@@ -293,8 +299,7 @@ def caption(data: pd.DataFrame) -> str:
         "Hatched: most sequences read zero or below the smallest normal number. An arrow at the end of the scale: a "
         "few lines go further."
         if decay_map.is_map(named)
-        else "Triangles on the edge: there a curve leaves the axis, or most sequences read zero or below the smallest "
-        "normal number, as far as a line goes; crosses on the upper edge: a gradient is not finite."
+        else EDGE
     )
     spans = f"Lags {data['lag'].min()} to {data['lag'].max()}, {when}.{sites}"
     return " ".join([f"{said}.", spans, arriving(named), edge, *select.left_out_words(data)])

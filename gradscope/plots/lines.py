@@ -36,6 +36,13 @@ _ZERO = 1e-300
 Looks = Mapping[str, Mapping[str, Any]]
 
 
+#: What the marks of :func:`leaving` say, for a caption.
+EDGE = (
+    "Triangles on the edge: there a curve leaves the axis, or is zero, as far as a line goes; crosses on the upper "
+    "edge: it is not finite."
+)
+
+
 class Rows(NamedTuple):
     """How many curves have marks on the lower and on the upper edge already: those of the next stand beyond them."""
 

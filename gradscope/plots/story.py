@@ -348,6 +348,7 @@ def caption(data: pd.DataFrame) -> str:
     seeds = int(through.groupby("line")["run"].nunique().max()) if len(through) else 1
     over = "median over the runs that did not diverge" if loss["diverged"].eq(True).any() else "median"
     said += [f"Through training: {over}; {lines.around_words(seeds)}."] if seeds > 1 else []
+    said += ["Triangles on the edge: there a line leaves the axis; crosses: not finite, or diverged."]
     return " ".join([*said, *select.left_out_words(data)])
 
 

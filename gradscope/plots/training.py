@@ -201,7 +201,7 @@ def caption(data: pd.DataFrame) -> str:
     more = [_left_at_the_end(data)] if len(keys) <= 3 else []
     if len(keys) > MAX_PANELS:
         more.append(f"Drawn are {MAX_PANELS} of {len(keys)} runs and sites, of every model where they have room.")
-    return " ".join([said, *more, *select.left_out_words(data)])
+    return " ".join([said, *more, decay.EDGE, *select.left_out_words(data)])
 
 
 def _left_at_the_end(data: pd.DataFrame) -> str:

@@ -111,4 +111,6 @@ def caption(data: pd.DataFrame) -> str:
         f"{name} {f'{number(row.norm)} at {row.time}' if row.norm else '0 throughout'}"
         for name, row in zip(names, tops.itertuples(), strict=True)
     ])  # fmt: skip
-    return " ".join([said, *([f"Largest: {each}."] if each else []), *select.left_out_words(data)])
+    a_map = decay_map.is_map(with_lines(data))
+    beyond = "Hatched: zero. An arrow at the end of the scale: a few lines go further." if a_map else lines.EDGE
+    return " ".join([said, *([f"Largest: {each}."] if each else []), beyond, *select.left_out_words(data)])

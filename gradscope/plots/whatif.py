@@ -113,5 +113,5 @@ def caption(data: pd.DataFrame) -> str:
         f"{data['lag'].min()} to {data['lag'].max()}, geometric mean over up to {int(data['n_sequences'].max())} "
         "sequences, recomputed with each gate's pre-activation adjoint clamped at every timestep (Graves 2013) to "
         f"± {', '.join(thresholds) or 'nothing'}; below, the share of them that lies on the threshold. This is not the "
-        "clipping of parameter gradients, which leaves the curve as it is."
+        f"clipping of parameter gradients, which leaves the curve as it is. {decay.EDGE}"
     )
