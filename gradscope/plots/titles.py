@@ -31,7 +31,7 @@ def titles(fig: Figure, names: Mapping[Axes, str]) -> None:
     if layout is not None:
         layout.execute(fig)
     size = FontProperties(size=matplotlib.rcParams["axes.titlesize"])
-    rooms = {ax: ax.get_position().width * fig.bbox.width / fig.dpi * 72 + 4 for ax in names}
+    rooms = {ax: ax.get_position().width * fig.bbox.width / fig.dpi * 72 for ax in names}
     found = {ax: _broken(name, rooms[ax], size) for ax, name in names.items()}
     for same in alike({name: found[ax] for ax, name in names.items()}):
         told = without_beginning(same, _LONGEST)

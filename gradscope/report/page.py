@@ -172,6 +172,10 @@ def breakable(name: str) -> Markup:
     return Markup(re.sub(r"([_/:]|(?<!\d)\.|\.(?!\d))(?=\w)", r"\1<wbr>", str(escape(visible(name)))))
 
 
+#: A power of ten, or a range of numbers: what a line could break within.
+_UNBROKEN = re.compile(r"[-−]?[\d.]+(e-?\d+)?–[-−]?[\d.]+(e-?\d+)?|[-−]?[\d.]+e-?\d+")
+
+
 def prose(words: str) -> Markup:
-    """A sentence whose numbers do not break at their minus sign."""
-    return Markup(re.sub(r"[-−]?[\d.]+e-?\d+", r'<span class="n">\g<0></span>', str(escape(visible(words)))))
+    """A sentence whose numbers do not break at their minus sign, nor ranges of them at their dash."""
+    return Markup(_UNBROKEN.sub(r'<span class="n">\g<0></span>', str(escape(visible(words)))))
