@@ -199,9 +199,8 @@ def draw(
     lines.draw(ax, data, looks, x="lag", y="shown", line="name", band="runs" if _seeds(data) > 1 else False)
     if banded:
         _bands(ax, data, looks, relative)
-    above = lines.Rows()
     for _, rows in data.groupby(["name", "run"], sort=False):
-        above = edges(ax, rows, looks[rows["name"].iloc[0]]["color"], above)
+        edges(ax, rows, looks[rows["name"].iloc[0]]["color"])
     if horizon is not None:
         _mark_horizon(ax, data, looks, horizon, relative)
     ax.set_xlabel("lag (recurrent steps back from the last)")
@@ -240,19 +239,15 @@ def _has_band(rows: pd.DataFrame) -> bool:
     return bool(rows["run"].nunique() == 1 and rows["n_sequences"].max() > 1)
 
 
-def edges(ax: Axes, rows: pd.DataFrame, color: Any, above: lines.Rows | None = None) -> lines.Rows:
-    """Marks at the lags that the axis cannot show, beyond those of the curves before; returns the next rows."""
-    above = above or lines.Rows()
+def edges(ax: Axes, rows: pd.DataFrame, color: Any, of: object = None) -> None:
+    """Marks at the lags that the axis cannot show, above those of other curves that are not ``of`` the same."""
+    of = of or object()
     lost = rows["n_zero"] + rows["n_below_normal"] > rows["n_sequences"]
     bad = rows["n_nonfinite"] > 0
-    marks.along_edge(ax, rows["lag"], lost, top=False, color=color, label="zero or below normal", row=above.low)
-    marks.along_edge(ax, rows["lag"], bad, top=True, color=color, label="not finite", row=above.high)
-    marked = lines.Rows(above.low + bool(lost.any()), above.high + bool(bad.any()))
-    if "shown" not in rows:
-        return marked
-    usable = rows["shown"].where(~lost & ~bad)
-    left = lines.leaving(ax, rows["lag"], usable, color, rows=above)
-    return lines.Rows(max(marked.low, left.low), max(marked.high, left.high))
+    marks.along_edge(ax, rows["lag"], lost, top=False, color=color, label="zero or below normal", of=of)
+    marks.along_edge(ax, rows["lag"], bad, top=True, color=color, label="not finite", of=of)
+    if "shown" in rows:
+        lines.leaving(ax, rows["lag"], rows["shown"].where(~lost & ~bad), color, of=of)
 
 
 def _mark_horizon(

@@ -88,12 +88,12 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
     if column == "condition":
         marks.powers_y(ax, [data["condition"]])
     lines.draw(ax, data, looks, x="step", y=column, line="run", log=False)
-    for row, (name, rows) in enumerate(data.groupby("run", sort=False)):
+    for name, rows in data.groupby("run", sort=False):
         colour = looks[str(name)]["color"]
         if column == "exponent" and len(looks) <= style.MAX_BANDS:
             marks.band(ax, rows["step"], rows["low"], rows["high"], colour)
         gone = rows["step"][np.isinf(rows[column])]
-        marks.at_edge(ax, gone, top=column == "condition", color=colour, label="destroyed", row=row)
+        marks.at_edge(ax, gone, top=column == "condition", color=colour, label="destroyed")
     if column == "exponent":
         ax.axhline(0.0, color=style.GREY, linewidth=0.8, linestyle=":", label="_preserved", zorder=1)
         ax.yaxis.set_major_locator(MaxNLocator(nbins=5))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -41,13 +41,6 @@ EDGE = (
     "Triangles on the edge: there a curve leaves the axis, or is zero, as far as a line goes; crosses on the upper "
     "edge: it is not finite."
 )
-
-
-class Rows(NamedTuple):
-    """How many curves have marks on the lower and on the upper edge already: those of the next stand beyond them."""
-
-    low: int = 0
-    high: int = 0
 
 
 def draw(
@@ -207,25 +200,21 @@ def _with_bands(low: float, high: float, edges: np.ndarray, floor: float) -> tup
     return min(low, max(edges.min(), low / more, floor)), max(high, min(edges.max(), high * more))
 
 
-def leaving(ax: Axes, x: Any, y: Any, color: Any, *, rows: Rows | None = None) -> Rows:
+def leaving(ax: Axes, x: Any, y: Any, color: Any, *, of: object = None) -> None:
     """A triangle where a curve first leaves the axis, or is zero; a cross where it is not finite.
 
-    ``rows`` counts the curves with marks, which do not stand on each other; returns those of the next.
+    Marks do not stand on those of other curves, unless these are ``of`` the same.
     """
-    rows = rows or Rows()
-    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    x, y, of = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64), of or object()
     low, high = ax.get_ylim()
     below, above = (y > 0) & (y < low), np.isfinite(y) & (y > high)
     seen = (y >= low) & (y <= high)
     leaves = _border(x, y, below, seen, low)
-    marks.at_edge(ax, leaves, top=False, color=color, label="leaves the axis", row=rows.low)
-    marks.along_edge(ax, x, y == 0, top=False, color=color, label="zero", row=rows.low)
+    marks.at_edge(ax, leaves, top=False, color=color, label="leaves the axis", of=of)
+    marks.along_edge(ax, x, y == 0, top=False, color=color, label="zero", of=of)
     leaves = _border(x, y, above, seen, high)
-    marks.at_edge(ax, leaves, top=True, color=color, label="leaves the axis", marker="^", row=rows.high)
-    marks.along_edge(ax, x, np.isinf(y), top=True, color=color, label="not finite", row=rows.high)
-    return Rows(
-        rows.low + bool(below.any() or (y == 0).any()), rows.high + bool(above.any() or np.isinf(y).any())
-    )  # fmt: skip
+    marks.at_edge(ax, leaves, top=True, color=color, label="leaves the axis", marker="^", of=of)
+    marks.along_edge(ax, x, np.isinf(y), top=True, color=color, label="not finite", of=of)
 
 
 def _border(x: np.ndarray, y: np.ndarray, outside: np.ndarray, seen: np.ndarray, edge: float) -> list[float]:

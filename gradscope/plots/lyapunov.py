@@ -56,8 +56,8 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
     marks.whole_x(ax, shown["index"])
     lines.draw(ax, shown, looks, x="index", y="exponent", line="run", log=False)
     destroyed = shown[np.isneginf(shown["exponent"])]
-    for row, (name, rows) in enumerate(destroyed.groupby("run", sort=False)):
-        marks.at_edge(ax, rows["index"], top=False, color=looks[str(name)]["color"], label="destroyed", row=row)
+    for name, rows in destroyed.groupby("run", sort=False):
+        marks.at_edge(ax, rows["index"], top=False, color=looks[str(name)]["color"], label="destroyed")
     ax.axhline(0.0, color=style.GREY, linewidth=0.8, linestyle=":", label="_preserved", zorder=1)
     ax.yaxis.set_major_locator(MaxNLocator(nbins=6))
     ax.set_xlabel("index of the exponent")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,6 +19,8 @@ from gradscope.plots import style
 _LOWEST, _HIGHEST = -307.5, 307.5
 #: Marks on an edge stand at least so far apart, points: closer ones run into a bar.
 _APART = 7.0
+# What stands on the upper (True) and lower edge of axes: row, first, last, and what it is of.
+_STANDING: WeakKeyDictionary[Axes, dict[bool, list[tuple[int, float, float, object]]]] = WeakKeyDictionary()
 
 
 def log_y(ax: Axes, values: Iterable[ArrayLike], *, decades: float = 1.0) -> None:
@@ -156,15 +159,18 @@ def thin_x(fig: Figure) -> None:
             ax.xaxis.set_major_locator(FixedLocator([tick.get_loc() for tick in ticks[::every]]))
 
 
-def along_edge(ax: Axes, x: ArrayLike, where: ArrayLike, *, top: bool, color: Any, label: str, row: int = 0) -> None:
+def along_edge(
+    ax: Axes, x: ArrayLike, where: ArrayLike, *, top: bool, color: Any, label: str, of: object = None
+) -> None:
     """A mark on the edge wherever a stretch of ``x`` begins, and a line as far as the stretch goes.
 
-    A mark at each of its positions would be as loud as a curve, and nothing is to be seen there.
+    A mark at each of its positions would be as loud as a curve, and nothing is to be seen there. ``of`` as in
+    :func:`at_edge`.
     """
     x, inside = np.asarray(x, dtype=np.float64), np.r_[0, np.asarray(where, dtype=np.int8), 0]
     firsts, ends = (np.flatnonzero(np.diff(inside) == way) for way in (1, -1))
-    at_edge(ax, x[firsts], top=top, color=color, label=label, row=row)
-    height = _height(top, row)
+    height = _height(ax, top, list(zip(x[firsts], x[ends - 1], strict=True)), of)
+    _mark(ax, x[firsts], height, top, color, label)
     for first, last in zip(firsts, ends - 1, strict=True):
         ax.plot(
             x[[first, last]], [height, height], linewidth=0.9, color=color, solid_capstyle="butt", clip_on=False,
@@ -172,17 +178,11 @@ def along_edge(ax: Axes, x: ArrayLike, where: ArrayLike, *, top: bool, color: An
         )  # fmt: skip
 
 
-def _height(top: bool, row: int) -> float:
-    """Height of marks on an edge, of the axis's own."""
-    lift = 0.025 * (row % 8)
-    return 0.985 - lift if top else 0.015 + lift
-
-
-def at_edge(ax: Axes, x: ArrayLike, *, top: bool, color: Any, label: str, marker: str = "", row: int = 0) -> None:
+def at_edge(ax: Axes, x: ArrayLike, *, top: bool, color: Any, label: str, marker: str = "", of: object = None) -> None:
     """Marks on the lower (exact zero, underflow) or upper (not finite) edge, where a log axis has no place for them.
 
-    Neighbouring positions are thinned to what can be told apart at the width of the panel; ``row`` lifts them off the
-    edge, above others.
+    Neighbouring positions are thinned to what can be told apart at the width of the panel. Marks stand above those
+    that stand there already, unless these are ``of`` the same.
     """
     x = np.asarray(x, dtype=np.float64)
     if not x.size:
@@ -190,18 +190,32 @@ def at_edge(ax: Axes, x: ArrayLike, *, top: bool, color: Any, label: str, marker
     low, high = ax.get_xlim()
     places = np.clip(style.width_of(ax) * 72 / _APART, 4, 48)
     slots = np.unique(np.floor((x - x.min()) / max(high - low, 1e-12) * places + 1e-9), return_index=True)[1]
-    ax.plot(
-        x[slots],
-        np.full(slots.size, _height(top, row)),
-        linestyle="none",
-        marker=marker or ("x" if top else "v"),
-        markersize=3.6,
-        color=color,
-        transform=ax.get_xaxis_transform(),
-        clip_on=False,
-        label=f"_{label}",
-        zorder=4,
-    )
+    height = _height(ax, top, [(at, at) for at in x[slots]], of)
+    _mark(ax, x[slots], height, top, color, label, marker)
+
+
+def _mark(ax: Axes, x: np.ndarray, height: float, top: bool, color: Any, label: str, marker: str = "") -> None:
+    if x.size:
+        ax.plot(
+            x, np.full(x.size, height), linestyle="none", marker=marker or ("x" if top else "v"), markersize=3.6,
+            color=color, transform=ax.get_xaxis_transform(), clip_on=False, label=f"_{label}", zorder=4,
+        )  # fmt: skip
+
+
+def _height(ax: Axes, top: bool, spans: list[tuple[float, float]], of: object) -> float:
+    """How high marks stand, of the axis's own height: in the row nearest to the edge that is free where they go."""
+    low, high = ax.get_xlim()
+    apart = _APART * (high - low) / (72 * style.width_of(ax))
+    standing = _STANDING.setdefault(ax, {}).setdefault(top, [])
+    taken = {
+        row
+        for row, first, last, whose in standing
+        if (of is None or whose != of) and any(a < last + apart and first < b + apart for a, b in spans)
+    }
+    row = next(row for row in count() if row not in taken)
+    standing += [(row, first, last, of) for first, last in spans]
+    lift = 0.025 * (row % 8)
+    return 0.985 - lift if top else 0.015 + lift
 
 
 def band_of(line: str) -> str:

@@ -180,8 +180,8 @@ def _name_thresholds(ax: Axes) -> None:
 
 
 def _non_finite(ax: Axes, data: pd.DataFrame, looks: dict[str, dict[str, Any]], where: pd.Series) -> None:
-    for row, (name, rows) in enumerate(data[where].groupby("line", sort=False)):
-        marks.at_edge(ax, rows["step"], top=True, color=looks[str(name)]["color"], label="not finite", row=row)
+    for name, rows in data[where].groupby("line", sort=False):
+        marks.at_edge(ax, rows["step"], top=True, color=looks[str(name)]["color"], label="not finite")
 
 
 def _loss(ax: Axes, data: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> None:

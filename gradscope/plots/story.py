@@ -98,16 +98,14 @@ def _arrives(value: float) -> str:
 
 
 def _edges(ax: Axes, rows: pd.DataFrame, looks: dict[str, Any]) -> None:
-    """Marks where the median of a line leaves the axis, and where a run set aside is not finite: rows for each line."""
-    above = lines.Rows()
+    """Marks where the median of a line leaves the axis, and where a run set aside is not finite."""
     aside = rows["aside"] if "aside" in rows else pd.Series(False, index=rows.index)
     for name, look in looks.items():
         of_line = rows["line"] == name
         middle = rows[of_line & ~aside].groupby("x")["value"].median()
-        above = lines.leaving(ax, middle.index, middle, look["color"], rows=above)
+        lines.leaving(ax, middle.index, middle, look["color"])
         gone = rows["x"][of_line & aside & np.isinf(rows["value"])]
-        marks.at_edge(ax, gone, top=True, color=look["color"], label="not finite", row=above.high)
-        above = above._replace(high=above.high + bool(len(gone)))
+        marks.at_edge(ax, gone, top=True, color=look["color"], label="not finite")
 
 
 def _more(hidden: int) -> str:

@@ -111,7 +111,7 @@ def draw(
     named = data.assign(shown=data[column], name=[f"step {step}" for step in data["step"]])
     lines.draw(ax, named, looks, x="lag", y="shown", line="name")
     for name, rows in named.groupby("name", sort=False):
-        decay.edges(ax, rows, looks[str(name)]["color"])
+        decay.edges(ax, rows, looks[str(name)]["color"], of=data["run"].iloc[0])  # steps of one run may share a place
     ax.set_xlabel("lag (recurrent steps back from the last)")
     ax.set_ylabel(decay.y_label(list(dict.fromkeys(data["quantity"])), relative, decay.origin(data)))
     if not np.isfinite(data[column]).any():

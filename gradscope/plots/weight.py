@@ -82,10 +82,9 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
     else:
         several = bool(data.groupby("name")["run"].nunique().max() > 1)
         lines.draw(ax, data, looks, x="time", y="norm", line="name", band="runs" if several else False)
-    above = lines.Rows()
     for (name, _), rows in data.groupby(["name", "run"], sort=False):
         finite = rows["norm"].where(~rows["norm"].isna(), np.inf)
-        above = lines.leaving(ax, rows["time"], finite, looks[str(name)]["color"], rows=above)
+        lines.leaving(ax, rows["time"], finite, looks[str(name)]["color"])
     ax.set_xlabel(ACROSS)
     ax.set_ylabel(SYMBOL)
     if legend and len(looks) > 1:

@@ -86,11 +86,10 @@ def draw(
     curves = [rows["norm"] for _, rows in data.groupby("name", sort=False)]
     lines.limits(ax, curves, start=float(first.iloc[0]) if len(first) else 1.0)
     lines.draw(ax, data, looks, x="lag", y="norm", line="name")
-    above = lines.Rows()
     for name, rows in data.groupby("name", sort=False):
         if len(looks) <= 3 and rows["n_sequences"].max() > 1:  # the curves lie close: more bands would hide them
             marks.band(ax, rows["lag"], rows["low"], rows["high"], looks[str(name)]["color"], str(name))
-        above = decay.edges(ax, rows, looks[str(name)]["color"], above)
+        decay.edges(ax, rows, looks[str(name)]["color"])
     if share_ax is not None:
         clipped = data[data["name"] != "none"]
         shown = {name: look for name, look in looks.items() if name != "none"}

@@ -135,15 +135,20 @@ def test_a_mark_stands_where_its_curve_crosses_the_edge(grows):
     assert [mark for line in ax.get_lines() for mark in line.get_xdata()] == pytest.approx([29.5 if grows else 10.5])
 
 
-def test_marks_on_both_edges_are_stacked_apart_from_each_other():
+def test_marks_stand_above_others_only_where_these_are_in_their_way():
     with style.use("screen"):
         ax = style.axes(None)
+        ax.set_xlim(0, 10)
         ax.set_yscale("log")
         ax.set_ylim(0.1, 10)
-        rows = lines.leaving(ax, [0, 1], [1.0, 1e-3], "black")
-        rows = lines.leaving(ax, [0, 1], [1.0, 1e3], "black", rows=rows)
-    assert rows == (1, 1)
-    assert max(float(line.get_ydata()[0]) for line in ax.get_lines()) == pytest.approx(0.985)
+        lines.leaving(ax, [0, 10], [1.0, 1e-3], "black")
+        lines.leaving(ax, [0, 10], [1.0, 1e3], "black")  # at the other edge
+        lines.leaving(ax, [0, 1, 10], [1.0, 1e-3, 1e-3], "black")  # much earlier
+        lines.leaving(ax, [0, 10], [1.0, 1e-3], "black")  # where the first is
+        lines.leaving(ax, [0, 10], [1.0, 0.0], "black", of="one run")  # there too: at its end
+        lines.leaving(ax, [0, 10], [1.0, 0.0], "black", of="one run")
+    heights = [float(line.get_ydata()[0]) for line in ax.get_lines() if line.get_linestyle() == "None"]
+    assert heights == pytest.approx([0.015, 0.985, 0.015, 0.04, 0.015, 0.015])
 
 
 def test_a_stretch_that_cannot_be_shown_is_a_mark_and_a_line():
