@@ -199,8 +199,8 @@ def draw(
     lines.draw(ax, data, looks, x="lag", y="shown", line="name", band="runs" if _seeds(data) > 1 else False)
     if banded:
         _bands(ax, data, looks, relative)
-    for _, rows in data.groupby(["name", "run"], sort=False):
-        edges(ax, rows, looks[rows["name"].iloc[0]]["color"])
+    for (name, _), rows in data.groupby(["name", "run"], sort=False):
+        edges(ax, rows, looks[str(name)]["color"], of=name)  # the seeds of a line may share a place
     if horizon is not None:
         _mark_horizon(ax, data, looks, horizon, relative)
     ax.set_xlabel("lag (recurrent steps back from the last)")

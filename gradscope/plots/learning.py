@@ -127,7 +127,7 @@ def _gone(ax: Axes, data: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Non
     """A cross on the upper edge where each training diverged."""
     at = data[data["diverged"]].groupby(["model", "run"], sort=False)["step"].min()
     for (model, _), step in at.items():
-        marks.at_edge(ax, [step], top=True, color=looks[str(model)]["color"], label="diverged")
+        marks.at_edge(ax, [step], top=True, color=looks[str(model)]["color"], label="diverged", of=model)
 
 
 def _thin(ax: Axes, batches: pd.DataFrame, looks: dict[str, dict[str, Any]], *, strong: bool) -> None:

@@ -138,10 +138,10 @@ def _loss(ax: Axes, rows: pd.DataFrame) -> None:
     if len(chance):
         ax.axhline(float(chance.iloc[0]), color=style.GREY, linestyle=":", linewidth=0.9, zorder=1)
     for _, of_run in smooth.groupby("run", sort=False):
-        colour = looks[of_run["line"].iloc[0]]["color"]
-        over = of_run["x"][of_run["value"] > top]
-        marks.at_edge(ax, over[:1], top=True, color=colour, label="leaves the axis", marker="^")
-        marks.at_edge(ax, of_run["x"][of_run["diverged"]][:1], top=True, color=colour, label="diverged")
+        line = of_run["line"].iloc[0]
+        colour, over, gone = looks[line]["color"], of_run["x"][of_run["value"] > top], of_run["x"][of_run["diverged"]]
+        marks.at_edge(ax, over[:1], top=True, color=colour, label="leaves the axis", marker="^", of=line)
+        marks.at_edge(ax, gone[:1], top=True, color=colour, label="diverged", of=line)
     ends, parted = middle_at(smooth[~smooth["aside"]], "last"), lines.parted(rows)
     reached = _reached(rows)
     named = {}

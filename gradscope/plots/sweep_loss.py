@@ -84,14 +84,15 @@ def _gone(gone: int, n: int) -> str:
 def _strayed(ax: Axes, smooth: pd.DataFrame, looks: dict[str, dict[str, Any]], top: float) -> None:
     """Crosses where runs diverged, triangles where they leave the axis."""
     for _, run in smooth.groupby("run", sort=False):
-        colour, finite = looks[run["line"].iloc[0]]["color"], run[np.isfinite(run["value"])]
+        line, finite = run["line"].iloc[0], run[np.isfinite(run["value"])]
+        colour = looks[line]["color"]
         over = finite["step"][finite["value"] > top]
-        marks.at_edge(ax, over[:1], top=True, color=colour, label="leaves the axis", marker="^")
+        marks.at_edge(ax, over[:1], top=True, color=colour, label="leaves the axis", marker="^", of=line)
         if run["diverged"].any():
             last = finite.iloc[-1] if len(finite) else None
             if last is None or last["value"] > top:
                 at = run["step"].iloc[:1] if last is None else [last["step"]]
-                marks.at_edge(ax, at, top=True, color=colour, label="diverged")
+                marks.at_edge(ax, at, top=True, color=colour, label="diverged", of=line)
             else:
                 ax.plot(
                     last["step"], last["value"], marker="x", markersize=8, markeredgewidth=2, color=colour,

@@ -84,7 +84,7 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
         lines.draw(ax, data, looks, x="time", y="norm", line="name", band="runs" if several else False)
     for (name, _), rows in data.groupby(["name", "run"], sort=False):
         finite = rows["norm"].where(~rows["norm"].isna(), np.inf)
-        lines.leaving(ax, rows["time"], finite, looks[str(name)]["color"])
+        lines.leaving(ax, rows["time"], finite, looks[str(name)]["color"], of=name)
     ax.set_xlabel(ACROSS)
     ax.set_ylabel(SYMBOL)
     if legend and len(looks) > 1:
