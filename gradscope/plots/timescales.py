@@ -116,7 +116,8 @@ def _boxes(ax: Axes, shown: pd.DataFrame) -> None:
         _rows(ax, shown, names, named)
     else:
         _areas(ax, shown, names)
-    ax.set_yticks(range(len(names)) if named else [], [label(name, 24) for name in names] if named else None)
+    most = 34 if style.size_of(ax)[0] > 4.5 else 24
+    ax.set_yticks(range(len(names)) if named else [], [label(name, most) for name in names] if named else None)
     ax.set_ylabel("" if named else f"{len(names)} lines, by their median")
     ax.set_ylim(len(names) - 0.5, -0.5)
 
