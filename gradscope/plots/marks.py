@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import count, pairwise
+from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
 
@@ -19,8 +20,10 @@ from gradscope.plots import style
 _LOWEST, _HIGHEST = -307.5, 307.5
 #: Marks on an edge stand at least so far apart, points: closer ones run into a bar.
 _APART = 7.0
-# What stands on the upper (True) and lower edge of axes: row, first, last, and what it is of.
-_STANDING: WeakKeyDictionary[Axes, dict[bool, list[tuple[int, float, float, object]]]] = WeakKeyDictionary()
+#: How many rows of them there may be, and how far apart, of the height of the axes.
+_ROWS, _LIFT = 8, 0.025
+# What marks, and lines along an edge, are of.
+_OF: WeakKeyDictionary[Line2D, object] = WeakKeyDictionary()
 
 
 def log_y(ax: Axes, values: Iterable[ArrayLike], *, decades: float = 1.0) -> None:
@@ -169,13 +172,12 @@ def along_edge(
     """
     x, inside = np.asarray(x, dtype=np.float64), np.r_[0, np.asarray(where, dtype=np.int8), 0]
     firsts, ends = (np.flatnonzero(np.diff(inside) == way) for way in (1, -1))
-    height = _height(ax, top, list(zip(x[firsts], x[ends - 1], strict=True)), of)
-    _mark(ax, x[firsts], height, top, color, label)
-    for first, last in zip(firsts, ends - 1, strict=True):
-        ax.plot(
-            x[[first, last]], [height, height], linewidth=0.9, color=color, solid_capstyle="butt", clip_on=False,
-            transform=ax.get_xaxis_transform(), label=f"_{label}", zorder=4,
-        )  # fmt: skip
+    stretches = list(zip(x[firsts], x[ends - 1], strict=True))
+    height = _height(ax, top, stretches, of)
+    if stretches:
+        _stand(ax, x[firsts], height, of, linestyle="none", marker="x" if top else "v", color=color, label=label)
+    for stretch in stretches:
+        _stand(ax, stretch, height, of, linewidth=0.9, solid_capstyle="butt", color=color, label=label)
 
 
 def at_edge(ax: Axes, x: ArrayLike, *, top: bool, color: Any, label: str, marker: str = "", of: object = None) -> None:
@@ -191,31 +193,29 @@ def at_edge(ax: Axes, x: ArrayLike, *, top: bool, color: Any, label: str, marker
     places = np.clip(style.width_of(ax) * 72 / _APART, 4, 48)
     slots = np.unique(np.floor((x - x.min()) / max(high - low, 1e-12) * places + 1e-9), return_index=True)[1]
     height = _height(ax, top, [(at, at) for at in x[slots]], of)
-    _mark(ax, x[slots], height, top, color, label, marker)
+    marker = marker or ("x" if top else "v")
+    _stand(ax, x[slots], height, of, linestyle="none", marker=marker, color=color, label=label)
 
 
-def _mark(ax: Axes, x: np.ndarray, height: float, top: bool, color: Any, label: str, marker: str = "") -> None:
-    if x.size:
-        ax.plot(
-            x, np.full(x.size, height), linestyle="none", marker=marker or ("x" if top else "v"), markersize=3.6,
-            color=color, transform=ax.get_xaxis_transform(), clip_on=False, label=f"_{label}", zorder=4,
-        )  # fmt: skip
+def _stand(ax: Axes, x: ArrayLike, height: float, of: object, *, label: str, **look: Any) -> None:
+    where: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "clip_on": False, "zorder": 4}
+    (drawn,) = ax.plot(x, np.full(np.size(x), height), markersize=3.6, label=f"_{label}", **where, **look)
+    _OF[drawn] = of
 
 
 def _height(ax: Axes, top: bool, spans: list[tuple[float, float]], of: object) -> float:
-    """How high marks stand, of the axis's own height: in the row nearest to the edge that is free where they go."""
+    """How high marks stand, of the axes' own height: in the row nearest to the edge that is free where they go."""
     low, high = ax.get_xlim()
     apart = _APART * (high - low) / (72 * style.width_of(ax))
-    standing = _STANDING.setdefault(ax, {}).setdefault(top, [])
-    taken = {
-        row
-        for row, first, last, whose in standing
-        if (of is None or whose != of) and any(a < last + apart and first < b + apart for a, b in spans)
-    }
-    row = next(row for row in count() if row not in taken)
-    standing += [(row, first, last, of) for first, last in spans]
-    lift = 0.025 * (row % 8)
-    return 0.985 - lift if top else 0.015 + lift
+    taken = set()
+    for line in ax.get_lines():
+        if line in _OF and (of is None or _OF[line] != of):
+            x = np.asarray(line.get_xdata(), dtype=np.float64)
+            standing = [(at, at) for at in x] if line.get_linestyle() == "None" else [(x[0], x[-1])]
+            if any(a < last + apart and first < b + apart for first, last in standing for a, b in spans):
+                taken.add(float(np.asarray(line.get_ydata())[0]))
+    heights = [0.985 - _LIFT * row if top else 0.015 + _LIFT * row for row in range(_ROWS)]
+    return next((height for height in heights if height not in taken), heights[-1])
 
 
 def band_of(line: str) -> str:

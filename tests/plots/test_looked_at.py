@@ -147,8 +147,12 @@ def test_marks_stand_above_others_only_where_these_are_in_their_way():
         lines.leaving(ax, [0, 10], [1.0, 1e-3], "black")  # where the first is
         lines.leaving(ax, [0, 10], [1.0, 0.0], "black", of="one run")  # there too: at its end
         lines.leaving(ax, [0, 10], [1.0, 0.0], "black", of="one run")
-    heights = [float(line.get_ydata()[0]) for line in ax.get_lines() if line.get_linestyle() == "None"]
-    assert heights == pytest.approx([0.015, 0.985, 0.015, 0.04, 0.015, 0.015])
+        heights = [float(line.get_ydata()[0]) for line in ax.get_lines() if line.get_linestyle() == "None"]
+        assert heights == pytest.approx([0.015, 0.985, 0.015, 0.04, 0.015, 0.015])
+        ax.clear()
+        ax.set_xlim(0, 10)
+        marks.at_edge(ax, [10], top=False, color="black", label="zero")
+    assert ax.get_lines()[0].get_ydata()[0] == 0.015
 
 
 def test_a_stretch_that_cannot_be_shown_is_a_mark_and_a_line():
