@@ -150,8 +150,15 @@ class SiteAnswer:
 
 
 def answer(run: Run | Reading, site: str, quantity: str | None = None, **options: Any) -> SiteAnswer:
-    """The answer of a run at one site; see :class:`SiteAnswer`."""
+    """The answer of a run at one site; see :class:`SiteAnswer`. Without options it is found once."""
     chosen = _quantity(run, site, quantity)
+    if options:
+        return _answer(run, site, chosen, **options)
+    once: SiteAnswer = read(run).once(f"answer {chosen} {site}", lambda: _answer(run, site, chosen))
+    return once
+
+
+def _answer(run: Run | Reading, site: str, chosen: str, **options: Any) -> SiteAnswer:
     found = norms(run, site, chosen)
     spans, fits = [], []
     for part in ("early", "late"):

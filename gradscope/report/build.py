@@ -174,6 +174,7 @@ def _listed(drawn: Sequence[Drawn]) -> dict[str, Any]:
         figure.name: {
             "caption": figure.caption,
             "files": [*(f"figures/{figure.name}.{kind}" for kind in figure.files), f"data/{figure.name}.csv"],
+            **({"data": figure.thinned} if figure.thinned else {}),
         }
         for figure in drawn
     }

@@ -24,6 +24,7 @@ class Drawn:
     """A figure as files: bytes per format, the table behind it, and words.
 
     ``views`` are the drawings for the page, by name: SVG, and where its axes and lines are (:func:`places`).
+    ``thinned`` says which part of a very long table is there.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Drawn:
     files: dict[str, bytes]
     data: pd.DataFrame
     views: dict[str, tuple[bytes, dict[str, Any]]] = field(default_factory=dict)
+    thinned: str = ""
 
 
 def draw(picture: Picture, provenance: Mapping[str, Any]) -> Drawn:
@@ -44,7 +46,7 @@ def draw(picture: Picture, provenance: Mapping[str, Any]) -> Drawn:
         for name, options in picture.views.items():
             other, places_of = _laid_out(picture, {**picture.options, **options})
             views[name] = (render(other, "svg", title=picture.title), places_of)
-    return Drawn(picture.name, picture.title, picture.caption, files, picture.data, views)
+    return Drawn(picture.name, picture.title, picture.caption, files, picture.data, views, picture.thinned)
 
 
 def _laid_out(picture: Picture, options: Mapping[str, Any]) -> tuple[Figure, dict[str, Any]]:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pandas as pd
+
 from gradscope import plots
 from gradscope.errors import EmptyRunError, NotRecordedError
 from gradscope.reading import read_all
@@ -63,6 +65,9 @@ SWEEP = (
     Wanted("norm_distribution", "norm_distribution"),
 )
 
+#: Rows of the table behind a figure. Of more, which very many sites of long sequences have, some lags are left out.
+MOST_ROWS = 500_000
+
 #: Not from a recording, whatever it holds: the page says how to measure them.
 MEASURED = ("source_target", "connectivity", "spectrum", "lyapunov", "dynamics", "whatif")
 
@@ -91,7 +96,26 @@ def pictures_of(
             missing[title] = module.NEEDS
             continue
         words = module.caption(data)
-        found.append(Picture(wanted.name, wanted.plot, title, words, data, gathered=options, views=wanted.views))
+        kept, thinned = _thinned(data)
+        found.append(
+            Picture(
+                wanted.name, wanted.plot, title, words, kept, gathered=options, views=wanted.views, thinned=thinned
+            )
+        )  # fmt: skip
     if shown is None:
         missing |= {module.TITLE: module.NEEDS for module in map(plots.load, MEASURED)}
     return found, missing
+
+
+def _thinned(data: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """A table as a page can hold it, and which part of it that is: with fewer lags, where it is very long.
+
+    They are still more than a figure has pixels for, and the runs have them all.
+    """
+    across = next((name for name in ("lag", "time") if name in data), "")
+    every = -(-len(data) // MOST_ROWS)
+    if every < 2 or not across:
+        return data, ""
+    at = data[across]
+    kept = data[(at % every == 0) | (at == at.max())].reset_index(drop=True)
+    return kept, f"one {'lag' if across == 'lag' else 'timestep'} in {every}"

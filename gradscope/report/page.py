@@ -48,6 +48,7 @@ class Figure:
     caption: str
     kinds: tuple[str, ...]
     views: tuple[View, ...]
+    thinned: str
 
 
 def render(
@@ -134,7 +135,7 @@ def _figure(one: Drawn, position: int) -> Figure:
         prefix = f"figure-{position}-drawing" + (f"-{i}" if i else "")
         drawing = Markup(inline(svg, prefix, one.title, f"caption-{position}"))
         views.append(View(name, drawing, json.dumps(hover, separators=(",", ":")), bool(hover["lines"])))
-    return Figure(position, one.name, one.title, one.caption, tuple(sorted(one.files)), tuple(views))
+    return Figure(position, one.name, one.title, one.caption, tuple(sorted(one.files)), tuple(views), one.thinned)
 
 
 # --- templates -------------------------------------------------------------------------------------------------------

@@ -30,6 +30,8 @@ class Picture:
         Options with which ``data`` were gathered, for the record.
     views : mapping of str to mapping
         Further ways to see it on the page, by name: options of the plot's ``draw`` in place of ``options``.
+    thinned : str
+        Which part of a very long table ``data`` is, in words.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Picture:
     options: Mapping[str, Any] = field(default_factory=dict)
     gathered: Mapping[str, Any] = field(default_factory=dict)
     views: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    thinned: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
+import pandas as pd
 import pytest
 
 from gradscope.errors import EmptyRunError, RunExistsError, SettingError
@@ -186,3 +187,16 @@ def test_reporting_never_imports_torch():
     code = "import sys, gradscope.report, gradscope.cli.report, gradscope.cli.plot; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_the_table_behind_a_figure_has_fewer_lags_where_it_would_be_very_long(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", lags=41)
+    whole = build_report([run], tmp_path / "whole", shown=["decay"])
+    monkeypatch.setattr("gradscope.report.figures.MOST_ROWS", 20)
+    thinned = build_report([run], tmp_path / "thinned", shown=["decay"])
+    lags, kept = (list(pd.read_csv(paths.data[0])["lag"]) for paths in (whole, thinned))
+    assert (lags, kept) == (list(range(41)), [*range(0, 40, 3), 40])
+    assert "data</a> (one lag in 3)" in thinned.index.read_text()
+    assert "(one lag in" not in whole.index.read_text()
+    said, of_whole = (json.loads(paths.summary.read_text())["figures"]["decay"] for paths in (thinned, whole))
+    assert said == {**of_whole, "data": "one lag in 3"}
