@@ -109,4 +109,6 @@ def _refuse_foreign(module: ModuleType, data: pd.DataFrame, path: Path) -> None:
         module.caption(data)
     except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
         kind = module.__name__.rpartition(".")[2]
-        raise SettingError(f"{path}: not the data of a figure {kind!r} ({error}).") from None
+        why = f"it has no column {error.args[0]}" if isinstance(error, KeyError) else str(error)
+        beside = f"that is the CSV which 'gradscope plot {kind}' writes beside the figure"
+        raise SettingError(f"{path}: not the data of a figure {kind!r}, {why}; {beside}.") from None

@@ -86,7 +86,7 @@ def test_a_figure_is_drawn_again_from_its_data_alone(run, tmp_path):
     assert (tmp_path / "again.csv").read_text() == (tmp_path / "first.csv").read_text()
     foreign = call("sweep_loss", tmp_path / "first.csv", "-o", tmp_path / "no.svg")
     assert foreign.exit_code == 2
-    assert "not the data of a figure 'sweep_loss'" in foreign.stderr
+    assert "not the data of a figure 'sweep_loss', it has no column threshold; that is the CSV" in foreign.stderr
 
 
 @pytest.fixture(scope="module")
