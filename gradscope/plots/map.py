@@ -168,7 +168,7 @@ def draw(data: pd.DataFrame, ax: Axes | None = None, *, style_name: str = "scree
     reach = data["metric"].iloc[0] == REACH
     metric = "what arrives at the first input" if reach else metric_words(str(data["metric"].iloc[0]))
     norm = LogNorm(*heatmap.color_limits(shown.to_numpy())) if reach else None
-    text = text.map(lambda words: _fitting(words, ax, len(across)))
+    text = text.apply(lambda column: column.map(lambda words: _fitting(words, ax, len(across))))
     said: dict[str, Any] = {"fontsize": style.small()}
     said["linespacing"] = _OF_POWERS if "$" in "".join(text.to_numpy().flat) else _SPACING
     seaborn.heatmap(
