@@ -9,6 +9,7 @@ an environment with gradscope.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,13 +69,10 @@ def on_dask(address: str) -> Iterator[Engine]:
     """
     try:
         from distributed import Client
-        from distributed import client as of_distributed
         from distributed.comm.core import CommClosedError
         from distributed.scheduler import KilledWorker
     except ModuleNotFoundError as error:
         raise _not_installed("--dask", "dask", error) from error
-    # Older ones have no name of their own for it.
-    cancelled = getattr(of_distributed, "FutureCancelledError", None) or of_distributed.CancelledError
     try:
         client = Client(address, timeout=_ANSWER, set_as_default=False)
     except (OSError, ValueError) as error:  # a TimeoutError is one as well
@@ -84,7 +82,7 @@ def on_dask(address: str) -> Iterator[Engine]:
     with client:
         try:
             yield _Dask(client)
-        except (KilledWorker, CommClosedError, cancelled) as error:
+        except (KilledWorker, CommClosedError, CancelledError) as error:
             raise RunError(f"Dask lost a training: {error} What is finished stays.") from error
 
 
