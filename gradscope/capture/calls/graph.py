@@ -176,7 +176,8 @@ def walk(roots: Iterable[Any], known: Known | None = None, limit: int = NODE_LIM
     edges: dict[Any, tuple[tuple[Any, int], ...]] = {}
     order: dict[Any, int] = {}
     calls: dict[Any, KnownCall] = {}
-    todo = root_nodes(roots)
+    ends = root_nodes(roots)
+    todo = [*ends]
     while todo:
         node = todo.pop()
         if node in edges or node in calls:
@@ -196,6 +197,7 @@ def walk(roots: Iterable[Any], known: Known | None = None, limit: int = NODE_LIM
         if len(edges) > limit:
             return None
     names = {node: CALL + node.name if isinstance(node, KnownCall) else node.name() for node in edges}
+    _without_whole_slices(edges, names, set(ends))
     _look_through(edges, names)
     leaves = [node for node in edges if names[node] == _LEAF]
     held = set(leaves)
@@ -209,6 +211,34 @@ def walk(roots: Iterable[Any], known: Known | None = None, limit: int = NODE_LIM
 
 # Name of the node at which the gradient of a leaf arrives.
 _LEAF = "torch::autograd::AccumulateGrad"
+
+
+def _without_whole_slices(
+    edges: dict[Any, tuple[tuple[Any, int], ...]], names: Mapping[Any, str], kept: set[Any]
+) -> None:
+    """Let who reads a slice that leaves nothing out read what it is of: older torch makes one of every ``:``."""
+    whole = {
+        (node, 0): consumed[0]
+        for node, consumed in edges.items()
+        if names[node].startswith("SliceBackward") and node not in kept and _is_whole(node)
+    }
+    if not whole:
+        return
+    for node, consumed in edges.items():
+        if any(edge in whole for edge in consumed):
+            edges[node] = tuple([_followed(whole, edge) for edge in consumed])
+    for node, _ in whole:
+        del edges[node]
+
+
+def _is_whole(node: Any) -> bool:
+    try:
+        sizes = node._saved_self_sym_sizes
+        size = sizes[from_zero(node._saved_dim, len(sizes))]
+        end = size if node._saved_end is None else int(node._saved_end)
+        return int(node._saved_start or 0) == 0 and end >= size and int(node._saved_step) == 1
+    except (AttributeError, RuntimeError, TypeError):
+        return False
 
 
 def _look_through(edges: dict[Any, tuple[tuple[Any, int], ...]], names: Mapping[Any, str]) -> None:
