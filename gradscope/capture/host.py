@@ -7,6 +7,7 @@ memory without waiting, and is read after :func:`wait`, at the end of the backwa
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Sequence
 from itertools import pairwise
@@ -21,8 +22,9 @@ _WITH_STREAMS = ("cuda", "xpu")
 #: Numbers that are kept unread between recorded steps; one more, and all are waited for.
 MOST_KEPT = 128
 
-# The streams on which copies were begun.
-_under_way: set[Any] = set()
+# The streams on which copies were begun, with a token of the last.
+_under_way: dict[Any, object] = {}
+_guard = threading.Lock()
 
 # By the parameter, its version and its copy.
 _weights: dict[int, tuple[weakref.ref[Tensor], int, Tensor]] = {}
@@ -52,13 +54,21 @@ def _copy(x: Tensor, there: Tensor) -> None:
         return
     there.copy_(x, non_blocking=True)
     # No event after each: to record one takes as long as to begin the copy of a few rows.
-    _under_way.add(torch.get_device_module(x.device).current_stream(x.device))
+    stream = torch.get_device_module(x.device).current_stream(x.device)
+    with _guard:
+        _under_way[stream] = object()
 
 
 def wait() -> None:
     """Wait for every copy that was begun; at once where there is none."""
-    while _under_way:
-        _under_way.pop().synchronize()
+    with _guard:
+        streams = list(_under_way.items())
+    for stream, last in streams:
+        stream.synchronize()
+        with _guard:
+            # Not what another thread has begun meanwhile; nor does it find a stream gone that is still waited for.
+            if _under_way.get(stream) is last:
+                del _under_way[stream]
 
 
 def added(a: Tensor, b: Tensor) -> Tensor:

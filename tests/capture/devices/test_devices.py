@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import gradscope
+from gradscope.capture import host
 from gradscope.capture.layers import adapters
 from gradscope.capture.probes.snapshot import Snapshot
 from gradscope.errors import NotRecordedError
@@ -285,6 +286,24 @@ def test_what_is_copied_without_waiting_comes_late() -> None:
         x.mul_(2)
         torch.xpu.current_stream("xpu").synchronize()
         assert room.tolist() == [1, 1]
+
+
+def test_a_copy_that_another_thread_begins_meanwhile_is_still_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    there: dict[Any, object] = {}
+    monkeypatch.setattr(host, "_under_way", there)
+    waits: list[bool] = []
+
+    class Stream:
+        def synchronize(self) -> None:
+            waits.append(self in there)  # whoever asks now waits as well
+            if len(waits) == 1:
+                there[self] = object()  # as another thread's copy does
+
+    there[Stream()] = object()
+    host.wait()
+    assert len(there) == 1
+    host.wait()
+    assert (waits, there) == ([True, True], {})
 
 
 def test_what_is_made_for_the_host_has_to_say_so() -> None:
