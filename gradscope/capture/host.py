@@ -61,6 +61,8 @@ def _copy(x: Tensor, there: Tensor) -> None:
 
 def wait() -> None:
     """Wait for every copy that was begun; at once where there is none."""
+    if not _under_way:  # as on the host always
+        return
     with _guard:
         streams = list(_under_way.items())
     for stream, last in streams:

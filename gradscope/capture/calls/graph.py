@@ -235,8 +235,7 @@ def _is_whole(node: Any) -> bool:
     try:
         sizes = node._saved_self_sym_sizes
         size = sizes[from_zero(node._saved_dim, len(sizes))]
-        end = size if node._saved_end is None else int(node._saved_end)
-        return int(node._saved_start or 0) == 0 and end >= size and int(node._saved_step) == 1
+        return _span(node, size) == (0, size)
     except (AttributeError, RuntimeError, TypeError):
         return False
 
@@ -319,8 +318,8 @@ def _pieces(node: Any, kind: str, source: Any, members: tuple[tuple[Any, int], .
         size = child._input_metadata[nr].shape[axis] if not hasattr(child, "variable") else child.variable.shape[axis]
         begins[at, size], at = (child, nr), at + size
     if kind == "SliceBackward":
-        start, end = int(node._saved_start or 0), min(int(node._saved_end), shape[axis])
-        piece = begins.get((start, end - start)) if int(node._saved_step) == 1 else None
+        span = _span(node, shape[axis])
+        piece = None if span is None else begins.get((span[0], span[1] - span[0]))
         return {} if piece is None else {0: piece}
     if kind == "SplitBackward":
         each = int(node._saved_split_size)
@@ -333,6 +332,12 @@ def _pieces(node: Any, kind: str, source: Any, members: tuple[tuple[Any, int], .
             found[nr] = begins[at, size]
         at += size
     return found if len(found) == len(sizes) else {}
+
+
+def _span(node: Any, size: int) -> tuple[int, int] | None:
+    """Where a slice of an axis begins and ends; None of one that leaves out some between."""
+    end = size if node._saved_end is None else min(int(node._saved_end), size)
+    return (int(node._saved_start or 0), end) if int(node._saved_step) == 1 else None
 
 
 def from_zero(value: Any, size: int) -> int:

@@ -38,3 +38,9 @@ def test_one_that_leaves_something_out_is_not() -> None:
 def test_the_end_of_a_pass_stays() -> None:
     whole = torch.ops.aten.slice(torch.randn(3, 4, requires_grad=True).sin(), 0)
     assert _slices(whole) == [(3, 4)]
+
+
+def test_one_without_an_end_takes_its_part_of_what_was_put_together() -> None:
+    parts = [torch.randn(2, requires_grad=True).sin() for _ in range(2)]
+    end = torch.ops.aten.slice(torch.cat(parts), 0, 2).sum()
+    assert not [name for name in _walked(end).names if name.startswith(("SliceBackward", "CatBackward"))]
